@@ -1,0 +1,30 @@
+"""Training steps that can be customised, and warm starts from any weights, for Keras 3."""
+
+from keras_trainops import _keras, transforms, updates
+from keras_trainops.callbacks.warm_start import WarmStart
+from keras_trainops.readers.base import RestoreError, open_checkpoint
+from keras_trainops.restore.api import plan_restore, restore
+from keras_trainops.restore.report import RestoreReport
+from keras_trainops.training.mixin import TrainOpsMixin, TrainOpsModel, with_train_ops
+from keras_trainops.training.numerics import NonFiniteLossError
+from keras_trainops.training.optimizer import TransformedOptimizer
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "NonFiniteLossError",
+    "RestoreError",
+    "RestoreReport",
+    "TrainOpsMixin",
+    "TrainOpsModel",
+    "TransformedOptimizer",
+    "WarmStart",
+    "open_checkpoint",
+    "plan_restore",
+    "restore",
+    "transforms",
+    "updates",
+    "with_train_ops",
+]
+
+_keras.warn_if_untested()

@@ -1,0 +1,95 @@
+"""Every use of Keras's private API that is the same on all backends.
+
+What only one backend needs stands in `training/steps/`. `tests/test_keras_private.py` holds each
+use to the behaviour relied on here, so that a new Keras that changes one fails a test with a name.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import keras
+from keras.src.saving import saving_lib
+
+TESTED_KERAS = ((3, 12), (3, 15))
+
+
+def warn_if_untested() -> None:
+    """Says once, at import, when the installed Keras lies outside the tested range."""
+    version = tuple(int(part) for part in keras.__version__.split(".")[:2])
+    low, high = TESTED_KERAS
+    if not low <= version <= high:
+        warnings.warn(
+            "keras_trainops is tested with Keras "
+            f"{low[0]}.{low[1]} to {high[0]}.{high[1]}; this is Keras {keras.__version__}. It uses some of Keras's private API: run its tests before "
+            "you rely on it.",
+            stacklevel=3,
+        )
+
+
+class SavedEntry(NamedTuple):
+    """One value that Keras's own saving walk stores for a model.
+
+    Attributes:
+        group: Where the weights file keeps its owner, as in `layers/dense_1`.
+        key: The name inside the owner's `vars` group, as in `0`.
+        value: What the owner stored: a `keras.Variable` for layers that save themselves the
+            standard way.
+    """
+
+    group: str
+    key: str
+    value: Any
+
+
+class SavingWalk(NamedTuple):
+    """What Keras would write for a model, without writing it.
+
+    Attributes:
+        owners: The name of the layer that each group belongs to.
+        entries: The values, in the order of the walk.
+    """
+
+    owners: dict[str, str]
+    entries: list[SavedEntry]
+
+
+class _RecordingStore(saving_lib.H5IOStore):
+    """A weights store that keeps what it is given instead of writing it to a file."""
+
+    def __init__(self) -> None:  # the base class would open a file
+        self.walk = SavingWalk({}, [])
+        self._group = ""
+        self._keys: set[str] = set()
+
+    def __bool__(self) -> bool:
+        return True
+
+    def make(self, path: str, metadata: dict[str, str] | None = None) -> _RecordingStore:
+        self._group, self._keys = path, set()
+        if metadata:
+            self.walk.owners[path] = metadata["name"]
+        return self
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        self._keys.add(key)
+        self.walk.entries.append(SavedEntry(self._group, key, value))
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def keys(self) -> Iterator[str]:
+        return iter(self._keys)
+
+
+def saving_walk(model: keras.Model) -> SavingWalk:
+    """Runs Keras's own saving walk over `model` and records where each variable would go.
+
+    The optimizer is left out: its variables are no weights, and Keras copies each one.
+    """
+    store = _RecordingStore()
+    visited = {id(getattr(model, "optimizer", None))}
+    saving_lib._save_state(model, store, None, inner_path="", visited_saveables=visited)
+    return store.walk

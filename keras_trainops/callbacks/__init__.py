@@ -1,0 +1,1 @@
+"""Callbacks; each is thin and calls one function of the layers below."""

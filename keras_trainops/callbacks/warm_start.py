@@ -1,0 +1,110 @@
+"""The warm-start callback."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+
+from keras_trainops.paths import Patterns
+from keras_trainops.readers.base import RestoreError
+from keras_trainops.restore.api import Source, restore
+from keras_trainops.restore.plan import Reaction
+from keras_trainops.restore.rename import Rename
+from keras_trainops.restore.report import RestoreReport
+
+
+class WarmStart(keras.callbacks.Callback):
+    r"""Loads weights when training begins, before the first step: all of them, or none.
+
+    It runs once; a second `fit` does not load again, and a run that is resumed (the optimizer has
+    made updates already) skips it and says so. Lazily built models need `TrainOpsMixin`, or to be
+    called on a batch before.
+
+    Args:
+        source: The path of a checkpoint (see `open_checkpoint`), a mapping from name to array, or
+            another Keras model.
+        rename: From checkpoint key to variable path; see `restore`.
+        include: Patterns of the variables to restore; None: all.
+        exclude: Patterns of the variables to leave at their initial values.
+        on_missing: "error", "warn" or "ignore"; see `restore`.
+        on_unexpected: "error", "warn" or "ignore"; see `restore`.
+        on_mismatch: "error", "warn" or "ignore"; see `restore`.
+        verbose: 1 prints the report, 0 nothing.
+
+    Attributes:
+        report: The `RestoreReport`, None before it ran or where it was skipped.
+
+    Raises:
+        RestoreError: When training begins, if anything does not fit; no variable was changed.
+
+    Example:
+        >>> import keras_trainops as kt
+        >>> start = kt.WarmStart("model.ckpt-90000", rename={"conv0/(.*)": r"stem/\1"})
+
+    References: `assign_from_checkpoint_fn` of tf.contrib.training.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        *,
+        rename: Rename = None,
+        include: Patterns = None,
+        exclude: Patterns = None,
+        on_missing: Reaction | None = None,
+        on_unexpected: Reaction | None = None,
+        on_mismatch: Reaction = "error",
+        verbose: int = 1,
+    ) -> None:
+        super().__init__()
+        self.report: RestoreReport | None = None
+        self._source = source
+        self._options: dict[str, Any] = {
+            "rename": rename,
+            "include": include,
+            "exclude": exclude,
+            "on_missing": on_missing,
+            "on_unexpected": on_unexpected,
+            "on_mismatch": on_mismatch,
+        }
+        self._verbose = verbose
+        self._done = False
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        """Restores, once."""
+        if self._done:
+            return
+        # `self.model` and no other reference: on JAX it brings the variables up to date first.
+        model = self.model
+        updates = _updates_made(model)
+        if updates:
+            self._say(
+                f"WarmStart skipped: the optimizer has made {updates} updates, so this run is "
+                "resumed and keeps its weights."
+            )
+        else:
+            self.report = _restore(model, self._source, self._options)
+            self._say(str(self.report))
+        self._done = True
+
+    def _say(self, message: str) -> None:
+        if self._verbose:
+            print(message, flush=True)
+
+
+def _updates_made(model: keras.Model) -> int:
+    optimizer = getattr(model, "optimizer", None)
+    if optimizer is None:
+        return 0
+    return int(keras.ops.convert_to_numpy(optimizer.iterations))
+
+
+def _restore(model: keras.Model, source: Source, options: dict[str, Any]) -> RestoreReport:
+    try:
+        return restore(model, source, **options)
+    except RestoreError as error:
+        reason = getattr(getattr(model, "train_ops", None), "why_unbuilt", "")
+        if reason and not model.weights:
+            raise RestoreError(f"{error} It could not be built from its data: {reason}") from error
+        raise

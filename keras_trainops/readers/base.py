@@ -1,0 +1,191 @@
+"""The one protocol of checkpoint readers, and how a format is recognised."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+
+class RestoreError(ValueError):
+    """A checkpoint that cannot be read, or cannot be restored as asked; nothing was changed."""
+
+
+class Checkpoint(Mapping[str, np.ndarray]):
+    """A checkpoint as a lazy, read-only mapping from key to array.
+
+    Listing the keys and asking for a shape or dtype reads no tensor. Use it as a context manager,
+    or call `close()`.
+
+    Attributes:
+        location: Where it was opened, as the user gave it.
+        format: What it is, for people, as in "TF2 object-based checkpoint".
+        training_state: Keys that are no weights: optimizer slots, counters, seeds.
+    """
+
+    format: str = ""
+    training_state: frozenset[str] = frozenset()
+
+    def __init__(self, location: str) -> None:
+        self.location = location
+
+    @abstractmethod
+    def shape(self, key: str) -> tuple[int, ...]:
+        """The shape of the tensor under `key`, without reading it."""
+
+    @abstractmethod
+    def dtype(self, key: str) -> np.dtype:
+        """The dtype of the tensor under `key`, without reading it."""
+
+    @abstractmethod
+    def _keys(self) -> Mapping[str, Any]:
+        """What the reader knows under each key, in the order of the file."""
+
+    @abstractmethod
+    def _read(self, key: str) -> np.ndarray:
+        """The tensor under `key`; any exception becomes a `RestoreError` that names the key."""
+
+    def __getitem__(self, key: str) -> np.ndarray:
+        if key not in self._keys():
+            raise KeyError(key)
+        try:
+            return self._read(key)
+        except RestoreError:
+            raise
+        except Exception as error:  # each library has its own classes for damaged data
+            raise RestoreError(
+                f"Cannot read {key!r} from {self.location!r} ({self.format}): {error}"
+            ) from error
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._keys())
+
+    def __len__(self) -> int:
+        return len(self._keys())
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._keys()
+
+    def close(self) -> None:
+        """Closes the file. The arrays already read stay valid."""
+
+    def __enter__(self) -> Checkpoint:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<{self.format} {self.location!r}: {len(self)} tensors>"
+
+
+def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
+    """Opens a checkpoint of any supported format, recognised by content and not by its name.
+
+    Formats: TF1 name-based checkpoints, TF2 object-based checkpoints, SavedModel directories,
+    `.weights.h5`, `.keras` (file or directory), legacy Keras HDF5 (weights or whole model), `.npz`
+    and `.safetensors`.
+
+    Args:
+        path: A file, a directory, or the prefix of a TensorFlow checkpoint.
+
+    Returns:
+        A lazy `Mapping` from key to `numpy.ndarray`, with `shape(key)` and `dtype(key)`.
+
+    Raises:
+        RestoreError: If there is nothing at `path`, or it is damaged or of no supported format.
+
+    Example:
+        >>> import numpy as np
+        >>> np.savez("weights.npz", **{"head/kernel": np.ones((2, 3), "float32")})
+        >>> with open_checkpoint("weights.npz") as checkpoint:
+        ...     print(checkpoint.shape("head/kernel"), checkpoint.dtype("head/kernel"))
+        (2, 3) float32
+    """
+    text = os.fspath(path)
+    opener = _recognise(text)
+    try:
+        return opener(text)
+    except RestoreError:
+        raise
+    except Exception as error:  # each library has its own classes for damaged files
+        raise RestoreError(
+            f"Cannot open {text!r}: it looks damaged or cut short ({type(error).__name__}: {error})"
+        ) from error
+
+
+def _recognise(text: str) -> Callable[[str], Checkpoint]:
+    from keras_trainops.readers import (
+        keras_weights,
+        legacy_h5,
+        npz,
+        safetensors_file,
+        tf_checkpoint,
+    )
+
+    path = Path(text)
+    if tf_checkpoint.is_prefix(text):
+        return tf_checkpoint.open_prefix
+    if path.is_dir():
+        if (path / "model.weights.h5").is_file():
+            return keras_weights.open_directory
+        if tf_checkpoint.in_directory(path):
+            return tf_checkpoint.open_directory
+        raise RestoreError(_no_checkpoint(text, _listing(path)))
+    if not path.exists():
+        raise RestoreError(_missing(path))
+    head = _first_bytes(path, 16)
+    if head.startswith(b"\x89HDF\r\n\x1a\n"):
+        return legacy_h5.open_file if legacy_h5.is_legacy(text) else keras_weights.open_file
+    if zipfile.is_zipfile(path):
+        return keras_weights.open_archive if keras_weights.is_archive(text) else npz.open_file
+    if safetensors_file.has_header(head):
+        return safetensors_file.open_file
+    if tf_checkpoint.is_v1_file(path):
+        return tf_checkpoint.open_prefix
+    raise RestoreError(_no_checkpoint(text, _reading_of(head)))
+
+
+def _first_bytes(path: Path, count: int) -> bytes:
+    with path.open("rb") as file:
+        return file.read(count)
+
+
+def _missing(path: Path) -> str:
+    message = f"There is no checkpoint at {str(path)!r}."
+    if path.parent.is_dir():
+        return f"{message} {_listing(path.parent)}"
+    return f"{message} Its directory does not exist either."
+
+
+def _listing(directory: Path, count: int = 8) -> str:
+    names = sorted(entry.name for entry in directory.iterdir())
+    more = f" and {len(names) - count} more" if len(names) > count else ""
+    return f"The directory {str(directory)!r} holds: {', '.join(names[:count]) or 'nothing'}{more}."
+
+
+def _reading_of(head: bytes) -> str:
+    if not head:
+        return "The file is empty."
+    if head.startswith(b"PK"):
+        return "It starts as a zip archive but has no readable end: it was cut short."
+    return f"It starts with the bytes {head!r}."
+
+
+def _no_checkpoint(text: str, found: str) -> str:
+    return (
+        f"{text!r} is no checkpoint of a supported format. {found} Supported are TensorFlow "
+        "checkpoints (TF1, TF2, SavedModel), .weights.h5, .keras, legacy Keras HDF5, .npz and "
+        ".safetensors."
+    )

@@ -1,0 +1,103 @@
+"""Legacy Keras HDF5, as Keras 1 and 2 wrote it: weights alone or a whole model.
+
+Keys are the weights' own names without `:0`, under the layer that the file says owns them:
+`conv2d_1/kernel`. Graph-mode Keras renamed scopes behind the layer's back (`conv2d_1_1/kernel:0` in
+the layer `conv2d_1`): the layer's name is taken, unless two weights would then share a key.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+
+import h5py
+
+from keras_trainops.readers.base import RestoreError
+from keras_trainops.readers.hdf5 import Hdf5Checkpoint, own_dataset, text
+
+_WHOLE_MODEL = "model_weights"
+
+
+class LegacyHdf5Checkpoint(Hdf5Checkpoint):
+    """A legacy Keras HDF5 file; a whole model's optimizer weights are training state."""
+
+    format = "legacy Keras HDF5 file"
+
+    def __init__(self, location: str, file: h5py.File) -> None:
+        super().__init__(location, file)
+        weights = file.get(_WHOLE_MODEL, file)
+        found: list[tuple[str, str, h5py.Dataset]] = []
+        for layer in _attribute(weights, "layer_names"):
+            group = weights[layer]
+            for name in _attribute(group, "weight_names"):
+                found.append((layer, name, own_dataset(group, name, location)))
+        if not found:
+            raise RestoreError(f"{location!r} is a legacy Keras HDF5 file without any weight.")
+        keys = _distinct(found)
+        self._datasets = {key: dataset for key, (_, _, dataset) in zip(keys, found, strict=True)}
+        self.training_state = frozenset(self._add_optimizer(file, location))
+
+    def _add_optimizer(self, file: h5py.File, location: str) -> list[str]:
+        """Adds the optimizer's weights, whose names say nothing of the variables they belong to."""
+        optimizer = file.get("optimizer_weights")
+        paths: list[str] = []
+        if isinstance(optimizer, h5py.Group):
+            optimizer.visititems(
+                lambda path, item: paths.append(path) if isinstance(item, h5py.Dataset) else None
+            )
+        keys = {f"optimizer_weights/{path.removesuffix(':0')}": path for path in paths}
+        for key, path in keys.items():
+            self._datasets[key] = own_dataset(optimizer, path, location)
+        return list(keys)
+
+
+def _attribute(group: h5py.Group, name: str) -> list[str]:
+    """A list of strings, which Keras splits (`name0`, `name1`, …) where it is long."""
+    if name in group.attrs:
+        return [text(value) for value in group.attrs[name]]
+    values: list[str] = []
+    part = 0
+    while f"{name}{part}" in group.attrs:
+        values.extend(text(value) for value in group.attrs[f"{name}{part}"])
+        part += 1
+    return values
+
+
+def _distinct(found: Sequence[tuple[str, str, h5py.Dataset]]) -> list[str]:
+    """A key for each weight; weights whose keys would collide are told apart by their layers."""
+    names = [(layer, name.removesuffix(":0")) for layer, name, _ in found]
+    for make_key in (_key_by_layer, _key_by_name):
+        keys = [make_key(layer, name) for layer, name in names]
+        counts = Counter(keys)
+        keys = [
+            key if counts[key] == 1 else f"{layer}/{name}"
+            for key, (layer, name) in zip(keys, names, strict=True)
+        ]
+        if len(set(keys)) == len(keys):
+            return keys
+    return [f"{layer}/{name}" for layer, name in names]
+
+
+def _key_by_layer(layer: str, name: str) -> str:
+    scope, _, rest = name.partition("/")
+    if rest and re.fullmatch(rf"{re.escape(layer)}_\d+", scope):
+        return f"{layer}/{rest}"
+    return _key_by_name(layer, name)
+
+
+def _key_by_name(layer: str, name: str) -> str:
+    """A name of one component (Keras 1: `dense_1_W`) says nothing of its owner."""
+    return name if "/" in name else f"{layer}/{name}"
+
+
+def is_legacy(path: str) -> bool:
+    """Whether an HDF5 file lists its layers as Keras 1 and 2 did."""
+    with h5py.File(path, "r") as file:
+        places = [file] + ([file[_WHOLE_MODEL]] if _WHOLE_MODEL in file else [])
+        return any("layer_names" in p.attrs or "layer_names0" in p.attrs for p in places)
+
+
+def open_file(path: str) -> LegacyHdf5Checkpoint:
+    """Opens a legacy weights or whole-model file."""
+    return LegacyHdf5Checkpoint(path, h5py.File(path, "r"))

@@ -1,0 +1,67 @@
+"""`.safetensors` files, through the safetensors library."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import ml_dtypes
+import numpy as np
+
+from keras_trainops.readers.base import Checkpoint
+
+# The names of dtypes in the file's header, where NumPy has another name for them.
+_DTYPES = {
+    "F64": np.dtype("float64"),
+    "F32": np.dtype("float32"),
+    "F16": np.dtype("float16"),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
+    "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
+    "I64": np.dtype("int64"),
+    "I32": np.dtype("int32"),
+    "I16": np.dtype("int16"),
+    "I8": np.dtype("int8"),
+    "U64": np.dtype("uint64"),
+    "U32": np.dtype("uint32"),
+    "U16": np.dtype("uint16"),
+    "U8": np.dtype("uint8"),
+    "BOOL": np.dtype("bool"),
+}
+
+
+class SafetensorsCheckpoint(Checkpoint):
+    """A `.safetensors` file, mapped into memory; its header is checked when it is opened."""
+
+    format = "safetensors file"
+
+    def __init__(self, location: str) -> None:
+        from safetensors import safe_open
+
+        super().__init__(location)
+        self._file = safe_open(location, framework="numpy")
+        self._file.__enter__()
+        self._slices = {key: self._file.get_slice(key) for key in self._file.keys()}  # noqa: SIM118 - no mapping
+
+    def _keys(self) -> Mapping[str, object]:
+        return self._slices
+
+    def shape(self, key: str) -> tuple[int, ...]:
+        return tuple(self._slices[key].get_shape())
+
+    def dtype(self, key: str) -> np.dtype:
+        return _DTYPES[self._slices[key].get_dtype()]
+
+    def _read(self, key: str) -> np.ndarray:
+        return self._file.get_tensor(key)
+
+    def close(self) -> None:
+        self._slices = dict.fromkeys(self._slices)
+        self._file.__exit__(None, None, None)
+
+
+def has_header(head: bytes) -> bool:
+    """Whether a file that starts with `head` has a safetensors header: a length, then JSON."""
+    return len(head) > 8 and head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 1 << 40
+
+
+open_file = SafetensorsCheckpoint

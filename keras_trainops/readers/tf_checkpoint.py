@@ -1,0 +1,223 @@
+"""TensorFlow checkpoints: TF1 name-based (V1 and V2), TF2 object-based, SavedModel directories.
+
+Object-based checkpoints are keyed by the names the variables had (`dense/kernel`), recovered from
+the object graph that such a checkpoint carries; where two objects share a name, or have none, by
+their path through the objects (`model/layers/3/kernel`).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from keras_trainops.readers.base import Checkpoint, RestoreError
+
+_OBJECT_GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
+_VALUE_SUFFIX = "/.ATTRIBUTES/VARIABLE_VALUE"
+_TABLE_MAGIC = bytes.fromhex("57fb808b247547db")  # the footer of a V1 file, and of an `.index`
+_COUNTERS = re.compile(
+    r"(?:.*/)?(?:global_step|save_counter|beta\d?_power(?:_\d+)?|seed_generator_state"
+    r"|current_loss_scale|good_steps)"
+)
+# The objects of a Keras 2 or Keras 3 optimizer that say where an optimizer is.
+_OPTIMIZER_COUNTERS = frozenset({"_iterations", "iterations", "iter"})
+
+
+class _Tensor(NamedTuple):
+    tensor_name: str
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+
+class TensorFlowCheckpoint(Checkpoint):
+    """A checkpoint by its prefix, through TensorFlow's own reader (which checks its checksums)."""
+
+    def __init__(self, prefix: str, location: str, kind: str | None = None) -> None:
+        super().__init__(location)
+        self._reader = _tensorflow().compat.v1.train.NewCheckpointReader(prefix)
+        shapes = self._reader.get_variable_to_shape_map()
+        dtypes = self._reader.get_variable_to_dtype_map()
+        if not shapes:
+            raise RestoreError(
+                f"The TensorFlow checkpoint at {location!r} holds no tensor. A checkpoint is named "
+                "by its prefix, without `.index` or `.data-…`."
+            )
+        if _OBJECT_GRAPH in shapes:
+            self.format = kind or "TF2 object-based checkpoint"
+            names, state = _names_in_object_graph(self._reader.get_tensor(_OBJECT_GRAPH), shapes)
+        else:
+            self.format = kind or "TF1 name-based checkpoint"
+            names = {name: name for name in sorted(shapes)}
+            state = _name_based_training_state(shapes)
+        self._tensors = {
+            key: _Tensor(name, tuple(shapes[name]), np.dtype(dtypes[name].as_numpy_dtype))
+            for key, name in names.items()
+        }
+        self.training_state = frozenset(state)
+
+    def _keys(self) -> Mapping[str, _Tensor]:
+        return self._tensors
+
+    def shape(self, key: str) -> tuple[int, ...]:
+        return self._tensors[key].shape
+
+    def dtype(self, key: str) -> np.dtype:
+        return self._tensors[key].dtype
+
+    def _read(self, key: str) -> np.ndarray:
+        return self._reader.get_tensor(self._tensors[key].tensor_name)
+
+
+def _tensorflow() -> Any:
+    try:
+        import tensorflow
+    except ImportError:
+        raise RestoreError(
+            "Reading a TensorFlow checkpoint needs TensorFlow: pip install tensorflow"
+        ) from None
+    return tensorflow
+
+
+def prefix_of(text: str) -> str | None:
+    """The checkpoint prefix that `text` names, be it the prefix itself or one of its files."""
+    prefix = re.sub(r"\.(?:index|data-\d+-of-\d+)$", "", text)
+    return prefix if os.path.isfile(f"{prefix}.index") else None
+
+
+def is_prefix(text: str) -> bool:
+    """Whether `text` is a V2 prefix or one of its files. The base name may be empty (`DIR/`)."""
+    return prefix_of(text) is not None
+
+
+def is_v1_file(path: Path) -> bool:
+    """Whether `path` ends as a single-file TF1 checkpoint does."""
+    with path.open("rb") as file:
+        file.seek(0, os.SEEK_END)
+        file.seek(max(0, file.tell() - len(_TABLE_MAGIC)))
+        return file.read() == _TABLE_MAGIC
+
+
+def in_directory(directory: Path) -> bool:
+    """Whether `directory` is a SavedModel or holds a checkpoint."""
+    return (directory / "saved_model.pb").is_file() or bool(_prefixes_in(directory))
+
+
+def _prefixes_in(directory: Path) -> list[str]:
+    return sorted(
+        p.name[: -len(".index")]
+        for p in directory.iterdir()
+        if p.suffix == ".index" or p.name == ".index"
+    )
+
+
+def open_prefix(text: str) -> Checkpoint:
+    """Opens a V2 prefix (or one of its files) or a V1 file."""
+    return TensorFlowCheckpoint(prefix_of(text) or text, location=text)
+
+
+def open_directory(text: str) -> Checkpoint:
+    """Opens a SavedModel, or the latest checkpoint of a directory.
+
+    The `checkpoint` state file may name a path of another machine: only the base name counts.
+    """
+    directory = Path(text)
+    if (directory / "saved_model.pb").is_file():
+        prefix = directory / "variables" / "variables"
+        if not is_prefix(str(prefix)):
+            raise RestoreError(f"The SavedModel {text!r} has no variables/variables.index.")
+        return TensorFlowCheckpoint(str(prefix), location=text, kind="SavedModel")
+    prefixes = _prefixes_in(directory)
+    state = _tensorflow().train.get_checkpoint_state(text)
+    latest = os.path.basename(state.model_checkpoint_path) if state else None
+    if latest not in prefixes:
+        if len(prefixes) != 1:
+            raise RestoreError(
+                f"{text!r} holds several checkpoints and no state file says which is the latest. "
+                f"Name one: {', '.join(repr(os.path.join(text, p)) for p in prefixes)}."
+            )
+        latest = prefixes[0]
+    return TensorFlowCheckpoint(f"{text.rstrip(os.sep)}{os.sep}{latest}", location=text)
+
+
+def _name_based_training_state(names: Iterable[str]) -> set[str]:
+    """Slots (TF1 names them after their variable: `conv/weights/Adam`) and counters."""
+    known = set(names)
+    return {n for n in known if n.rpartition("/")[0] in known or _COUNTERS.fullmatch(n)}
+
+
+class _Saved(NamedTuple):
+    full_name: str
+    object_path: str
+    tensor_name: str
+
+
+def _names_in_object_graph(
+    serialized: bytes, shapes: Mapping[str, Any]
+) -> tuple[dict[str, str], set[str]]:
+    """Key -> tensor name, and the keys of training state, out of a serialized object graph."""
+    from tensorflow.core.protobuf import trackable_object_graph_pb2
+
+    graph = trackable_object_graph_pb2.TrackableObjectGraph()
+    graph.ParseFromString(serialized)
+    saved = _once_each(
+        _Saved(
+            attribute.full_name,
+            attribute.checkpoint_key.removesuffix(_VALUE_SUFFIX),
+            attribute.checkpoint_key,
+        )
+        for node in graph.nodes
+        for attribute in node.attributes
+        if attribute.checkpoint_key in shapes
+    )
+    slots = {slot.slot_variable_node_id for node in graph.nodes for slot in node.slot_variables}
+    slot_tensors = {
+        attribute.checkpoint_key
+        for node_id in slots
+        for attribute in graph.nodes[node_id].attributes
+    }
+    optimizers = {
+        entry.full_name.rpartition("/")[0]
+        for entry in saved
+        if entry.object_path.rpartition("/")[2] in _OPTIMIZER_COUNTERS and "/" in entry.full_name
+    }
+    counts = Counter(entry.full_name for entry in saved)
+    names, state = {}, set()
+    for entry in saved:
+        unique = entry.full_name and counts[entry.full_name] == 1
+        key = entry.full_name if unique else entry.object_path
+        names[key] = entry.tensor_name
+        owner = entry.full_name.partition("/")[0]
+        if (
+            entry.tensor_name in slot_tensors
+            or owner in optimizers
+            or _is_optimizer_counter(entry.object_path)
+            or _COUNTERS.fullmatch(entry.full_name or entry.object_path)
+        ):
+            state.add(key)
+    return names, state
+
+
+def _is_optimizer_counter(object_path: str) -> bool:
+    return object_path.rpartition("/")[2] in _OPTIMIZER_COUNTERS
+
+
+def _once_each(saved: Iterable[_Saved]) -> list[_Saved]:
+    """Drops what a SavedModel stores again in its lists of all variables.
+
+    An exported model lists a variable under `variables` and once more under `_all_variables`: of
+    several lists at the root with the same name in them, the first in the graph counts.
+    """
+    first_list: dict[str, str] = {}
+    kept = []
+    for entry in saved:
+        root, _, rest = entry.object_path.partition("/")
+        place = root if rest.isdigit() else entry.object_path
+        if first_list.setdefault(entry.full_name, place) == place or not rest.isdigit():
+            kept.append(entry)
+    return kept

@@ -1,0 +1,171 @@
+"""`restore` and `plan_restore`: open the source, plan, check, assign, report."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import time
+import warnings
+from collections.abc import Iterator, Mapping
+from typing import Any, TypeAlias
+
+import keras
+
+from keras_trainops.paths import Patterns
+from keras_trainops.readers.arrays import ArraysCheckpoint, VariablesCheckpoint
+from keras_trainops.readers.base import Checkpoint, RestoreError, open_checkpoint
+from keras_trainops.restore.assign import assign, to_numpy
+from keras_trainops.restore.names import model_weights, without_model_name
+from keras_trainops.restore.plan import Plan, Reaction, make_plan, refusal, require_variables
+from keras_trainops.restore.rename import Rename
+from keras_trainops.restore.report import RestoreReport
+
+Source: TypeAlias = "str | os.PathLike[str] | Mapping[str, Any] | keras.Model | Checkpoint"
+
+
+def restore(
+    model: keras.Model,
+    source: Source,
+    *,
+    rename: Rename = None,
+    include: Patterns = None,
+    exclude: Patterns = None,
+    on_missing: Reaction | None = None,
+    on_unexpected: Reaction | None = None,
+    on_mismatch: Reaction = "error",
+) -> RestoreReport:
+    r"""Loads weights into `model` by name, from any supported source: all of them, or none.
+
+    Args:
+        model: A built Keras model.
+        source: The path of a checkpoint (see `open_checkpoint`), an open checkpoint, a mapping
+            from name to array, or another Keras model.
+        rename: From key to variable path: an ordered mapping of regular expressions
+            (`re.fullmatch` on the key) to a template (`\1` as in `re.sub`), a list of templates
+            (one tensor, several variables), a `keras.Variable`, or None (leave the key out); or a
+            callable from key to path or None. A key no rule matches keeps its own name.
+        include: Patterns (see `keras_trainops.paths`) of the variables to restore; None: all.
+        exclude: Patterns of the variables to leave as they are.
+        on_missing: What to do with a selected variable that no key leads to: "error", "warn" or
+            "ignore". Default "error", for a mapping of arrays "ignore".
+        on_unexpected: What to do with a key that leads to no variable. Default "ignore" (it is
+            reported), for a mapping of arrays "error".
+        on_mismatch: What to do where shapes differ; unless it is "error" the variable stays.
+
+    Returns:
+        What was restored from where, and what was not. Values are cast to the variables' dtypes.
+
+    Raises:
+        RestoreError: If the source cannot be read, the model has no variables yet, or anything
+            does not fit; the message lists all of it, and no variable was changed.
+        ValueError: If an argument is not of the kind it must be.
+
+    Example:
+        >>> import keras, numpy as np
+        >>> model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2, name="head")])
+        >>> report = restore(model, {"fc/w": np.ones((3, 2))}, rename={"fc/w": "head/kernel"})
+        >>> dict(report.restored)
+        {'sequential/head/kernel': 'fc/w'}
+
+    References: `assign_from_checkpoint_fn`, `assign_from_values_fn` and
+    `get_variables_to_restore` of tf.contrib.training and tf.contrib.framework.
+    """
+    started = time.perf_counter()
+    with _opened(source) as checkpoint:
+        plan = _plan(
+            model, checkpoint, rename, include, exclude, on_missing, on_unexpected, on_mismatch
+        )
+        if plan.report.problems:
+            raise RestoreError(refusal(plan.report))
+        assign(plan.assignments, checkpoint)
+    for line in [*plan.warnings, *_unbuilt_warning(plan.report)]:
+        warnings.warn(f"{plan.report.source}: {line}", stacklevel=2)
+    seconds = time.perf_counter() - started
+    return dataclasses.replace(plan.report, applied=True, seconds=seconds)
+
+
+def plan_restore(
+    model: keras.Model,
+    source: Source,
+    *,
+    rename: Rename = None,
+    include: Patterns = None,
+    exclude: Patterns = None,
+    on_missing: Reaction | None = None,
+    on_unexpected: Reaction | None = None,
+    on_mismatch: Reaction = "error",
+) -> RestoreReport:
+    """What `restore` would do with the same arguments, without reading or changing a value.
+
+    Returns:
+        The report; `report.problems` says why `restore` would refuse, and is empty where it would
+        not (as far as names, shapes and dtypes tell: values are not read).
+
+    Raises:
+        RestoreError: If the source cannot be read or the model has no variables yet.
+        ValueError: If an argument is not of the kind it must be.
+    """
+    started = time.perf_counter()
+    with _opened(source) as checkpoint:
+        plan = _plan(
+            model, checkpoint, rename, include, exclude, on_missing, on_unexpected, on_mismatch
+        )
+    return dataclasses.replace(plan.report, seconds=time.perf_counter() - started)
+
+
+def _plan(
+    model: keras.Model,
+    checkpoint: Checkpoint,
+    rename: Rename,
+    include: Patterns,
+    exclude: Patterns,
+    on_missing: Reaction | None,
+    on_unexpected: Reaction | None,
+    on_mismatch: Reaction,
+) -> Plan:
+    """A checkpoint must cover the model; arrays somebody put together must be used whole."""
+    whole = isinstance(checkpoint, ArraysCheckpoint)
+    return make_plan(
+        model,
+        checkpoint,
+        rename=rename,
+        include=include,
+        exclude=exclude,
+        on_missing=on_missing or ("ignore" if whole else "error"),
+        on_unexpected=on_unexpected or ("error" if whole else "ignore"),
+        on_mismatch=on_mismatch,
+    )
+
+
+@contextlib.contextmanager
+def _opened(source: Source) -> Iterator[Checkpoint]:
+    if isinstance(source, Checkpoint):
+        yield source  # the caller opened it, and closes it
+    elif isinstance(source, keras.layers.Layer):
+        yield _of_model(source)
+    elif isinstance(source, Mapping):
+        yield ArraysCheckpoint(source)
+    elif isinstance(source, (str, os.PathLike)):
+        with open_checkpoint(source) as checkpoint:
+            yield checkpoint
+    else:
+        raise ValueError(
+            "`source` must be the path of a checkpoint, a mapping from name to array, a Keras "
+            f"model or an open checkpoint. Received: {source!r}"
+        )
+
+
+def _of_model(model: keras.Model) -> Checkpoint:
+    require_variables(model)
+    variables = {without_model_name(p, model): v for p, v in model_weights(model)}
+    return VariablesCheckpoint(variables, f"model {model.name}", to_numpy)
+
+
+def _unbuilt_warning(report: RestoreReport) -> list[str]:
+    if not report.unbuilt:
+        return []
+    return [
+        f"these layers of {report.model!r} are not built yet, so nothing was restored into them: "
+        f"{', '.join(report.unbuilt)}. Call the model on a batch first."
+    ]

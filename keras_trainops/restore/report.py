@@ -1,0 +1,194 @@
+"""What a restore did, or would do, for people and for programs."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+
+class Mismatch(NamedTuple):
+    """A variable whose shape is not that of the tensor under its key."""
+
+    path: str
+    key: str
+    model_shape: tuple[int, ...]
+    checkpoint_shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, repr=False)
+class RestoreReport:
+    """What a restore did or, from `plan_restore`, would do. `print` it for a table.
+
+    Attributes:
+        model: The model's name.
+        source: Where the values come from, and of which format that is.
+        applied: Whether the variables were assigned; False from `plan_restore`.
+        restored: Variable path -> checkpoint key.
+        missing: Paths of selected variables that no key leads to.
+        unexpected: Keys that lead to no variable.
+        mismatched: Variables whose shape differs from their tensor's.
+        excluded: Paths that `include` and `exclude` leave alone.
+        ignored: Keys that a rename rule leaves out (`None`).
+        slots: Unused keys that are no weights: optimizer slots, counters, seeds.
+        unbuilt: Layers that had no variables yet, so that nothing could be restored into them.
+        problems: Why `restore` would refuse; empty where it would not.
+        seconds: Wall time of planning, reading and assigning, in seconds.
+        bytes: Bytes of the tensors read; from `plan_restore`, to be read.
+    """
+
+    model: str
+    source: str
+    applied: bool = False
+    restored: Mapping[str, str] = field(default_factory=dict)
+    missing: tuple[str, ...] = ()
+    unexpected: tuple[str, ...] = ()
+    mismatched: tuple[Mismatch, ...] = ()
+    excluded: tuple[str, ...] = ()
+    ignored: tuple[str, ...] = ()
+    slots: tuple[str, ...] = ()
+    unbuilt: tuple[str, ...] = ()
+    problems: tuple[str, ...] = ()
+    seconds: float = 0.0
+    bytes: int = 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "restored", MappingProxyType(dict(self.restored)))
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields as plain lists, dicts, strings and numbers, as JSON takes them."""
+        plain = dict(vars(self))
+        plain["restored"] = dict(self.restored)
+        plain["mismatched"] = [
+            {
+                name: list(value) if isinstance(value, tuple) else value
+                for name, value in entry._asdict().items()
+            }
+            for entry in self.mismatched
+        ]
+        return {name: list(v) if isinstance(v, tuple) else v for name, v in plain.items()}
+
+    def __repr__(self) -> str:
+        return f"<RestoreReport {self._summary()}>"
+
+    def __str__(self) -> str:
+        text = io.StringIO()
+        self._print(text)
+        return text.getvalue().rstrip("\n")
+
+    def _repr_html_(self) -> str:
+        console = self._print(io.StringIO(), record=True)
+        return console.export_html(
+            inline_styles=True,
+            code_format='<pre style="white-space:pre;line-height:normal">{code}</pre>',
+        )
+
+    def _summary(self) -> str:
+        verb = "restored" if self.applied else "would restore"
+        total = len(self.restored) + len(self.missing) + len(self.mismatched)
+        text = (
+            f"{self.model!r} from {self.source}: {verb} {len(self.restored)} of {total} variables"
+        )
+        return f"{text} ({self.bytes / 1e6:.1f} MB) in {self.seconds:.2f} s"
+
+    def _rows(self) -> Iterable[tuple[str, int, str, str]]:
+        """(what, how many, folded variables or keys, folded keys they come from)."""
+        keys = self.restored
+        for names, members in fold(list(keys)):
+            origin = "\n".join(text for text, _ in fold([keys[m] for m in members]))
+            yield "restored", len(members), names, "" if origin == names else origin
+        for mismatch in self.mismatched:
+            yield (
+                "mismatched",
+                1,
+                f"{mismatch.path} {mismatch.model_shape}",
+                f"{mismatch.key} {mismatch.checkpoint_shape}",
+            )
+        for what, listed in (("missing", self.missing), ("excluded", self.excluded)):
+            for names, members in fold(listed):
+                yield what, len(members), names, ""
+        for layer in self.unbuilt:
+            yield "unbuilt", 1, layer, ""
+        for what, listed in (
+            ("unexpected", self.unexpected),
+            ("left out", self.ignored),
+            ("slots", self.slots),
+        ):
+            folded = fold(listed)
+            shown = folded if what == "unexpected" else folded[:3]
+            for names, members in shown:
+                yield what, len(members), "", names
+            rest = sum(len(members) for _, members in folded[len(shown) :])
+            if rest:
+                yield what, rest, "", "…"
+
+    def _print(self, file: io.StringIO, record: bool = False) -> Any:
+        from rich.console import Console
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(title=Text(self._summary()), title_justify="left", title_style="")
+        table.add_column("")
+        table.add_column("#", justify="right")
+        table.add_column("variables of the model", overflow="fold")
+        table.add_column("keys of the checkpoint", overflow="fold")
+        for what, count, variables, keys in self._rows():
+            table.add_row(what, str(count), Text(variables), Text(keys))
+        console = Console(file=file, width=120, record=record)
+        console.print(table)
+        for problem in self.problems:
+            console.print(Text(problem))
+        return console
+
+
+def fold(names: Iterable[str]) -> list[tuple[str, list[str]]]:
+    """Folds names that differ in one place: `conv{1..3}/{bias,kernel}` for six variables.
+
+    Each fold stands for exactly its members. Numbers fold anywhere, words only in the last place.
+
+    Returns:
+        Folded text and its members, in the order of the first members.
+    """
+    groups = [(_tokens(name), [name]) for name in dict.fromkeys(names)]
+    width = max((len(tokens) for tokens, _ in groups), default=0)
+    for place in range(1, width + 1):  # from the right: variable, then the innermost index
+        merged: dict[Any, tuple[list[frozenset[str]], list[str]]] = {}
+        for tokens, members in groups:
+            at = len(tokens) - place
+            foldable = at >= 0 and (place == 1 or all(t.isdigit() for t in tokens[at]))
+            rest = (*tokens[:at], None, *tokens[at + 1 :]) if foldable else (object(),)
+            if rest in merged:
+                into, members_so_far = merged[rest]
+                into[at] = into[at] | tokens[at]
+                members_so_far.extend(members)
+            else:
+                merged[rest] = (list(tokens), list(members))
+        groups = list(merged.values())
+    return [("".join(map(_fold_text, tokens)), members) for tokens, members in groups]
+
+
+def _tokens(name: str) -> list[frozenset[str]]:
+    """Numbers, what stands between them, and the last component as one."""
+    head, slash, leaf = name.rpartition("/")
+    parts = [part for part in re.split(r"(\d+)", head + slash) if part]
+    return [frozenset([part]) for part in [*parts, leaf]]
+
+
+def _fold_text(token: frozenset[str]) -> str:
+    if len(token) == 1:
+        return next(iter(token))
+    if not all(part.isdigit() for part in token):
+        return "{" + ",".join(sorted(token)) + "}"
+    numbers = sorted(token, key=int)
+    first, last = int(numbers[0]), int(numbers[-1])
+    if len(numbers) > 2 and last - first == len(numbers) - 1:
+        return f"{{{numbers[0]}..{numbers[-1]}}}"
+    return "{" + ",".join(numbers) + "}"
+
+
+def folded(names: Sequence[str]) -> str:
+    """All folds of `names` in one line."""
+    return ", ".join(text for text, _ in fold(names))

@@ -1,0 +1,1 @@
+"""The training half: a model whose training step is configurable."""

@@ -1,0 +1,310 @@
+"""The mixin that gives a Keras model transformable gradients and chosen updates."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import keras
+
+from keras_trainops import paths
+from keras_trainops.training.numerics import NumericsGuard
+from keras_trainops.training.optimizer import with_transforms
+from keras_trainops.training.steps import backend_steps
+from keras_trainops.updates.base import Update, as_update
+from keras_trainops.updates.policy import UpdatePolicy
+
+_COMPILE_ARGUMENTS = ("updates", "variables_to_train", "check_numerics")
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+@dataclass
+class TrainOps:
+    """What the mixin keeps on a model.
+
+    Attributes:
+        registered: Updates added by `add_update`.
+        arguments: The `compile` arguments of ours that are not in the optimizer.
+        policy: Which updates run.
+        numerics: The guard of `check_numerics=True`.
+        why_unbuilt: Why the model could not be built before its first step, if so.
+    """
+
+    registered: list[Update] = field(default_factory=list)
+    arguments: dict[str, Any] = field(default_factory=dict)
+    policy: UpdatePolicy = field(default_factory=lambda: UpdatePolicy(None, []))
+    numerics: NumericsGuard | None = None
+    why_unbuilt: str = ""
+
+    def needs_own_step(self) -> bool:
+        """Whether Keras's own training step will not do."""
+        policy = self.policy
+        return bool(self.numerics or policy.after_weights or not policy.keeps_layer_updates)
+
+
+class TrainOpsMixin:
+    """Mix it into a Keras model, before `keras.Model`, to customise its training step.
+
+    `compile` takes four more arguments, and everything else works as in Keras.
+
+    Example:
+        >>> import keras, keras_trainops as kt
+        >>> class Net(kt.TrainOpsMixin, keras.Model):
+        ...     pass
+        >>> inputs = keras.Input((4,))
+        >>> model = Net(inputs, keras.layers.Dense(2, name="head")(inputs))
+        >>> model.compile("sgd", "mse", gradient_transforms=kt.transforms.ClipByNorm(3.0))
+
+    References: `tf.contrib.training.create_train_op`.
+    """
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        order = cls.__mro__
+        if keras.Model in order and order.index(keras.Model) < order.index(TrainOpsMixin):
+            raise TypeError(
+                f"`TrainOpsMixin` must come before the Keras model it extends: "
+                f"`class {cls.__name__}(TrainOpsMixin, keras.Model)`."
+            )
+
+    @property
+    def train_ops(self) -> TrainOps:
+        """What the mixin keeps; made when first asked for, as a class may be mixed in later."""
+        state = self.__dict__.get("_train_ops")
+        if state is None:
+            state = self.__dict__["_train_ops"] = TrainOps()
+        return state
+
+    def compile(
+        self,
+        optimizer: Any = "rmsprop",
+        *args: Any,
+        gradient_transforms: Any = None,
+        updates: Any = None,
+        variables_to_train: paths.Patterns = None,
+        check_numerics: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        """Configures the model for training; see `keras.Model.compile` for the other arguments.
+
+        Args:
+            optimizer: As in Keras. With `gradient_transforms` it is wrapped in a
+                `TransformedOptimizer` (inside a `LossScaleOptimizer`); one that is wrapped already
+                gets these transforms in place of its own.
+            *args: As in Keras.
+            gradient_transforms: One transform, a list, or None: `GradientTransform`s or callables
+                `fn(gradients, variables) -> gradients`.
+            updates: The non-gradient updates. None: every layer's own, and what `add_update`
+                registered. A list: exactly these; `[]` none at all (batch norm still normalises
+                with batch statistics, random seeds still advance).
+            variables_to_train: Patterns, variables or layers; None: all trainable variables. The
+                others get no gradient, no weight decay, no optimizer slots and no update.
+            check_numerics: Whether a NaN or infinite loss stops training with a
+                `NonFiniteLossError` that names the step, and leaves the weights of the last good
+                step.
+            **kwargs: As in Keras.
+
+        Raises:
+            ValueError: If an argument does not fit; patterns are checked when the model is built.
+            NotImplementedError: If one of the four is used on a backend other than TensorFlow.
+        """
+        state = self.train_ops
+        optimizer = keras.optimizers.get(optimizer)
+        if gradient_transforms is not None and optimizer is None:
+            raise ValueError("`gradient_transforms` need an optimizer. Received: optimizer=None")
+        if gradient_transforms is not None:
+            optimizer = with_transforms(optimizer, gradient_transforms)
+        if updates is not None or check_numerics or state.registered:
+            backend_steps()  # refuses a backend that has none, before anything changes
+        policy = UpdatePolicy(updates, state.registered)
+        paths.as_list(variables_to_train)
+        state.arguments = {
+            "updates": updates,
+            "variables_to_train": variables_to_train,
+            "check_numerics": check_numerics,
+        }
+        state.policy = policy
+        state.numerics = self._in_scope(NumericsGuard) if check_numerics else None
+        super().compile(optimizer, *args, **kwargs)  # type: ignore[misc]
+
+    def _in_scope(self, make: Callable[[], Any]) -> Any:
+        strategy = getattr(self, "_distribute_strategy", None)
+        if strategy is None:
+            return make()
+        with strategy.scope():
+            return make()
+
+    def add_update(self, update: F) -> F:
+        """Registers an update that runs after every weight update, unless `compile` says otherwise.
+
+        Args:
+            update: An `Update`, or a function `fn(model, loss)` that assigns variables with
+                `keras.ops`. As the method returns it, it may be used as a decorator.
+
+        Returns:
+            `update`.
+
+        Raises:
+            ValueError: If it is neither.
+        """
+        state = self.train_ops
+        backend_steps()
+        state.registered.append(as_update(update))
+        state.policy = UpdatePolicy(state.arguments.get("updates"), state.registered)
+        self.train_function: Any = None  # the next `fit` traces the step anew
+        return update
+
+    @property
+    def trainable_variables(self) -> list[keras.Variable]:
+        """The variables to train: Keras's own, or of these what `variables_to_train` chooses."""
+        return self._to_train(super().trainable_variables)  # type: ignore[misc]
+
+    @property
+    def trainable_weights(self) -> list[keras.Variable]:
+        """The same as `trainable_variables`."""
+        return self._to_train(super().trainable_weights)  # type: ignore[misc]
+
+    @property
+    def non_trainable_variables(self) -> list[keras.Variable]:
+        """All variables but the ones to train, in Keras's order."""
+        return _without(self.variables, self.trainable_variables)  # type: ignore[attr-defined]
+
+    @property
+    def non_trainable_weights(self) -> list[keras.Variable]:
+        """All weights but the ones to train, in Keras's order."""
+        return _without(self.weights, self.trainable_weights)  # type: ignore[attr-defined]
+
+    def _to_train(self, variables: list[keras.Variable]) -> list[keras.Variable]:
+        patterns = self.train_ops.arguments.get("variables_to_train")
+        if patterns is None or not self.built:  # type: ignore[attr-defined]
+            return variables
+        chosen = paths.select(patterns, paths.by_path(variables))
+        return [variable for variable, yes in zip(variables, chosen, strict=True) if yes]
+
+    def train_step(self, data: Any) -> Any:
+        """One training step: Keras's own, unless a policy or check needs another."""
+        if self.train_ops.needs_own_step():
+            return backend_steps().train_step(self, data)
+        return super().train_step(data)  # type: ignore[misc]
+
+    def make_train_function(self, force: bool = False) -> Any:
+        """Builds the optimizer and the updates, then the compiled step, as `fit` starts."""
+        if self.train_function is not None and not force:
+            return self.train_function
+        state = self.train_ops
+        if self.built:  # type: ignore[attr-defined]
+            self._in_scope(self._build_for_training)
+        super().make_train_function(force)  # type: ignore[misc]
+        if state.numerics is not None:
+            self.train_function = _raising(self.train_function, state.numerics)
+        return self.train_function
+
+    def _build_for_training(self) -> None:
+        optimizer = self.optimizer  # type: ignore[attr-defined]
+        if optimizer is not None and not optimizer.built:
+            optimizer.build(self.trainable_variables)
+        self.train_ops.policy.build(self)
+
+    def _maybe_symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
+        steps = backend_steps() if keras.backend.backend() == "tensorflow" else None
+        if steps is None or steps.symbolic_build_by_keras(self):
+            super()._maybe_symbolic_build(iterator, data_batch)  # type: ignore[misc]
+        else:
+            steps.build_model(self, iterator, data_batch)
+
+    def get_compile_config(self) -> dict[str, Any]:
+        """Keras's configuration of `compile`, with our arguments beside it."""
+        config = super().get_compile_config()  # type: ignore[misc]
+        if not config:
+            return config
+        arguments = dict(self.train_ops.arguments)
+        arguments["variables_to_train"] = paths.serializable(arguments["variables_to_train"])
+        return {**config, **keras.saving.serialize_keras_object(arguments)}
+
+    def compile_from_config(self, config: dict[str, Any]) -> None:
+        """Compiles as the saved model was compiled, and creates the optimizer's variables."""
+        config = keras.saving.deserialize_keras_object(config)
+        self.compile(**config)
+        if self.built and self.optimizer is not None:  # type: ignore[attr-defined]
+            self.optimizer.build(self.trainable_variables)  # type: ignore[attr-defined]
+
+
+def _without(variables: list[keras.Variable], others: list[keras.Variable]) -> list[keras.Variable]:
+    ids = {id(variable) for variable in others}
+    return [variable for variable in variables if id(variable) not in ids]
+
+
+def _raising(function: Callable[..., Any], numerics: NumericsGuard) -> Callable[..., Any]:
+    """A train function that raises, on the host, where the compiled step found a bad loss."""
+
+    @functools.wraps(function)
+    def checked(iterator: Any) -> Any:
+        logs = function(iterator)
+        numerics.raise_if_bad()
+        return logs
+
+    return checked
+
+
+@keras.saving.register_keras_serializable(package="keras_trainops")
+class TrainOpsModel(TrainOpsMixin, keras.Model):
+    """A ready-made functional model with the mixin: `TrainOpsModel(inputs, outputs)`.
+
+    Example:
+        >>> import keras, keras_trainops as kt
+        >>> inputs = keras.Input((4,))
+        >>> model = kt.TrainOpsModel(inputs, keras.layers.Dense(2)(inputs))
+    """
+
+
+@keras.saving.register_keras_serializable(package="keras_trainops")
+class TrainOpsSequential(TrainOpsMixin, keras.Sequential):
+    """`keras.Sequential` with the mixin; `with_train_ops` makes one of a sequential model."""
+
+
+def with_train_ops(model: keras.Model) -> keras.Model:
+    """Adds the mixin to an existing model: the same object, variables and names.
+
+    The model's class is extended in place, whatever it is: functional, sequential or subclassed.
+    Compile it (again) before training. To save a *subclassed* model as `.keras` and load it in
+    another process, mix `TrainOpsMixin` into its class instead.
+
+    Args:
+        model: Any Keras model.
+
+    Returns:
+        `model`.
+
+    Raises:
+        ValueError: If `model` is no Keras model.
+
+    Example:
+        >>> import keras, keras_trainops as kt
+        >>> model = kt.with_train_ops(keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)]))
+    """
+    if not isinstance(model, keras.Model):
+        raise ValueError(f"`model` must be a Keras model. Received: {model!r}")
+    if not isinstance(model, TrainOpsMixin):
+        model.__class__ = _extended(type(model))
+        model.train_function = None
+    return model
+
+
+@functools.cache
+def _extended(cls: type) -> type:
+    """The class `cls` with the mixin: one that Keras can load by name where there is one."""
+    if cls is keras.Sequential:
+        return TrainOpsSequential
+    name = f"TrainOps{cls.__name__}"
+    if cls.__module__.startswith("keras.") and cls.__name__ == "Functional":
+        return _functional_class()
+    return type(name, (TrainOpsMixin, cls), {"__module__": cls.__module__})
+
+
+def _functional_class() -> type[keras.Model]:
+    """`TrainOpsModel` with Keras's functional class as its base, which its first use makes it."""
+    probe = keras.Input((1,), name="probe")
+    return type(TrainOpsModel(probe, probe, name="probe"))

@@ -1,0 +1,288 @@
+"""The protocol of gradient transforms, and their composition."""
+
+from __future__ import annotations
+
+import contextvars
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeAlias
+
+import keras
+from keras import ops
+
+Gradient: TypeAlias = Any  # a backend tensor, or None where the loss does not depend on a variable
+Number: TypeAlias = "float | keras.optimizers.schedules.LearningRateSchedule"
+TransformFn: TypeAlias = (
+    "Callable[[Sequence[Gradient], Sequence[keras.Variable]], Sequence[Gradient]]"
+)
+
+_iterations: contextvars.ContextVar[Callable[[], Any]] = contextvars.ContextVar("iterations")
+
+
+class GradientTransform:
+    """Base class of gradient transforms: subclass it, or write a plain function.
+
+    A transform sees the gradients as the optimizer is about to use them: unscaled, accumulated,
+    reduced over replicas, once per weight update.
+
+    Subclasses override `__call__`, `get_config` and, where they have state, `build`; and register
+    themselves with `keras.saving.register_keras_serializable`.
+
+    Attributes:
+        clips: Whether it limits the size of gradients. The optimizer's own `clipnorm`, `clipvalue`
+            and `global_clipnorm` are refused beside such a transform.
+        row_sparse: Whether applying it to the rows that an embedding's gradient has gives what
+            applying it to the dense gradient gives: so for transforms that scale elements, take
+            norms and keep zeros zero. The gradient of an embedding is then `(rows, width)`, each
+            row once, and else it is made dense, `(vocabulary, width)`.
+    """
+
+    clips: bool = False
+    row_sparse: bool = False
+
+    @property
+    def variables(self) -> list[keras.Variable]:
+        """The transform's state, saved and resumed with the optimizer."""
+        return list(self.__dict__.get("_state", {}).values())
+
+    def add_variable(
+        self,
+        name: str,
+        shape: Sequence[int] = (),
+        dtype: str = "float32",
+        initializer: Any = "zeros",
+    ) -> keras.Variable:
+        """Creates a variable of the transform's state; call it from `build`."""
+        variable = keras.Variable(
+            initializer=keras.initializers.get(initializer),
+            shape=tuple(shape),
+            dtype=dtype,
+            trainable=False,
+            aggregation="mean",
+            name=name,
+        )
+        self.__dict__.setdefault("_state", {})[name] = variable
+        return variable
+
+    def build(self, variables: Sequence[keras.Variable]) -> None:
+        """Checks the transform against the variables to train, and creates its state.
+
+        Raises:
+            ValueError: If it does not fit them, as where a pattern matches none.
+        """
+
+    @abstractmethod
+    def __call__(
+        self, gradients: Sequence[Gradient], variables: Sequence[keras.Variable]
+    ) -> Sequence[Gradient]:
+        """Transforms the gradients of one weight update.
+
+        Args:
+            gradients: One per variable, each of its variable's shape (but see `row_sparse`) and
+                dtype, or None.
+            variables: The variables, in the same order.
+
+        Returns:
+            As many gradients, of the same shapes and dtypes; None stays None.
+        """
+
+    def get_config(self) -> dict[str, Any]:
+        """The constructor's arguments, as Keras serialises them."""
+        return {}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> GradientTransform:
+        """The transform with these constructor arguments."""
+        return cls(**config)
+
+
+@keras.saving.register_keras_serializable(package="keras_trainops")
+class Chain(GradientTransform):
+    """Applies transforms one after the other; a list of transforms means the same.
+
+    Args:
+        transforms: Transforms or callables, in the order in which they apply.
+
+    Raises:
+        ValueError: If one of them is no transform, or returns gradients of another number, shape
+            or dtype, or changes which are None; the message names it.
+
+    Example:
+        >>> import keras_trainops as kt
+        >>> chain = kt.transforms.Chain([kt.transforms.Scale({"head": 10.0}),
+        ...                              kt.transforms.ClipByGlobalNorm(1.0)])
+
+    References: `optax.chain`.
+    """
+
+    def __init__(self, transforms: Any) -> None:
+        self.transforms = [as_transform(transform) for transform in as_sequence(transforms)]
+
+    @property
+    def clips(self) -> bool:  # type: ignore[override]
+        return any(transform.clips for transform in self.transforms)
+
+    @property
+    def row_sparse(self) -> bool:  # type: ignore[override]
+        return all(transform.row_sparse for transform in self.transforms)
+
+    @property
+    def variables(self) -> list[keras.Variable]:
+        return [v for transform in self.transforms for v in transform.variables]
+
+    def build(self, variables: Sequence[keras.Variable]) -> None:
+        for transform in self.transforms:
+            with keras.name_scope(_snake_case(type(transform).__name__)):
+                transform.build(variables)
+
+    def __call__(
+        self, gradients: Sequence[Gradient], variables: Sequence[keras.Variable]
+    ) -> Sequence[Gradient]:
+        for transform in self.transforms:
+            transformed = transform(gradients, variables)
+            gradients = _checked(transform, gradients, transformed, variables)
+        return gradients
+
+    def get_config(self) -> dict[str, Any]:
+        return {"transforms": [keras.saving.serialize_keras_object(t) for t in self.transforms]}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Chain:
+        return cls([keras.saving.deserialize_keras_object(t) for t in config["transforms"]])
+
+
+def as_sequence(value: Any) -> list[Any]:
+    """None, one or several as a list."""
+    if value is None:
+        return []
+    return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def as_transform(value: Any) -> GradientTransform:
+    """A transform out of what users pass as one: a transform, a callable, a list of these.
+
+    Raises:
+        ValueError: If it is none of them.
+    """
+    from keras_trainops.transforms.functions import FromFunction
+
+    if isinstance(value, GradientTransform):
+        return value
+    if isinstance(value, (list, tuple)):
+        return Chain(value)
+    if callable(value) and not isinstance(value, type):
+        return FromFunction(value)
+    raise ValueError(
+        "A gradient transform must be a `GradientTransform`, a callable "
+        f"`fn(gradients, variables) -> gradients`, or a list of these. Received: {value!r}"
+    )
+
+
+@contextmanager
+def iteration_scope(iterations: Callable[[], Any]) -> Iterator[None]:
+    """Says, while a chain runs, which weight update it runs for."""
+    token = _iterations.set(iterations)
+    try:
+        yield
+    finally:
+        _iterations.reset(token)
+
+
+def value_of(number: Number) -> Any:
+    """A number's value in the current weight update: schedules are asked for it.
+
+    Raises:
+        RuntimeError: If `number` is a schedule and no optimizer runs the transform.
+    """
+    if not isinstance(number, keras.optimizers.schedules.LearningRateSchedule):
+        return number
+    iterations = _iterations.get(None)
+    if iterations is None:
+        raise RuntimeError(
+            "A schedule has a value only while an optimizer runs the transform: pass the transform "
+            "to `compile(gradient_transforms=...)` or to `TransformedOptimizer`."
+        )
+    return number(iterations())
+
+
+def check_positive(name: str, number: Any) -> Any:
+    """Refuses a constant that is not a finite number above 0; schedules pass.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    if isinstance(number, keras.optimizers.schedules.LearningRateSchedule):
+        return number
+    if (
+        isinstance(number, bool)
+        or not isinstance(number, (int, float))
+        or not 0 < number < float("inf")
+    ):
+        raise ValueError(f"`{name}` must be > 0. Received: {name}={number!r}")
+    return number
+
+
+def serialize_number(number: Number) -> Any:
+    """A number or schedule as a saved configuration keeps it."""
+    if isinstance(number, keras.optimizers.schedules.LearningRateSchedule):
+        return keras.saving.serialize_keras_object(number)
+    return number
+
+
+def deserialize_number(number: Any) -> Number:
+    """The inverse of `serialize_number`."""
+    return keras.saving.deserialize_keras_object(number) if isinstance(number, dict) else number
+
+
+def _checked(
+    transform: GradientTransform,
+    before: Sequence[Gradient],
+    after: Any,
+    variables: Sequence[keras.Variable],
+) -> Sequence[Gradient]:
+    """Refuses, when the step is traced, what a transform must not change."""
+    name = _name(transform)
+    if not isinstance(after, (list, tuple)):
+        raise ValueError(f"{name} must return a list of gradients. Received: {after!r}")
+    if len(after) != len(before):
+        raise ValueError(f"{name} returned {len(after)} gradients for {len(before)} variables.")
+    for old, new, variable in zip(before, after, variables, strict=True):
+        if (old is None) != (new is None):
+            raise ValueError(
+                f"{name} returned {_form(new)} for {variable.path!r}, whose gradient was "
+                f"{_form(old)}. None must stay None."
+            )
+        if old is not None and _form(old) != _form(new):
+            raise ValueError(
+                f"{name} returned a gradient of {_form(new)} for {variable.path!r}, which was of "
+                f"{_form(old)}."
+            )
+    return after
+
+
+def _form(gradient: Gradient) -> str:
+    if gradient is None:
+        return "None"
+    return (
+        f"shape {tuple(gradient.shape)} and dtype {keras.backend.standardize_dtype(gradient.dtype)}"
+    )
+
+
+def _name(transform: GradientTransform) -> str:
+    function = getattr(transform, "function", None)
+    return (
+        f"{type(transform).__name__}({getattr(function, '__name__', function)})"
+        if function
+        else (type(transform).__name__)
+    )
+
+
+def _snake_case(name: str) -> str:
+    return "".join(f"_{c.lower()}" if c.isupper() else c for c in name).lstrip("_")
+
+
+def wide(gradient: Gradient) -> Gradient:
+    """A gradient in a dtype wide enough for sums of squares: float16 overflows at 65,504."""
+    dtype = keras.backend.standardize_dtype(gradient.dtype)
+    return gradient if dtype in ("float32", "float64") else ops.cast(gradient, "float32")

@@ -1,0 +1,169 @@
+"""Transforms that limit the size of gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_trainops.transforms.base import (
+    Gradient,
+    GradientTransform,
+    Number,
+    check_positive,
+    deserialize_number,
+    serialize_number,
+    value_of,
+    wide,
+)
+
+
+class _ClipByNumber(GradientTransform):
+    """What the clips share: one limit, a number or a schedule, and its configuration."""
+
+    clips = True
+    row_sparse = True
+    _argument = ""
+
+    def __init__(self, limit: Number) -> None:
+        setattr(self, self._argument, check_positive(self._argument, deserialize_number(limit)))
+
+    def _limit(self) -> Any:
+        return value_of(getattr(self, self._argument))
+
+    def get_config(self) -> dict[str, Any]:
+        return {self._argument: serialize_number(getattr(self, self._argument))}
+
+
+@keras.saving.register_keras_serializable(package="keras_trainops")
+class ClipByNorm(_ClipByNumber):
+    """Scales each gradient down so that its own L2 norm is at most `max_norm`.
+
+    `g' = g · c / max(‖g‖₂, c)`, each variable for itself. The rows that an embedding's gradient
+    holds twice are summed before the norm is taken.
+
+    Args:
+        max_norm: The largest L2 norm, > 0; a number or a schedule of the weight updates.
+
+    Returns:
+        Gradients with the shapes and dtypes they came with; `None` stays `None`.
+
+    Raises:
+        ValueError: If `max_norm` is not > 0.
+
+    Example:
+        >>> import keras_trainops as kt
+        >>> clip = kt.transforms.ClipByNorm(3.0)
+
+    References: `clip_gradient_norms` of tf.contrib.training; `tf.clip_by_norm`; `clipnorm` of
+    Keras's optimizers.
+    """
+
+    _argument = "max_norm"
+
+    def __init__(self, max_norm: Number) -> None:
+        super().__init__(max_norm)
+
+    def __call__(
+        self, gradients: Sequence[Gradient], variables: Sequence[keras.Variable]
+    ) -> Sequence[Gradient]:
+        limit = self._limit()
+        return [None if g is None else self._clip(g, limit) for g in gradients]
+
+    def _clip(self, gradient: Gradient, limit: Any) -> Gradient:
+        values = wide(gradient)
+        limit = ops.cast(limit, values.dtype)
+        norm = ops.sqrt(ops.sum(ops.square(values)))
+        return ops.cast(values * limit / ops.maximum(norm, limit), gradient.dtype)
+
+
+@keras.saving.register_keras_serializable(package="keras_trainops")
+class ClipByGlobalNorm(_ClipByNumber):
+    """Scales all gradients down together so that their joint L2 norm is at most `max_norm`.
+
+    `g' = g · c / max(‖g‖, c)` with `‖g‖² = Σ ‖gᵢ‖₂²` over all variables, summed in float32 at
+    least. A norm that is not finite makes all gradients NaN, as in Keras.
+
+    Args:
+        max_norm: The largest joint L2 norm, > 0; a number or a schedule of the weight updates.
+
+    Returns:
+        Gradients with the shapes and dtypes they came with; `None` stays `None`.
+
+    Raises:
+        ValueError: If `max_norm` is not > 0.
+
+    Example:
+        >>> import keras_trainops as kt
+        >>> clip = kt.transforms.ClipByGlobalNorm(1.0)
+
+    References: `tf.clip_by_global_norm`; `global_clipnorm` of Keras's optimizers, whose numbers it
+    gives on one device without sparse gradients.
+    """
+
+    _argument = "max_norm"
+
+    def __init__(self, max_norm: Number) -> None:
+        super().__init__(max_norm)
+
+    def __call__(
+        self, gradients: Sequence[Gradient], variables: Sequence[keras.Variable]
+    ) -> Sequence[Gradient]:
+        present = [wide(g) for g in gradients if g is not None]
+        if not present:
+            return gradients
+        limit = self._limit()
+        norm = global_norm(present)
+        # Keras's own operations in their own order, so that the bits are the same: finite norms
+        # add 0 at the end, others turn the factor into NaN.
+        factor = limit * ops.minimum(1.0 / norm, 1.0 / limit) + (norm - norm)
+        return [None if g is None else _scaled(g, factor) for g in gradients]
+
+
+@keras.saving.register_keras_serializable(package="keras_trainops")
+class ClipByValue(_ClipByNumber):
+    """Limits each element of each gradient to `[-max_value, max_value]`.
+
+    `g' = min(max(g, -v), v)`; NaN stays NaN.
+
+    Args:
+        max_value: The largest absolute value, > 0; a number or a schedule of the weight updates.
+
+    Returns:
+        Gradients with the shapes and dtypes they came with; `None` stays `None`.
+
+    Raises:
+        ValueError: If `max_value` is not > 0.
+
+    Example:
+        >>> import keras_trainops as kt
+        >>> clip = kt.transforms.ClipByValue(0.5)
+
+    References: `tf.clip_by_value`; `clipvalue` of Keras's optimizers.
+    """
+
+    _argument = "max_value"
+
+    def __init__(self, max_value: Number) -> None:
+        super().__init__(max_value)
+
+    def __call__(
+        self, gradients: Sequence[Gradient], variables: Sequence[keras.Variable]
+    ) -> Sequence[Gradient]:
+        limit = self._limit()
+        return [
+            None if g is None else ops.clip(g, ops.cast(-limit, g.dtype), ops.cast(limit, g.dtype))
+            for g in gradients
+        ]
+
+
+def global_norm(gradients: Sequence[Gradient]) -> Any:
+    """The joint L2 norm of gradients, none of them None, as a float32 (or float64) scalar."""
+    return ops.sqrt(ops.sum(ops.stack([ops.sum(ops.square(wide(g))) for g in gradients])))
+
+
+def _scaled(gradient: Gradient, factor: Any) -> Gradient:
+    values = wide(gradient)
+    return ops.cast(values * ops.cast(factor, values.dtype), gradient.dtype)
