@@ -21,10 +21,10 @@ def warn_if_untested() -> None:
     version = tuple(int(part) for part in keras.__version__.split(".")[:2])
     low, high = TESTED_KERAS
     if not low <= version <= high:
+        tested = f"{low[0]}.{low[1]} to {high[0]}.{high[1]}"
         warnings.warn(
-            "keras_trainops is tested with Keras "
-            f"{low[0]}.{low[1]} to {high[0]}.{high[1]}; this is Keras {keras.__version__}. It uses some of Keras's private API: run its tests before "
-            "you rely on it.",
+            f"keras_trainops is tested with Keras {tested}; this is Keras {keras.__version__}. It "
+            "uses some of Keras's private API: run its tests before you rely on it.",
             stacklevel=3,
         )
 

@@ -288,7 +288,7 @@ def with_train_ops(model: keras.Model) -> keras.Model:
     if not isinstance(model, keras.Model):
         raise ValueError(f"`model` must be a Keras model. Received: {model!r}")
     if not isinstance(model, TrainOpsMixin):
-        model.__class__ = _extended(type(model))
+        model.__class__ = _extended(model.__class__)
         model.train_function = None
     return model
 
