@@ -171,10 +171,10 @@ def fold(names: Iterable[str]) -> list[tuple[str, list[str]]]:
 
 
 def _tokens(name: str) -> list[frozenset[str]]:
-    """Numbers, what stands between them, and the last component as one."""
+    """Numbers and what stands between them; the last component apart from what is above it."""
     head, slash, leaf = name.rpartition("/")
-    parts = [part for part in re.split(r"(\d+)", head + slash) if part]
-    return [frozenset([part]) for part in [*parts, leaf]]
+    parts = [*re.split(r"(\d+)", head + slash), *re.split(r"(\d+)", leaf)]
+    return [frozenset([part]) for part in parts if part]
 
 
 def _fold_text(token: frozenset[str]) -> str:

@@ -1,0 +1,60 @@
+"""The documentation runs: the Python blocks of every page, and the examples of every docstring."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import pkgutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from markdown_it import MarkdownIt
+
+import keras_trainops
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+MODULES = [
+    module.name
+    for module in pkgutil.walk_packages(keras_trainops.__path__, "keras_trainops.")
+    if not module.name.endswith(("__main__", "steps.tensorflow"))
+]
+
+
+def python_blocks(page: Path) -> list[tuple[int, str]]:
+    """Line and text of each block that is marked `python` (old code is marked `py`)."""
+    tokens = MarkdownIt().parse(page.read_text(encoding="utf-8"))
+    return [(t.map[0], t.content) for t in tokens if t.type == "fence" and t.info == "python"]
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if python_blocks(p)], ids=lambda p: p.name)
+def test_python_blocks_of_a_page_run_in_order(page: Path) -> None:
+    namespace: dict[str, Any] = {"__name__": "__page__"}
+    for line, block in python_blocks(page):
+        # The line numbers of a traceback are those of the page.
+        exec(compile("\n" * (line + 1) + block, str(page), "exec"), namespace)
+    assert "kt" in namespace
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_docstring_examples_give_what_they_show(name: str) -> None:
+    module = importlib.import_module(name)
+    result = doctest.testmod(module, optionflags=doctest.ELLIPSIS)
+    assert result.failed == 0
+
+
+def test_the_migration_guide_covers_each_snippet_of_the_old_documentation() -> None:
+    guide = (ROOT / "docs" / "migrating.md").read_text(encoding="utf-8")
+    headings = [line[3:] for line in guide.splitlines() if line.startswith("## ")]
+    assert headings == [
+        "Create a train op",
+        "Clip gradient norms",
+        "Multiply gradients",
+        "Non-gradient updates",
+        "Start from a checkpoint",
+        "… whose names differ",
+        "Restore a part",
+        "Start from values in memory",
+        "What else has changed",
+    ]
