@@ -69,7 +69,7 @@ def main() -> None:
         return timer.seconds
 
     seconds: dict[str, list[float]] = {name: [] for name in models}
-    for name, model in models.items():
+    for model in models.values():
         epoch(model)  # traces
     for _ in tqdm(range(ROUNDS), desc="rounds"):
         for name, model in models.items():
