@@ -49,7 +49,8 @@ def _inspect(options: argparse.Namespace) -> int:
     from rich.text import Text
 
     with open_checkpoint(options.checkpoint) as checkpoint:
-        table = Table(title=Text(_title(checkpoint)), title_justify="left", title_style="")
+        title = _title(checkpoint)
+        table = Table()
         table.add_column("key", overflow="fold")
         table.add_column("shape")
         table.add_column("dtype")
@@ -58,7 +59,9 @@ def _inspect(options: argparse.Namespace) -> int:
             note = "training state" if key in checkpoint.training_state else ""
             dtype = checkpoint.dtype(key).name
             table.add_row(Text(key), Text(str(checkpoint.shape(key))), Text(dtype), note)
-    Console().print(table)
+    console = Console()
+    console.print(Text(title), soft_wrap=True)
+    console.print(table)
     return 0
 
 

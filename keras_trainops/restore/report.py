@@ -130,7 +130,7 @@ class RestoreReport:
         from rich.table import Table
         from rich.text import Text
 
-        table = Table(title=Text(self._summary()), title_justify="left", title_style="")
+        table = Table()
         table.add_column("")
         table.add_column("#", justify="right")
         table.add_column("variables of the model", overflow="fold")
@@ -138,6 +138,7 @@ class RestoreReport:
         for what, count, variables, keys in self._rows():
             table.add_row(what, str(count), Text(variables), Text(keys))
         console = Console(file=file, width=120, record=record)
+        console.print(Text(self._summary()), soft_wrap=True)
         console.print(table)
         for problem in self.problems:
             console.print(Text(problem))

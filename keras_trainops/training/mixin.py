@@ -184,11 +184,15 @@ class TrainOpsMixin:
         chosen = paths.select(patterns, paths.by_path(variables))
         return [variable for variable, yes in zip(variables, chosen, strict=True) if yes]
 
-    def train_step(self, data: Any) -> Any:
-        """One training step: Keras's own, unless a policy or check needs another."""
+    def train_step(self, *args: Any) -> Any:
+        """One training step: Keras's own, unless a policy or check needs another.
+
+        Args:
+            *args: What Keras passes on the backend: the data, or on JAX the state and the data.
+        """
         if self.train_ops.needs_own_step():
-            return backend_steps().train_step(self, data)
-        return super().train_step(data)  # type: ignore[misc]
+            return backend_steps().train_step(self, *args)
+        return super().train_step(*args)  # type: ignore[misc]
 
     def make_train_function(self, force: bool = False) -> Any:
         """Builds the optimizer and the updates, then the compiled step, as `fit` starts."""
