@@ -181,30 +181,30 @@ def _names_in_object_graph(
         for node_id in slots
         for attribute in graph.nodes[node_id].attributes
     }
-    optimizers = {
-        entry.full_name.rpartition("/")[0]
-        for entry in saved
-        if entry.object_path.rpartition("/")[2] in _OPTIMIZER_COUNTERS and "/" in entry.full_name
-    }
+    optimizers = [
+        f"{parent}/"
+        for parent, _, name in (entry.object_path.rpartition("/") for entry in saved)
+        if name in _OPTIMIZER_COUNTERS and parent
+    ]
     counts = Counter(entry.full_name for entry in saved)
     names, state = {}, set()
     for entry in saved:
         unique = entry.full_name and counts[entry.full_name] == 1
         key = entry.full_name if unique else entry.object_path
         names[key] = entry.tensor_name
-        owner = entry.full_name.partition("/")[0]
         if (
             entry.tensor_name in slot_tensors
-            or owner in optimizers
-            or _is_optimizer_counter(entry.object_path)
+            or any(_is_optimizers_own(entry.object_path, place) for place in optimizers)
             or _COUNTERS.fullmatch(entry.full_name or entry.object_path)
         ):
             state.add(key)
     return names, state
 
 
-def _is_optimizer_counter(object_path: str) -> bool:
-    return object_path.rpartition("/")[2] in _OPTIMIZER_COUNTERS
+def _is_optimizers_own(object_path: str, optimizer: str) -> bool:
+    """Whether an object below an optimizer is its state; it lists the model's variables as well."""
+    below = object_path.removeprefix(optimizer)
+    return below != object_path and not below.startswith("_trainable_variables/")
 
 
 def _once_each(saved: Iterable[_Saved]) -> list[_Saved]:
