@@ -6,7 +6,6 @@ import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import keras
@@ -14,9 +13,8 @@ import pytest
 
 
 @pytest.fixture(autouse=True)
-def fresh_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Names and seeds that do not depend on the tests before, and a working directory of its own."""
+def fresh_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names and seeds that do not depend on other tests, and a directory of its own."""
     keras.backend.clear_session()
     keras.utils.set_random_seed(7)
     monkeypatch.chdir(tmp_path)
-    yield

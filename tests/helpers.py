@@ -88,7 +88,7 @@ class Block(keras.layers.Layer):
 
 
 def rich_model(seed: int) -> keras.Model:
-    """Nested models with equal paths, attention, recurrent layers, seeds, and a sequential model."""
+    """Nested models with equal paths, attention, recurrent layers, seeds, a sequential model."""
 
     def inner(name: str) -> keras.Model:
         x = keras.Input((4,))

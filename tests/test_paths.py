@@ -95,7 +95,7 @@ def test_a_pattern_that_never_wins_is_an_error() -> None:
 
 @pytest.mark.parametrize("bad", ["(", "[a", "*"])
 def test_an_invalid_expression_says_where(bad: str) -> None:
-    with pytest.raises(ValueError, match="is not a valid regular expression: .* at position"):
+    with pytest.raises(ValueError, match=r"is not a valid regular expression: .* at position"):
         chosen(bad)
 
 

@@ -77,7 +77,7 @@ def restore(
             model, checkpoint, rename, include, exclude, on_missing, on_unexpected, on_mismatch
         )
         if plan.report.problems:
-            raise RestoreError(refusal(plan.report))
+            raise RestoreError(refusal(plan))
         assign(plan.assignments, checkpoint)
     for line in [*plan.warnings, *_unbuilt_warning(plan.report)]:
         warnings.warn(f"{plan.report.source}: {line}", stacklevel=2)

@@ -33,11 +33,13 @@ class Plan:
     Attributes:
         assignments: What is to be assigned, in the order of the model's variables.
         report: The same for people, with all that was left aside.
+        failing: Paths of the variables for which `restore` refuses.
         warnings: What the caller asked to be warned of.
     """
 
     assignments: list[Assignment]
     report: RestoreReport
+    failing: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
 
@@ -252,8 +254,10 @@ def _finish(
         problems=tuple(problems + refused),
         bytes=sum(_nbytes(checkpoint, key) for key in {a.key for a in assignments}),
     )
+    failing = [m.path for m in mismatched] if reactions["on_mismatch"] == "error" else []
+    failing += missing if reactions["on_missing"] == "error" else []
     warned = [line for what, found in lines.items() if reactions[what] == "warn" for line in found]
-    return Plan(assignments, report, warned)
+    return Plan(assignments, report, failing, warned)
 
 
 def _nothing_matched(checkpoint: Checkpoint, matching: _Matching) -> str:
@@ -285,17 +289,19 @@ def _nbytes(checkpoint: Checkpoint, key: str) -> int:
     return int(np.prod(checkpoint.shape(key), dtype=np.int64)) * checkpoint.dtype(key).itemsize
 
 
-def refusal(report: RestoreReport) -> str:
+def refusal(plan: Plan) -> str:
     """The error message for a plan with problems."""
-    total = len(report.restored) + len(report.missing) + len(report.mismatched)
-    failing = len(report.missing) + len(report.mismatched)
-    what = f"{failing} of {total} variables of" if failing else "the variables of"
+    report = plan.report
+    selected = len(report.restored) + len(report.missing) + len(report.mismatched)
+    what = f"{len(plan.failing)} of {selected} variables of " if plan.failing else ""
     lines = "\n".join(f"  {line}" for line in report.problems)
-    roots = sorted({p.split("/")[0] for p in report.missing} | {m.path for m in report.mismatched})
+    owners = sorted({path.rpartition("/")[0] or path for path in plan.failing})
     leave = (
-        f", or leave variables at their initial values with `exclude={roots[:3]}`" if roots else ""
+        f", or leave variables at their initial values with `exclude={owners[:3]}`"
+        if owners
+        else ""
     )
     return (
-        f"Cannot restore {what} {report.model!r} from {report.source}:\n{lines}\n"
+        f"Cannot restore {what}{report.model!r} from {report.source}:\n{lines}\n"
         f"Nothing was changed. Say what goes where with `rename=`{leave}."
     )

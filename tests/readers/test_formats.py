@@ -195,8 +195,8 @@ TF_KERAS = """
 import sys
 import numpy as np, tf_keras
 def build():
-    inner = tf_keras.Sequential([tf_keras.layers.Dense(3, name="a"), tf_keras.layers.Dense(3, name="b")],
-                                name="inner")
+    dense = tf_keras.layers.Dense
+    inner = tf_keras.Sequential([dense(3, name="a"), dense(3, name="b")], name="inner")
     inputs = tf_keras.Input((4,))
     x = tf_keras.layers.BatchNormalization(name="norm")(inner(inputs))
     return tf_keras.Model(inputs, tf_keras.layers.Dense(2, name="head")(x))
@@ -243,7 +243,7 @@ def test_keras_2_files_of_each_kind(frozen: bool) -> None:
 
 
 def test_names_decide_where_stock_loading_goes_by_position() -> None:
-    """One more layer of the same shape in front: stock loads every layer wrong, and says nothing."""
+    """One more layer of the same shape in front: stock loads each layer wrong, in silence."""
 
     def stack(names: list[str], seed: int) -> keras.Model:
         x = inputs = keras.Input((3,))

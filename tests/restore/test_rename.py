@@ -1,0 +1,145 @@
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+from helpers import refused, two_layers, value
+
+import keras_trainops as kt
+
+THEIRS = {
+    "net/l1/w": np.full((4, 3), 1.0),
+    "net/l1/b": np.full(3, 2.0),
+    "net/l2/w": np.full((3, 2), 3.0),
+    "net/l2/b": np.full(2, 4.0),
+}
+RULES: dict[str, Any] = {
+    "net/l1/w": "trunk/kernel",
+    "net/l1/b": "trunk/bias",
+    "net/l2/w": "head/kernel",
+    "net/l2/b": "head/bias",
+}
+
+
+def marks(model: keras.Model) -> list[float]:
+    """The one value that fills each weight."""
+    return [float(value(v).flat[0]) for v in model.weights]
+
+
+def test_rules_are_expressions_for_the_whole_key_with_templates() -> None:
+    model = two_layers()
+    rules = {r"net/l1/(\w)": r"trunk/\1", r"net/l2/(.)": r"head/\1"}
+    short = {"w": "kernel", "b": "bias"}
+    report = kt.restore(
+        model,
+        THEIRS,
+        rename={
+            rf"net/{their}/{letter}": f"{ours}/{short[letter]}"
+            for their, ours in (("l1", "trunk"), ("l2", "head"))
+            for letter in "wb"
+        },
+    )
+    assert marks(model) == [1.0, 2.0, 3.0, 4.0]
+    assert report.restored["head/bias"] == "net/l2/b"
+    with refused(two_layers(), r"leads to no variable of the model, as to 'trunk/b'"):
+        kt.restore(two_layers(), THEIRS, rename=rules)
+
+
+def test_a_key_that_no_rule_matches_keeps_its_name() -> None:
+    model = two_layers()
+    arrays = {"head/bias": np.full(2, 9.0), "t": np.full(3, 8.0)}
+    kt.restore(model, arrays, rename={"t": "trunk/bias"})
+    assert marks(model)[1::2] == [8.0, 9.0]
+
+
+def test_the_first_rule_that_matches_wins() -> None:
+    model = two_layers()
+    rules = {r"net/l1/w": "trunk/kernel", r"net/l1/.*": "trunk/bias", r"net/l2/.": None}
+    report = kt.restore(model, THEIRS, rename=rules)
+    assert marks(model)[:2] == [1.0, 2.0]
+    assert report.ignored == ("net/l2/w", "net/l2/b")
+
+
+def test_one_tensor_may_go_to_several_variables() -> None:
+    inputs = keras.Input((4,))
+    x = keras.layers.Dense(4, name="a")(inputs)
+    model = keras.Model(inputs, keras.layers.Dense(4, name="b")(x))
+    kt.restore(model, {"w": np.eye(4)}, rename={"(w)": ["a/kernel", "b/kernel"]})
+    for name in "ab":
+        np.testing.assert_array_equal(value(model.get_layer(name).kernel), np.eye(4))
+
+
+def test_a_rule_may_lead_to_a_variable() -> None:
+    model = two_layers()
+    kt.restore(model, {"b": np.full(2, 5.0)}, rename={"b": model.get_layer("head").bias})
+    assert marks(model)[3] == 5.0
+    stranger = keras.Variable(np.zeros(2), name="stranger")
+    with refused(model, "leads to the variable 'stranger', which is no weight of this model"):
+        kt.restore(model, {"b": np.full(2, 6.0)}, rename={"b": stranger})
+
+
+def test_a_callable_renames_too() -> None:
+    model = two_layers()
+
+    def rename(key: str) -> str | None:
+        return RULES[key] if "l1" in key else None
+
+    report = kt.restore(model, THEIRS, rename=rename)
+    assert len(report.restored) == len(report.ignored) == 2
+    with refused(model, "`rename` must return a path or None for every key. Received: 3"):
+        kt.restore(model, THEIRS, rename=lambda key: 3)
+
+
+@pytest.mark.parametrize(
+    ("rules", "message"),
+    [
+        ({**RULES, "net/l3/w": "x"}, "Rename rule 'net/l3/w' matches no key. Closest keys: 'net/l"),
+        ({"net/.*": None, "net/l1/w": "trunk/kernel"}, "'net/l1/w' never applies: earlier rules"),
+        ({**RULES, "net/l1/w": "trunk/kernl"}, "to 'trunk/kernl'. Closest paths: 'trunk/kernel'"),
+        ({"net/(.*)": r"\2"}, "the template .* does not fit it: invalid group reference 2"),
+        ({"net/(": "x"}, "'net/\\(' is not a valid regular expression"),
+        ({**RULES, "net/l1/w": 3}, "must lead to a path, a `keras.Variable`, a list of these"),
+        ({**RULES, "net/l1/w": []}, "must lead to a path, a `keras.Variable`, a list of these"),
+        ({3: "x"}, "A rename rule must be a regular expression as a string. Received: 3"),
+        ("trunk", "`rename` must be a mapping from regular expression to path, or a callable"),
+        (
+            {**RULES, "net/l2/b": "trunk/bias"},
+            "Two keys for one variable: 'net/l1/b' and 'net/l2/b' both lead to 'trunk/bias'",
+        ),
+    ],
+)
+def test_rules_that_make_no_sense_are_refused(rules: Any, message: str) -> None:
+    model = two_layers()
+    with refused(model, message):
+        kt.restore(model, THEIRS, rename=rules)
+
+
+def test_the_models_own_name_may_be_left_out() -> None:
+    model = keras.Sequential(
+        [keras.Input((4,)), keras.layers.Dense(2, name="head")], name="some_name_7"
+    )
+    assert model.weights[0].path == "some_name_7/head/kernel"
+    for key in ("head/bias", "some_name_7/head/bias"):
+        model.weights[1].assign([0.0, 0.0])
+        kt.restore(model, {key: np.ones(2)})
+        np.testing.assert_array_equal(value(model.weights[1]), np.ones(2))
+
+
+def test_two_variables_with_one_path_are_told_apart_by_their_owners() -> None:
+    def inner(name: str) -> keras.Model:
+        x = keras.Input((4,))
+        return keras.Model(x, keras.layers.Dense(2, name="dense")(x), name=name)
+
+    inputs = keras.Input((4,))
+    model = keras.Model(inputs, inner("left")(inputs) + inner("right")(inputs))
+    arrays = {"left/dense/bias": np.full(2, 1.0), "right/dense/bias": np.full(2, 2.0)}
+    kt.restore(model, arrays)
+    assert marks(model)[1::2] == [1.0, 2.0]
+    with refused(model, r"names 2 variables: 'left/dense/bias', 'right/dense/bias'"):
+        kt.restore(model, {"dense/bias": np.full(2, 3.0)})
+    kt.restore(model, {"dense/bias": np.full(2, 3.0)}, rename={"dense/bias": "right/dense/bias"})
+    assert marks(model)[1::2] == [1.0, 3.0]
+    kt.restore(model, {k: v + 5 for k, v in arrays.items()}, include="left")  # a pattern as well
+    assert marks(model)[1::2] == [6.0, 3.0]
