@@ -114,9 +114,8 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         (2, 3) float32
     """
     text = os.fspath(path)
-    opener = _recognise(text)
     try:
-        return opener(text)
+        return _recognise(text)(text)
     except RestoreError:
         raise
     except Exception as error:  # each library has its own classes for damaged files

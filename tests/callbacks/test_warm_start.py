@@ -1,0 +1,197 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+from helpers import assert_same, refused, two_layers, value, weights
+
+import keras_trainops as kt
+
+X, Y = np.ones((8, 4), "float32"), np.zeros((8, 2), "float32")
+
+
+class FirstWeights(keras.callbacks.Callback):
+    """Keeps the weights that the first step starts from."""
+
+    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+        if batch == 0:
+            self.weights = weights(self.model)
+
+
+class Lazy(keras.Model):
+    def __init__(self) -> None:
+        super().__init__(name="lazy")
+        self.trunk = keras.layers.Dense(3, name="trunk")
+        self.head = keras.layers.Dense(2, name="head")
+
+    def call(self, x: Any) -> Any:
+        return self.head(self.trunk(x))
+
+
+class MixedIn(kt.TrainOpsMixin, Lazy):
+    pass
+
+
+def fit(model: keras.Model, *callbacks: keras.callbacks.Callback, **options: Any) -> Any:
+    return model.fit(X, Y, batch_size=4, verbose=0, callbacks=list(callbacks), **options)
+
+
+def test_the_first_step_starts_from_the_loaded_weights(capsys: pytest.CaptureFixture[str]) -> None:
+    source, model = two_layers(1), two_layers(2)
+    source.save_weights("w.weights.h5")
+    model.compile("sgd", "mse")
+    start, first = kt.WarmStart("w.weights.h5"), FirstWeights()
+    fit(model, start, first)
+    assert_same(first.weights, weights(source))
+    assert start.report.applied
+    assert "restored 4 of 4 variables" in capsys.readouterr().out
+
+
+def test_verbose_0_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    model = two_layers()
+    model.compile("sgd", "mse")
+    fit(model, kt.WarmStart(two_layers(1), verbose=0))
+    assert capsys.readouterr().out == ""
+
+
+def test_a_lazily_built_model_with_the_mixin_is_built_in_time() -> None:
+    source = two_layers(1)
+    source.save_weights("w.weights.h5")
+    model = MixedIn()
+    model.compile("adam", "mse")
+    assert not model.weights
+    first = FirstWeights()
+    fit(model, kt.WarmStart("w.weights.h5", verbose=0), first)
+    assert_same(first.weights, weights(source))
+
+
+def test_a_lazily_built_model_without_it_says_what_to_do() -> None:
+    model = Lazy()
+    model.compile("sgd", "mse")
+    with pytest.raises(kt.RestoreError, match="has no variables yet.*mix in `TrainOpsMixin`"):
+        fit(model, kt.WarmStart({"head/bias": np.ones(2)}))
+    assert not model.weights
+    model(X)
+    fit(model, kt.WarmStart({"head/bias": np.ones(2)}, verbose=0))
+
+
+def test_a_model_that_cannot_be_built_says_why() -> None:
+    class Broken(kt.TrainOpsMixin, keras.Model):
+        def call(self, x: Any) -> Any:
+            raise RuntimeError("no way to build this")
+
+    model = Broken()
+    model.compile("sgd", "mse")
+    with pytest.raises(kt.RestoreError, match=r"(?s)could not be built.*no way to build this"):
+        fit(model, kt.WarmStart({"x": np.ones(2)}))
+
+
+def test_it_runs_once() -> None:
+    model = two_layers(2)
+    model.compile("sgd", "mse")
+    start, first = kt.WarmStart({"head/bias": [5.0, 6.0]}, verbose=0), FirstWeights()
+    fit(model, start)
+    after = weights(model)
+    fit(model, start, first)
+    assert_same(first.weights, after)
+
+
+def test_a_resumed_run_skips_it_and_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    model = two_layers(2)
+    model.compile("adam", "mse")
+    fit(model)
+    before = weights(model)
+    start, first = kt.WarmStart({"head/bias": [5.0, 6.0]}), FirstWeights()
+    fit(model, start, first)
+    assert_same(first.weights, before)
+    assert start.report is None
+    assert "WarmStart skipped: the optimizer has made 2 updates" in capsys.readouterr().out
+
+
+def test_a_run_resumed_by_backup_and_restore_keeps_its_weights() -> None:
+    class Stop(Exception):
+        pass
+
+    class Interrupt(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+            if epoch == 2:
+                raise Stop("interrupted")
+
+    def run(*more: keras.callbacks.Callback) -> keras.Model:
+        model = two_layers(2)
+        model.compile("adam", "mse")
+        backup = keras.callbacks.BackupAndRestore("backup")
+        start = kt.WarmStart({"head/bias": [5.0, 6.0]}, verbose=0)
+        fit(model, backup, start, *more, epochs=4, shuffle=False)
+        return model
+
+    uninterrupted = run()
+    with pytest.raises(Stop, match="interrupted"):
+        run(Interrupt())
+    assert_same(weights(run()), weights(uninterrupted))
+
+
+def test_a_failing_warm_start_stops_fit_before_the_first_step() -> None:
+    model = two_layers(2)
+    model.compile("adam", "mse")
+    model.optimizer.build(model.trainable_variables)
+    with refused(model, "missing: head/bias", kt.RestoreError):
+        np.savez("w.npz", **{"head/kernel": np.ones((3, 2))})
+        fit(model, kt.WarmStart("w.npz", include=["head"]))
+
+
+def test_averages_of_weights_start_from_the_loaded_ones() -> None:
+    model = two_layers(2)
+    model.compile(keras.optimizers.SGD(0.0, use_ema=True, ema_momentum=0.9), "mse")
+    source = two_layers(1)
+    fit(model, kt.WarmStart(source, verbose=0))
+    averages = [v for v in model.optimizer.variables if "average" in v.path]
+    assert len(averages) == 4
+    for average, loaded in zip(averages, weights(source), strict=True):
+        np.testing.assert_allclose(value(average), loaded, rtol=1e-6)
+
+
+def test_mixed_precision_variables_get_full_precision() -> None:
+    keras.mixed_precision.set_global_policy("mixed_float16")
+    try:
+        model = two_layers(2)
+        source = two_layers(1)
+    finally:
+        keras.mixed_precision.set_global_policy("float32")
+    model.compile("sgd", "mse")
+    first = FirstWeights()
+    fit(model, kt.WarmStart(source, verbose=0), first)
+    assert_same(first.weights, weights(source))
+    assert first.weights[0].dtype == np.dtype("float32")
+
+
+MIRRORED = """
+import numpy as np, tensorflow as tf
+cpu = tf.config.list_physical_devices("CPU")[0]
+tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+import keras, keras_trainops as kt
+strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+with strategy.scope():
+    inputs = keras.Input((4,))
+    model = kt.TrainOpsModel(inputs, keras.layers.Dense(2, name="head")(inputs))
+    model.compile(keras.optimizers.SGD(0.0), "mse", gradient_transforms=kt.transforms.ClipByNorm(1.0))
+start = kt.WarmStart({"head/kernel": np.full((4, 2), 3.0)}, verbose=0)
+model.fit(np.ones((8, 4)), np.ones((8, 2)), batch_size=4, verbose=0, callbacks=[start])
+copies = strategy.experimental_local_results(model.get_layer("head").kernel.value)
+assert len(copies) == 2
+for copy in copies:
+    assert (copy.numpy() == 3).all()
+print("both replicas have it")
+"""
+
+
+def test_both_replicas_of_a_mirrored_variable_get_the_value() -> None:
+    run = subprocess.run(
+        [sys.executable, "-c", MIRRORED], capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stderr
+    assert "both replicas have it" in run.stdout

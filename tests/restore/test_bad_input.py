@@ -1,0 +1,267 @@
+"""Each kind of bad input is a clear error, and every variable is bit for bit what it was."""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import shutil
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import h5py
+import keras
+import numpy as np
+import pytest
+import safetensors.numpy
+import tensorflow as tf
+from helpers import assert_same, refused, two_layers, values, weights
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import keras_trainops as kt
+
+
+@pytest.fixture
+def model() -> keras.Model:
+    """A compiled model, so that optimizer variables are watched too."""
+    model = two_layers(name="net")
+    model.compile("adam", "mse")
+    model.train_on_batch(np.ones((2, 4)), np.ones((2, 2)))
+    return model
+
+
+def arrays() -> dict[str, np.ndarray]:
+    source = two_layers(seed=5)
+    return {v.path: w for v, w in zip(source.weights, weights(source), strict=True)}
+
+
+def write_tf(kind: str) -> None:
+    source = two_layers(seed=5)
+    if kind == "tf2":
+        tf.train.Checkpoint(model=source).write("tf2/ck")
+        return
+    with tf.Graph().as_default(), tf.compat.v1.Session() as session:
+        for name, array in WEIGHTS.items():
+            tf.compat.v1.get_variable(name, initializer=array)
+        session.run(tf.compat.v1.global_variables_initializer())
+        tf.compat.v1.train.Saver().save(session, "tf1/ck", write_meta_graph=False)
+
+
+WEIGHTS: dict[str, np.ndarray] = {}
+# What to write, which file to damage, and what to restore from.
+FORMATS: dict[str, tuple[Callable[[], Any], str, str]] = {
+    "npz": (lambda: np.savez("w.npz", **WEIGHTS), "w.npz", "w.npz"),
+    "safetensors": (
+        lambda: safetensors.numpy.save_file(WEIGHTS, "w.safetensors"),
+        "w.safetensors",
+        "w.safetensors",
+    ),
+    "weights.h5": (
+        lambda: two_layers(seed=5).save_weights("w.weights.h5"),
+        "w.weights.h5",
+        "w.weights.h5",
+    ),
+    "keras": (lambda: two_layers(seed=5).save("w.keras"), "w.keras", "w.keras"),
+    "legacy h5": (lambda: two_layers(seed=5).save("w.h5"), "w.h5", "w.h5"),
+    "TF1 data": (lambda: write_tf("tf1"), "tf1/ck.data-00000-of-00001", "tf1/ck"),
+    "TF1 index": (lambda: write_tf("tf1"), "tf1/ck.index", "tf1/ck"),
+    "TF2 data": (lambda: write_tf("tf2"), "tf2/ck.data-00000-of-00001", "tf2/ck"),
+}
+
+
+@pytest.fixture(autouse=True)
+def some_weights() -> None:
+    WEIGHTS.update(arrays())
+
+
+def test_a_missing_file_names_what_there_is(model: keras.Model) -> None:
+    Path("model.npz").touch()
+    with refused(model, r"no checkpoint at 'modl.npz'.*holds: model.npz", kt.RestoreError):
+        kt.restore(model, "modl.npz")
+    with refused(model, "Its directory does not exist either", kt.RestoreError):
+        kt.restore(model, "nowhere/model.ckpt")
+
+
+@pytest.mark.parametrize(
+    ("prepare", "path", "message"),
+    [
+        (lambda: os.makedirs("d/e"), "d", "is no checkpoint of a supported format.*holds: e"),
+        (lambda: Path("f").write_bytes(b""), "f", "The file is empty"),
+        (lambda: Path("f").write_bytes(b"hello" * 9), "f", "starts with the bytes b'hello"),
+        (lambda: Path("f").write_bytes(b"\x80\x04pickle" * 9), "f", "is no checkpoint of a"),
+        (lambda: zip_of("f", "readme.txt"), "f", "zip archive without any .npy array"),
+        (lambda: h5py.File("f", "w").close(), "f", "HDF5 file without Keras weights"),
+        (lambda: saved_model_without_variables("d"), "d", "has no variables/variables.index"),
+    ],
+)
+def test_what_is_no_checkpoint(
+    model: keras.Model, prepare: Callable[[], Any], path: str, message: str
+) -> None:
+    prepare()
+    with refused(model, message, kt.RestoreError):
+        kt.restore(model, path)
+
+
+def zip_of(path: str, member: str) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(member, "x")
+
+
+def saved_model_without_variables(path: str) -> None:
+    os.makedirs(path)
+    Path(path, "saved_model.pb").touch()
+
+
+@pytest.mark.parametrize("part", [0.02, 0.3, 0.6, 0.9, 0.999])
+@pytest.mark.parametrize("form", FORMATS)
+def test_a_truncated_file(model: keras.Model, form: str, part: float) -> None:
+    write, file, path = FORMATS[form]
+    write()
+    size = os.path.getsize(file)
+    os.truncate(file, min(size - 1, int(size * part)))
+    with refused(model, f"'{re.escape(path)}'", kt.RestoreError):  # the words depend on the place
+        kt.restore(model, path)
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_flipped_bytes_load_completely_or_not_at_all(model: keras.Model, form: str) -> None:
+    """TensorFlow's, zip's checksums refuse them; where there are none, other values are loaded."""
+    write, file, path = FORMATS[form]
+    write()
+    good = Path(file).read_bytes()
+    before = values(model)
+    chance = random.Random(form)
+    outcomes = set()
+    for _ in range(40):
+        bad = bytearray(good)
+        bad[chance.randrange(len(bad))] ^= 1 << chance.randrange(8)
+        Path(file).write_bytes(bad)
+        try:
+            report = kt.restore(model, path, include=["head"])
+        except kt.RestoreError:
+            assert_same(values(model), before)
+            outcomes.add("refused")
+        else:
+            assert set(report.restored) == {"head/kernel", "head/bias"}
+            assert all(np.isfinite(w).all() for w in weights(model))
+            assert_same(values(model)[:2], before[:2])
+            outcomes.add("loaded")
+            for variable, old in zip(model.weights, before, strict=False):
+                variable.assign(old)
+    assert outcomes
+
+
+@given(
+    data=st.binary(max_size=200), head=st.sampled_from([b"", b"PK\x03\x04", b"\x89HDF\r\n\x1a\n"])
+)
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+def test_any_bytes_are_refused(data: bytes, head: bytes) -> None:
+    model = two_layers()
+    Path("any").write_bytes(head + data)
+    with refused(model, "any", kt.RestoreError):
+        kt.restore(model, "any")
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_values_that_are_not_finite(model: keras.Model, bad: float) -> None:
+    array = np.ones((3, 2), "float32")
+    array[2, 1] = bad
+    with refused(model, r"head/kernel: the tensor .* has 1 values that are NaN or infinite"):
+        kt.restore(model, {**arrays(), "head/kernel": array})
+
+
+@pytest.mark.parametrize(
+    ("array", "dtype"),
+    [
+        (np.full((3, 2), "a"), "<U1"),
+        (np.full((3, 2), None), "object"),
+        (np.ones((3, 2), "complex64"), "complex64"),
+        (np.full((3, 2), "2020-01-01", "datetime64[D]"), "datetime64"),
+    ],
+)
+def test_arrays_that_are_no_numbers(model: keras.Model, array: np.ndarray, dtype: str) -> None:
+    with refused(model, f"! head/kernel: float32 in the model, {dtype}.* under key 'head/kernel'"):
+        kt.restore(model, {**arrays(), "head/kernel": array})
+
+
+def test_floats_do_not_become_integers() -> None:
+    class Table(keras.layers.Layer):
+        def build(self, input_shape: Any) -> None:
+            self.rows = self.add_weight(shape=(2,), dtype="int32", trainable=False, name="rows")
+
+        def call(self, x: Any) -> Any:
+            return x + keras.ops.cast(self.rows, "float32")
+
+    inputs = keras.Input((2,))
+    model = keras.Model(inputs, Table(name="table")(inputs))
+    with refused(model, "! table/rows: int32 in the model, float64 under key"):
+        kt.restore(model, {"table/rows": [0.5, 1.0]})
+    kt.restore(model, {"table/rows": [3, 4]})
+    assert values(model)[0].tolist() == [3, 4]
+
+
+def test_pickled_objects_in_an_npz_are_never_loaded(model: keras.Model) -> None:
+    class Bomb:
+        def __reduce__(self) -> Any:
+            return (os.mkdir, ("exploded",))
+
+    np.savez("w.npz", **{**arrays(), "head/kernel": np.array([Bomb()] * 6).reshape(3, 2)})
+    with refused(model, "! head/kernel: float32 in the model, object under key"):
+        kt.restore(model, "w.npz")
+    with (
+        kt.open_checkpoint("w.npz") as checkpoint,
+        pytest.raises(kt.RestoreError, match="Cannot read 'head/kernel'.*allow_pickle=False"),
+    ):
+        checkpoint["head/kernel"]
+    assert not os.path.exists("exploded")
+
+
+@pytest.mark.parametrize("link", ["soft", "external", "external data"])
+def test_links_in_hdf5_lead_nowhere(model: keras.Model, link: str) -> None:
+    two_layers(seed=5).save_weights("w.weights.h5")
+    shutil.copy("w.weights.h5", "secret.h5")
+    with h5py.File("w.weights.h5", "r+") as file:
+        group = file["layers/dense/vars"]
+        del group["0"]
+        if link == "soft":
+            group["0"] = h5py.SoftLink("/layers/dense_1/vars/0")
+        elif link == "external":
+            group["0"] = h5py.ExternalLink("secret.h5", "/layers/dense/vars/0")
+        else:
+            group.create_dataset("0", (4, 3), "float32", external=[("secret.h5", 0, 48)])
+    with refused(model, "layers/dense/vars/0 is no data set of this file", kt.RestoreError):
+        kt.restore(model, "w.weights.h5")
+
+
+def test_a_model_without_variables_says_how_to_build_it() -> None:
+    model = keras.Sequential([keras.layers.Dense(2)], name="lazy")
+    with pytest.raises(kt.RestoreError, match="'lazy' has no variables yet.*Call it on a batch"):
+        kt.restore(model, {"dense/bias": np.ones(2)})
+
+
+def test_layers_that_are_not_built_yet_are_told() -> None:
+    class Net(keras.Model):
+        def __init__(self) -> None:
+            super().__init__()
+            self.used, self.later = keras.layers.Dense(2, name="u"), keras.layers.Dense(2, name="l")
+
+        def call(self, x: Any) -> Any:
+            return self.used(x)
+
+    model = Net()
+    with pytest.warns(UserWarning, match="unbuilt state"):  # Keras's own
+        model(np.ones((1, 3)))
+    with pytest.warns(UserWarning, match="not built yet, so nothing was restored into them: l"):
+        report = kt.restore(model, {"u/bias": np.ones(2)})
+    assert report.unbuilt == ("l",)
+
+
+@pytest.mark.parametrize("bad", [3, None, ["a.npz"], object()])
+def test_what_is_no_source_or_model_is_refused(model: keras.Model, bad: Any) -> None:
+    with refused(model, "`source` must be the path of a checkpoint, a mapping"):
+        kt.restore(model, bad)
+    with pytest.raises(ValueError, match="`model` must be a Keras model"):
+        kt.restore(bad, {})
