@@ -262,8 +262,8 @@ def _checked(
 
 
 def _form(gradient: Gradient) -> str:
-    if gradient is None:
-        return "None"
+    if not hasattr(gradient, "dtype"):
+        return repr(gradient)
     return (
         f"shape {tuple(gradient.shape)} and dtype {keras.backend.standardize_dtype(gradient.dtype)}"
     )

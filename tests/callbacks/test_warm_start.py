@@ -72,7 +72,7 @@ def test_a_lazily_built_model_with_the_mixin_is_built_in_time() -> None:
 def test_a_lazily_built_model_without_it_says_what_to_do() -> None:
     model = Lazy()
     model.compile("sgd", "mse")
-    with pytest.raises(kt.RestoreError, match="has no variables yet.*mix in `TrainOpsMixin`"):
+    with pytest.raises(kt.RestoreError, match=r"has no variables yet.*mix in `TrainOpsMixin`"):
         fit(model, kt.WarmStart({"head/bias": np.ones(2)}))
     assert not model.weights
     model(X)
@@ -178,7 +178,8 @@ strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
 with strategy.scope():
     inputs = keras.Input((4,))
     model = kt.TrainOpsModel(inputs, keras.layers.Dense(2, name="head")(inputs))
-    model.compile(keras.optimizers.SGD(0.0), "mse", gradient_transforms=kt.transforms.ClipByNorm(1.0))
+    clip = kt.transforms.ClipByNorm(1.0)
+    model.compile(keras.optimizers.SGD(0.0), "mse", gradient_transforms=clip)
 start = kt.WarmStart({"head/kernel": np.full((4, 2), 3.0)}, verbose=0)
 model.fit(np.ones((8, 4)), np.ones((8, 2)), batch_size=4, verbose=0, callbacks=[start])
 copies = strategy.experimental_local_results(model.get_layer("head").kernel.value)

@@ -213,7 +213,7 @@ def test_pickled_objects_in_an_npz_are_never_loaded(model: keras.Model) -> None:
         kt.restore(model, "w.npz")
     with (
         kt.open_checkpoint("w.npz") as checkpoint,
-        pytest.raises(kt.RestoreError, match="Cannot read 'head/kernel'.*allow_pickle=False"),
+        pytest.raises(kt.RestoreError, match=r"Cannot read 'head/kernel'.*allow_pickle=False"),
     ):
         checkpoint["head/kernel"]
     assert not os.path.exists("exploded")
@@ -238,7 +238,7 @@ def test_links_in_hdf5_lead_nowhere(model: keras.Model, link: str) -> None:
 
 def test_a_model_without_variables_says_how_to_build_it() -> None:
     model = keras.Sequential([keras.layers.Dense(2)], name="lazy")
-    with pytest.raises(kt.RestoreError, match="'lazy' has no variables yet.*Call it on a batch"):
+    with pytest.raises(kt.RestoreError, match=r"'lazy' has no variables yet.*Call it on a batch"):
         kt.restore(model, {"dense/bias": np.ones(2)})
 
 
