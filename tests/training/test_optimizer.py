@@ -252,7 +252,7 @@ def test_what_must_not_be_wrapped() -> None:
     clip = T.ClipByNorm(1.0)
     with pytest.raises(ValueError, match="must be the optimizer inside the LossScaleOptimizer"):
         kt.TransformedOptimizer(O.LossScaleOptimizer(O.SGD()), clip)
-    with pytest.raises(ValueError, match="must be a plain Keras optimizer. Received: 'sgd'"):
+    with pytest.raises(ValueError, match=r"must be a plain Keras optimizer. Received: 'sgd'"):
         kt.TransformedOptimizer("sgd", clip)
     with pytest.raises(ValueError, match="must be a plain Keras optimizer"):
         kt.TransformedOptimizer(kt.TransformedOptimizer(O.SGD(), clip), clip)
@@ -294,7 +294,8 @@ def run(scope):
     with scope:
         a, b = keras.Input((6,)), keras.Input((3,), dtype="int32")
         h = keras.layers.Flatten()(keras.layers.Embedding(7, 4, name="words")(b))
-        h = keras.layers.Concatenate()([keras.layers.Dense(8, activation="tanh", name="trunk")(a), h])
+        trunk = keras.layers.Dense(8, activation="tanh", name="trunk")(a)
+        h = keras.layers.Concatenate()([trunk, h])
         model = kt.TrainOpsModel([a, b], keras.layers.Dense(2, name="head")(h))
         model.compile(keras.optimizers.Adam(0.01), "mse", gradient_transforms=clip)
     model.fit([x, ids], y, batch_size=8, epochs=3, shuffle=False, verbose=0)

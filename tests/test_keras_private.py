@@ -1,0 +1,160 @@
+"""Each use of Keras's private API, held to the behaviour that is relied on.
+
+When a new Keras fails a test here, its name says what has changed.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from helpers import value
+
+from keras_trainops import _keras
+
+
+def model() -> keras.Model:
+    inputs = keras.Input((3,))
+    x = keras.layers.Dense(2, name="first")(inputs)
+    x = keras.layers.BatchNormalization(name="norm")(x)
+    inner_in = keras.Input((2,))
+    inner = keras.Model(inner_in, keras.layers.Dense(2, name="deep")(inner_in), name="inner")
+    return keras.Model(inputs, inner(x), name="outer")
+
+
+def test_the_saving_walk_visits_every_weight_by_identity_with_the_names_of_its_owners() -> None:
+    made = model()
+    walk = _keras.saving_walk(made)
+    assert {id(entry.value) for entry in walk.entries} == {id(v) for v in made.weights}
+    assert walk.owners[""] == "outer"
+    assert walk.owners["layers/dense"] == "first"
+    assert walk.owners["layers/functional"] == "inner"
+    assert walk.owners["layers/functional/layers/dense"] == "deep"
+
+
+def test_the_saving_walk_is_what_save_weights_writes() -> None:
+    import h5py
+
+    made = model()
+    made.compile("adam", "mse")
+    made.optimizer.build(made.trainable_variables)
+    made.save_weights("w.weights.h5")
+    with h5py.File("w.weights.h5") as file:
+        for group, key, variable in _keras.saving_walk(made).entries:
+            np.testing.assert_array_equal(file[f"{group}/vars/{key}"][()], value(variable))
+            assert file[f"{group}/vars"].attrs["name"] == _keras.saving_walk(made).owners[group]
+
+
+def test_the_saving_walk_leaves_the_optimizer_out() -> None:
+    made = model()
+    made.compile("adam", "mse")
+    made.optimizer.build(made.trainable_variables)
+    assert not [e for e in _keras.saving_walk(made).entries if "optimizer" in e.group]
+
+
+def test_gradients_leave_all_reduce_unscaled_and_accumulated_with_their_variables() -> None:
+    optimizer = keras.optimizers.SGD(
+        1.0, loss_scale_factor=4.0, gradient_accumulation_steps=2, global_clipnorm=None
+    )
+    variable = keras.Variable([0.0, 0.0], name="v")
+    optimizer.build([variable])
+    seen: list[Any] = []
+    original = type(optimizer)._all_reduce_sum_gradients
+
+    def spy(pairs: Any) -> Any:
+        pairs = list(original(optimizer, list(pairs)))
+        seen.extend(pairs)
+        return pairs
+
+    optimizer._all_reduce_sum_gradients = spy
+    for gradient in ([4.0, 8.0], [12.0, 8.0]):
+        optimizer.apply([tf.constant(gradient)], [variable])
+    ((gradient, raw),) = seen  # once in two steps
+    np.testing.assert_array_equal(gradient, [2.0, 2.0])
+    assert optimizer._trainable_variables[optimizer._get_variable_index(raw)] is variable
+
+
+def test_a_model_tells_whether_its_layers_are_built() -> None:
+    lazy = keras.Sequential([keras.layers.Dense(2, name="a")])
+    assert not all(layer.built for layer in lazy._flatten_layers())
+    lazy(np.ones((1, 3)))
+    assert all(layer.built for layer in lazy._flatten_layers())
+
+
+def test_symbolic_build_makes_variables_losses_and_metrics_from_specs_alone() -> None:
+    lazy = keras.Sequential([keras.layers.Dense(2, name="a")])
+    lazy.compile("adam", "mse", metrics=["mae"])
+    spec = tf.TensorSpec((None, 3)), tf.TensorSpec((None, 2)), None
+    lazy._symbolic_build(data_batch=spec)
+    assert [tuple(v.shape) for v in lazy.weights] == [(3, 2), (2,)]
+    assert lazy.optimizer.built
+    assert lazy._compile_metrics.built
+
+
+def test_fit_asks_for_an_early_build_and_for_the_train_function_before_train_begin() -> None:
+    events: list[str] = []
+
+    class Spied(keras.Sequential):
+        def _maybe_symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
+            spec = iterator._distributed_dataset.element_spec
+            assert [tuple(leaf.shape) for leaf in keras.tree.flatten(spec)] == [
+                (None, 3),
+                (None, 2),
+            ]
+            events.append("build")
+
+        def make_train_function(self, force: bool = False) -> Any:
+            events.append("function")
+            return super().make_train_function(force)
+
+    class Begin(keras.callbacks.Callback):
+        def on_train_begin(self, logs: Any = None) -> None:
+            events.append("begin")
+
+    spied = Spied([keras.layers.Dense(2)])
+    spied.compile("sgd", "mse")
+    spied.fit(np.ones((4, 3)), np.ones((4, 2)), verbose=0, callbacks=[Begin()])
+    assert events[:3] == ["build", "function", "begin"]
+
+
+def test_stateless_scope_gets_every_assignment_and_the_losses() -> None:
+    variable = keras.Variable(1.0)
+
+    class Assigns(keras.layers.Layer):
+        def call(self, x: Any) -> Any:
+            variable.assign(variable + 1.0)
+            variable.assign(variable * 3.0)
+            self.add_loss(keras.ops.sum(x))
+            return x
+
+    calls = []
+
+    class Scope(keras.StatelessScope):
+        def add_update(self, update: Any) -> None:
+            calls.append(float(update[1]))
+            super().add_update(update)
+
+    layer = Assigns()
+    with Scope([(variable, variable.value)], collect_losses=True) as scope:
+        layer(np.ones(2))
+        assert float(layer.losses[0]) == 2.0
+    assert calls == [2.0, 6.0]
+    assert float(scope.get_current_value(variable)) == 6.0
+    assert float(variable.value) == 1.0
+
+
+@pytest.mark.parametrize("name", ["_call_has_training_arg", "_compute_loss", "_loss_tracker"])
+def test_the_training_step_finds_what_stock_uses(name: str) -> None:
+    made = model()
+    made.compile("sgd", "mse")
+    assert hasattr(made, name)
+
+
+def test_an_untested_keras_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    _keras.warn_if_untested()  # this one is tested: a warning would be an error
+    monkeypatch.setattr(keras, "__version__", "4.0.1")
+    with pytest.warns(UserWarning, match=r"tested with Keras 3.12 to 3.15; this is Keras 4.0.1"):
+        _keras.warn_if_untested()
