@@ -310,5 +310,5 @@ def _extended(cls: type) -> type:
 
 def _functional_class() -> type[keras.Model]:
     """`TrainOpsModel` with Keras's functional class as its base, which its first use makes it."""
-    probe = keras.Input((1,), name="probe")
-    return type(TrainOpsModel(probe, probe, name="probe"))
+    probe = keras.Input((1,), name="probe_input")
+    return type(TrainOpsModel(probe, keras.layers.Identity(name="probe")(probe), name="probe"))

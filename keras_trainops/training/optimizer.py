@@ -152,7 +152,7 @@ def _check_inner(inner: Any, chain: Chain) -> None:
             "LossScaleOptimizer(TransformedOptimizer(optimizer, transforms)). Transforms outside "
             "would see scaled gradients."
         )
-    if isinstance(inner, keras.optimizers.MultiOptimizer):
+    if isinstance(inner, getattr(keras.optimizers, "MultiOptimizer", ())):
         raise ValueError(
             "`inner_optimizer` must not be a MultiOptimizer: its optimizers see only their own "
             "variables, so that a global norm would be wrong."
