@@ -29,6 +29,15 @@ def warn_if_untested() -> None:
         )
 
 
+def unbuilt_layers(model: keras.Model) -> tuple[str, ...]:
+    """The names of layers that will have variables but, never called, have none yet."""
+    return tuple(
+        layer.name
+        for layer in model._flatten_layers()
+        if not layer.built and type(layer).build is not keras.layers.Layer.build
+    )
+
+
 class SavedEntry(NamedTuple):
     """One value that Keras's own saving walk stores for a model.
 

@@ -73,7 +73,9 @@ def matcher(pattern: Pattern) -> Callable[[NamedVariable], bool]:
 
 def _components(pattern: str) -> re.Pattern[str]:
     compile_expression(pattern)  # alone first, so that an error speaks of what the user wrote
-    return re.compile(rf"(?:.*/)?(?:{pattern})(?:/.*)?")
+    flags = re.match(r"(?:\(\?[aiLmsux]+\))*", pattern)
+    start = flags.end() if flags else 0  # flags such as `(?i)` must stay in front of everything
+    return compile_expression(rf"{pattern[:start]}(?:.*/)?(?:{pattern[start:]})(?:/.*)?")
 
 
 def compile_expression(expression: str) -> re.Pattern[str]:
@@ -184,8 +186,8 @@ def closest(name: str, candidates: Iterable[str], count: int = 3) -> list[str]:
 
 
 def exact_pattern(variable: keras.Variable) -> str:
-    """The pattern that a saved configuration keeps in place of a variable."""
-    return re.escape(variable.path)
+    """The pattern that a saved configuration keeps in place of a variable: its path, no longer one."""
+    return f"^{re.escape(variable.path)}$"
 
 
 def serializable(patterns: Patterns) -> list[str] | None:

@@ -17,19 +17,28 @@ class ArraysCheckpoint(Checkpoint):
 
     def __init__(self, arrays: Mapping[str, Any], location: str = "a mapping of arrays") -> None:
         super().__init__(location)
-        self._arrays = {key: np.asarray(value) for key, value in arrays.items()}
+        self._arrays = {key: _as_array(key, value) for key, value in arrays.items()}
 
     def _keys(self) -> Mapping[str, np.ndarray]:
         return self._arrays
 
-    def shape(self, key: str) -> tuple[int, ...]:
+    def _shape(self, key: str) -> tuple[int, ...]:
         return self._arrays[key].shape
 
-    def dtype(self, key: str) -> np.dtype:
+    def _dtype(self, key: str) -> np.dtype:
         return self._arrays[key].dtype
 
     def _read(self, key: str) -> np.ndarray:
         return self._arrays[key]
+
+
+def _as_array(key: Any, value: Any) -> np.ndarray:
+    if not isinstance(key, str):
+        raise ValueError(f"A mapping of arrays must have names (strings) as keys. Received: {key!r}")
+    try:
+        return np.asarray(value)
+    except Exception as error:  # lists of unequal lengths; tensors that refuse to be converted
+        raise ValueError(f"The value under {key!r} is no array: {error}") from error
 
 
 class VariablesCheckpoint(Checkpoint):
@@ -47,10 +56,10 @@ class VariablesCheckpoint(Checkpoint):
     def _keys(self) -> Mapping[str, Any]:
         return self._variables
 
-    def shape(self, key: str) -> tuple[int, ...]:
+    def _shape(self, key: str) -> tuple[int, ...]:
         return tuple(self._variables[key].shape)
 
-    def dtype(self, key: str) -> np.dtype:
+    def _dtype(self, key: str) -> np.dtype:
         return np.dtype(self._variables[key].dtype)
 
     def _read(self, key: str) -> np.ndarray:

@@ -8,9 +8,11 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
+
+T = TypeVar("T")
 
 
 class RestoreError(ValueError):
@@ -35,27 +37,37 @@ class Checkpoint(Mapping[str, np.ndarray]):
     def __init__(self, location: str) -> None:
         self.location = location
 
-    @abstractmethod
-    def shape(self, key: str) -> tuple[int, ...]:
-        """The shape of the tensor under `key`, without reading it."""
-
-    @abstractmethod
-    def dtype(self, key: str) -> np.dtype:
-        """The dtype of the tensor under `key`, without reading it."""
+    # A reader answers these four; any exception of the last three becomes a `RestoreError`.
 
     @abstractmethod
     def _keys(self) -> Mapping[str, Any]:
         """What the reader knows under each key, in the order of the file."""
 
     @abstractmethod
-    def _read(self, key: str) -> np.ndarray:
-        """The tensor under `key`; any exception becomes a `RestoreError` that names the key."""
+    def _shape(self, key: str) -> tuple[int, ...]: ...
+
+    @abstractmethod
+    def _dtype(self, key: str) -> np.dtype: ...
+
+    @abstractmethod
+    def _read(self, key: str) -> np.ndarray: ...
+
+    def shape(self, key: str) -> tuple[int, ...]:
+        """The shape of the tensor under `key`, without reading it."""
+        return self._ask(self._shape, key)
+
+    def dtype(self, key: str) -> np.dtype:
+        """The dtype of the tensor under `key`, without reading it."""
+        return self._ask(self._dtype, key)
 
     def __getitem__(self, key: str) -> np.ndarray:
+        return self._ask(self._read, key)
+
+    def _ask(self, question: Callable[[str], T], key: str) -> T:
         if key not in self._keys():
             raise KeyError(key)
         try:
-            return self._read(key)
+            return question(key)
         except RestoreError:
             raise
         except Exception as error:  # each library has its own classes for damaged data

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from abc import abstractmethod
 from collections.abc import Mapping
 
 import h5py
@@ -13,26 +14,38 @@ from keras_trainops.readers.base import Checkpoint, RestoreError
 
 
 class Hdf5Checkpoint(Checkpoint):
-    """A checkpoint over an open HDF5 file; a subclass says which key is which data set."""
+    """A checkpoint over an open HDF5 file; a subclass says which key is which data set.
+
+    A file in which that fails is closed: an open one could not be written again.
+    """
 
     def __init__(self, location: str, file: h5py.File, source: io.IOBase | None = None) -> None:
         super().__init__(location)
         self._file = file
         self._source = source
         self._datasets: dict[str, h5py.Dataset] = {}
+        try:
+            self._find_datasets(file)
+        except BaseException:
+            self.close()
+            raise
+
+    @abstractmethod
+    def _find_datasets(self, file: h5py.File) -> None:
+        """Fills `_datasets`, and says which of them are `training_state`."""
 
     def _keys(self) -> Mapping[str, h5py.Dataset]:
         return self._datasets
 
-    def shape(self, key: str) -> tuple[int, ...]:
+    def _shape(self, key: str) -> tuple[int, ...]:
         return tuple(self._datasets[key].shape)
 
-    def dtype(self, key: str) -> np.dtype:
-        return _dtype(self._datasets[key])
+    def _dtype(self, key: str) -> np.dtype:
+        return _numpy_dtype(self._datasets[key])
 
     def _read(self, key: str) -> np.ndarray:
         dataset = self._datasets[key]
-        return np.asarray(dataset[()]).view(_dtype(dataset))
+        return np.asarray(dataset[()]).view(_numpy_dtype(dataset))
 
     def close(self) -> None:
         self._file.close()
@@ -40,7 +53,7 @@ class Hdf5Checkpoint(Checkpoint):
             self._source.close()
 
 
-def _dtype(dataset: h5py.Dataset) -> np.dtype:
+def _numpy_dtype(dataset: h5py.Dataset) -> np.dtype:
     # HDF5 has no bfloat16: Keras stores two opaque bytes and says so in an attribute.
     if dataset.attrs.get("dtype") == "bfloat16":
         return np.dtype(ml_dtypes.bfloat16)
@@ -53,13 +66,42 @@ def own_dataset(group: h5py.Group, name: str, location: str) -> h5py.Dataset:
     Raises:
         RestoreError: If it is missing, no data set, or its data lie in another file.
     """
-    link = group.get(name, getlink=True)
-    dataset = group.get(name) if isinstance(link, h5py.HardLink) else None
-    if not isinstance(dataset, h5py.Dataset) or dataset.external:
-        raise RestoreError(
-            f"{location!r}: {group.name}/{name} is no data set of this file, so it is not read."
-        )
-    return dataset
+    item = own_item(group, name)
+    if (
+        not isinstance(item, h5py.Dataset)
+        or item.external
+        or item.is_virtual
+        or item.shape is None  # HDF5's "null": a data set without a value
+    ):
+        raise _not_of_this_file(group, name, location, "data set")
+    return item
+
+
+def own_group(group: h5py.Group, name: str, location: str) -> h5py.Group:
+    """The group `name` of `group`, refused in the same way."""
+    item = own_item(group, name)
+    if not isinstance(item, h5py.Group):
+        raise _not_of_this_file(group, name, location, "group")
+    return item
+
+
+def own_item(group: h5py.Group, name: str) -> h5py.Group | h5py.Dataset | None:
+    """What is at the path `name` below `group`; None if nothing is, or a link leads there."""
+    item = group
+    for part in filter(None, name.split("/")):
+        inside = isinstance(item, h5py.Group)
+        if not inside or not isinstance(item.get(part, getlink=True), h5py.HardLink):
+            return None
+        item = item[part]
+    return item
+
+
+def _not_of_this_file(group: h5py.Group, name: str, location: str, kind: str) -> RestoreError:
+    place = f"{group.name.rstrip('/')}/{name}"
+    return RestoreError(
+        f"{location!r}: {place} is no {kind} of this file (it is missing, empty or a link), so it "
+        "is not read."
+    )
 
 
 def text(value: str | bytes) -> str:

@@ -14,6 +14,7 @@ import os
 import re
 import struct
 import zipfile
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -59,11 +60,10 @@ class KerasWeightsCheckpoint(Hdf5Checkpoint):
 
     format = "Keras weights file (.weights.h5)"
 
-    def __init__(self, location: str, file: h5py.File, source: io.IOBase | None = None) -> None:
-        super().__init__(location, file, source)
-        owners, datasets = _scan(file, location)
+    def _find_datasets(self, file: h5py.File) -> None:
+        owners, datasets = _scan(file, self.location)
         if not datasets:
-            raise RestoreError(f"{location!r} is an HDF5 file without Keras weights in it.")
+            raise RestoreError(f"{self.location!r} is an HDF5 file without Keras weights in it.")
         stored = [
             StoredVariable(group, key, dataset.shape)
             for (group, key), dataset in datasets.items()
@@ -81,6 +81,9 @@ def variable_keys(
 ) -> dict[tuple[str, str], str]:
     """The readable key of each stored variable, by group and name in the group.
 
+    No two variables share a key: layers with the same names all the way down are told apart by
+    their places in the file.
+
     Args:
         stored: The variables, each layer's in order.
         owners: The layer name that belongs to a group. A group without one keeps its place in the
@@ -89,12 +92,14 @@ def variable_keys(
     layers: dict[str, list[StoredVariable]] = {}
     for variable in stored:
         layers.setdefault(variable.group, []).append(variable)
-    keys = {}
+    keys, places = {}, {}
     for group, variables in layers.items():
         leaves = _leaf_names(group, variables)
         for variable in variables:
+            places[group, variable.key] = f"{group}/{leaves[variable.key]}".lstrip("/")
             keys[group, variable.key] = f"{owner_chain(group, owners)}{leaves[variable.key]}"
-    return keys
+    counts = Counter(keys.values())
+    return {entry: key if counts[key] == 1 else places[entry] for entry, key in keys.items()}
 
 
 def owner_chain(group: str, owners: Mapping[str, str]) -> str:

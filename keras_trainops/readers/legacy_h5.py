@@ -14,9 +14,16 @@ from collections.abc import Sequence
 import h5py
 
 from keras_trainops.readers.base import RestoreError
-from keras_trainops.readers.hdf5 import Hdf5Checkpoint, own_dataset, text
+from keras_trainops.readers.hdf5 import (
+    Hdf5Checkpoint,
+    own_dataset,
+    own_group,
+    own_item,
+    text,
+)
 
 _WHOLE_MODEL = "model_weights"
+_MODELS_OWN = "top_level_model_weights"  # variables that belong to the model and to no layer
 
 
 class LegacyHdf5Checkpoint(Hdf5Checkpoint):
@@ -24,23 +31,26 @@ class LegacyHdf5Checkpoint(Hdf5Checkpoint):
 
     format = "legacy Keras HDF5 file"
 
-    def __init__(self, location: str, file: h5py.File) -> None:
-        super().__init__(location, file)
-        weights = file.get(_WHOLE_MODEL, file)
+    def _find_datasets(self, file: h5py.File) -> None:
+        weights = own_group(file, _WHOLE_MODEL, self.location) if _WHOLE_MODEL in file else file
+        owners = _attribute(weights, "layer_names")
+        if _MODELS_OWN in weights:
+            owners.append(_MODELS_OWN)
         found: list[tuple[str, str, h5py.Dataset]] = []
-        for layer in _attribute(weights, "layer_names"):
-            group = weights[layer]
+        for owner in owners:
+            group = own_group(weights, owner, self.location)
+            layer = "" if owner == _MODELS_OWN else owner
             for name in _attribute(group, "weight_names"):
-                found.append((layer, name, own_dataset(group, name, location)))
+                found.append((layer, name, own_dataset(group, name, self.location)))
         if not found:
-            raise RestoreError(f"{location!r} is a legacy Keras HDF5 file without any weight.")
+            raise RestoreError(f"{self.location!r} is a legacy Keras HDF5 file without any weight.")
         keys = _distinct(found)
         self._datasets = {key: dataset for key, (_, _, dataset) in zip(keys, found, strict=True)}
-        self.training_state = frozenset(self._add_optimizer(file, location))
+        self.training_state = frozenset(self._add_optimizer(file))
 
-    def _add_optimizer(self, file: h5py.File, location: str) -> list[str]:
+    def _add_optimizer(self, file: h5py.File) -> list[str]:
         """Adds the optimizer's weights, whose names say nothing of the variables they belong to."""
-        optimizer = file.get("optimizer_weights")
+        optimizer = own_item(file, "optimizer_weights")
         paths: list[str] = []
         if isinstance(optimizer, h5py.Group):
             optimizer.visititems(
@@ -48,7 +58,7 @@ class LegacyHdf5Checkpoint(Hdf5Checkpoint):
             )
         keys = {f"optimizer_weights/{path.removesuffix(':0')}": path for path in paths}
         for key, path in keys.items():
-            self._datasets[key] = own_dataset(optimizer, path, location)
+            self._datasets[key] = own_dataset(optimizer, path, self.location)
         return list(keys)
 
 
@@ -71,12 +81,12 @@ def _distinct(found: Sequence[tuple[str, str, h5py.Dataset]]) -> list[str]:
         keys = [make_key(layer, name) for layer, name in names]
         counts = Counter(keys)
         keys = [
-            key if counts[key] == 1 else f"{layer}/{name}"
+            key if counts[key] == 1 else f"{layer}/{name}".lstrip("/")
             for key, (layer, name) in zip(keys, names, strict=True)
         ]
         if len(set(keys)) == len(keys):
             return keys
-    return [f"{layer}/{name}" for layer, name in names]
+    return [f"{layer}/{name}".lstrip("/") for layer, name in names]
 
 
 def _key_by_layer(layer: str, name: str) -> str:
@@ -88,13 +98,13 @@ def _key_by_layer(layer: str, name: str) -> str:
 
 def _key_by_name(layer: str, name: str) -> str:
     """A name of one component (Keras 1: `dense_1_W`) says nothing of its owner."""
-    return name if "/" in name else f"{layer}/{name}"
+    return name if "/" in name or not layer else f"{layer}/{name}"
 
 
 def is_legacy(path: str) -> bool:
     """Whether an HDF5 file lists its layers as Keras 1 and 2 did."""
     with h5py.File(path, "r") as file:
-        places = [file] + ([file[_WHOLE_MODEL]] if _WHOLE_MODEL in file else [])
+        places = [file, own_item(file, _WHOLE_MODEL) or file]
         return any("layer_names" in p.attrs or "layer_names0" in p.attrs for p in places)
 
 

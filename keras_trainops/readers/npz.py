@@ -33,10 +33,10 @@ class NpzCheckpoint(Checkpoint):
     def _keys(self) -> Mapping[str, _Header]:
         return self._headers
 
-    def shape(self, key: str) -> tuple[int, ...]:
+    def _shape(self, key: str) -> tuple[int, ...]:
         return self._headers[key].shape
 
-    def dtype(self, key: str) -> np.dtype:
+    def _dtype(self, key: str) -> np.dtype:
         return self._headers[key].dtype
 
     def _read(self, key: str) -> np.ndarray:

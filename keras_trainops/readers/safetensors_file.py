@@ -26,6 +26,7 @@ _DTYPES = {
     "U16": np.dtype("uint16"),
     "U8": np.dtype("uint8"),
     "BOOL": np.dtype("bool"),
+    "C64": np.dtype("complex64"),
 }
 
 
@@ -45,11 +46,14 @@ class SafetensorsCheckpoint(Checkpoint):
     def _keys(self) -> Mapping[str, object]:
         return self._slices
 
-    def shape(self, key: str) -> tuple[int, ...]:
+    def _shape(self, key: str) -> tuple[int, ...]:
         return tuple(self._slices[key].get_shape())
 
-    def dtype(self, key: str) -> np.dtype:
-        return _DTYPES[self._slices[key].get_dtype()]
+    def _dtype(self, key: str) -> np.dtype:
+        name = self._slices[key].get_dtype()
+        if name not in _DTYPES:
+            raise TypeError(f"NumPy has no dtype for {name}")
+        return _DTYPES[name]
 
     def _read(self, key: str) -> np.ndarray:
         return self._file.get_tensor(key)

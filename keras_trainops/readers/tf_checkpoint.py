@@ -64,10 +64,10 @@ class TensorFlowCheckpoint(Checkpoint):
     def _keys(self) -> Mapping[str, _Tensor]:
         return self._tensors
 
-    def shape(self, key: str) -> tuple[int, ...]:
+    def _shape(self, key: str) -> tuple[int, ...]:
         return self._tensors[key].shape
 
-    def dtype(self, key: str) -> np.dtype:
+    def _dtype(self, key: str) -> np.dtype:
         return self._tensors[key].dtype
 
     def _read(self, key: str) -> np.ndarray:

@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple, get_args
 import keras
 import numpy as np
 
-from keras_trainops import paths
+from keras_trainops import _keras, paths
 from keras_trainops.readers.base import Checkpoint, RestoreError
 from keras_trainops.restore.names import NameTable, model_weights
 from keras_trainops.restore.rename import Rename, Renamed, apply_rules
@@ -98,11 +98,7 @@ def require_variables(model: keras.Model) -> tuple[str, ...]:
             "Call it on a batch before you restore, as in `model(x)`; or mix in `TrainOpsMixin`, "
             "which builds it before `WarmStart` runs."
         )
-    return tuple(
-        layer.name
-        for layer in model._flatten_layers()
-        if not layer.built and type(layer).build is not keras.layers.Layer.build
-    )
+    return _keras.unbuilt_layers(model)
 
 
 def _selected(

@@ -159,7 +159,7 @@ def fold(names: Iterable[str]) -> list[tuple[str, list[str]]]:
         merged: dict[Any, tuple[list[frozenset[str]], list[str]]] = {}
         for tokens, members in groups:
             at = len(tokens) - place
-            foldable = at >= 0 and (place == 1 or all(t.isdigit() for t in tokens[at]))
+            foldable = at >= 0 and (place == 1 or all(map(_is_number, tokens[at])))
             rest = (*tokens[:at], None, *tokens[at + 1 :]) if foldable else (object(),)
             if rest in merged:
                 into, members_so_far = merged[rest]
@@ -178,14 +178,18 @@ def _tokens(name: str) -> list[frozenset[str]]:
     return [frozenset([part]) for part in parts if part]
 
 
+def _is_number(part: str) -> bool:
+    return part.isascii() and part.isdigit()
+
+
 def _fold_text(token: frozenset[str]) -> str:
     if len(token) == 1:
         return next(iter(token))
-    if not all(part.isdigit() for part in token):
+    if not all(_is_number(part) for part in token):
         return "{" + ",".join(sorted(token)) + "}"
-    numbers = sorted(token, key=int)
-    first, last = int(numbers[0]), int(numbers[-1])
-    if len(numbers) > 2 and last - first == len(numbers) - 1:
+    numbers = sorted(token, key=lambda part: (int(part), part))
+    run = [str(number) for number in range(int(numbers[0]), int(numbers[0]) + len(numbers))]
+    if len(numbers) > 2 and numbers == run:  # `01` is no member of `{1..3}`
         return f"{{{numbers[0]}..{numbers[-1]}}}"
     return "{" + ",".join(numbers) + "}"
 
