@@ -199,7 +199,13 @@ class TrainOpsMixin:
         if self.train_function is not None and not force:
             return self.train_function
         state = self.train_ops
-        if self.built:  # type: ignore[attr-defined]
+        if state.why_unbuilt and state.needs_own_step():
+            raise ValueError(
+                "`updates` and `check_numerics` need a model that is built, and this one could not "
+                "be built from the shapes of its data. Call it on a batch before `fit`, as in "
+                f"`model(x)`. Why it could not: {state.why_unbuilt}"
+            )
+        if self.built and not state.why_unbuilt:  # type: ignore[attr-defined]
             self._in_scope(self._build_for_training)
         super().make_train_function(force)  # type: ignore[misc]
         if state.numerics is not None:

@@ -286,6 +286,39 @@ def test_all_compile_arguments_survive_saving() -> None:
     assert_same(weights(loaded), weights(model))
 
 
+class LooksAtValues(kt.TrainOpsMixin, keras.Model):
+    """Runs eagerly only: it cannot be built from shapes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = keras.layers.BatchNormalization(name="norm")
+        self.dense = keras.layers.Dense(2, name="dense")
+
+    def call(self, x: Any, training: bool = False) -> Any:
+        assert float(x[0, 0]) < 1e9
+        return self.dense(self.norm(x, training=training))
+
+
+def test_a_model_that_cannot_be_built_from_shapes_trains_as_in_stock() -> None:
+    model = LooksAtValues()
+    model.compile(
+        "sgd", "mse", run_eagerly=True, variables_to_train="dense", gradient_transforms=T.Scale(2.0)
+    )
+    model.fit(X, Y, verbose=0)
+    assert [v.path.split("/")[-2] for v in model.trainable_variables] == ["dense", "dense"]
+    assert model.optimizer.iterations == 1
+
+
+def test_a_policy_for_a_model_that_cannot_be_built_says_what_to_do() -> None:
+    model = LooksAtValues()
+    model.compile("sgd", "mse", run_eagerly=True, updates=[kt.updates.LayerUpdates()])
+    with pytest.raises(ValueError, match=r"(?s)need a model that is built.*`model\(x\)`. Why"):
+        model.fit(X, Y, verbose=0)
+    model(X)
+    model.fit(X, Y, verbose=0)
+    assert (value(model.norm.moving_mean) != 0).all()
+
+
 def poisoned(batch: int) -> np.ndarray:
     y = Y.copy()
     y[batch * 4 : batch * 4 + 4] = np.nan

@@ -160,6 +160,7 @@ def build_model(model: Any, iterator: Any, data_batch: Any) -> None:
     On TensorFlow, Keras leaves building to the first traced step, so that in `on_train_begin` there
     is nothing to warm-start. A model that cannot be built from shapes alone is left to it still.
     """
+    model.train_ops.why_unbuilt = ""
     if all(layer.built for layer in model._flatten_layers()):
         return
     try:
