@@ -29,11 +29,16 @@ def warn_if_untested() -> None:
         )
 
 
+def all_layers(model: keras.Model) -> list[keras.layers.Layer]:
+    """The model and all layers in it, however deep."""
+    return list(model._flatten_layers())
+
+
 def unbuilt_layers(model: keras.Model) -> tuple[str, ...]:
     """The names of layers that will have variables but, never called, have none yet."""
     return tuple(
         layer.name
-        for layer in model._flatten_layers()
+        for layer in all_layers(model)
         if not layer.built and type(layer).build is not keras.layers.Layer.build
     )
 

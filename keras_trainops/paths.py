@@ -186,7 +186,7 @@ def closest(name: str, candidates: Iterable[str], count: int = 3) -> list[str]:
 
 
 def exact_pattern(variable: keras.Variable) -> str:
-    """The pattern that a saved configuration keeps in place of a variable: its path, no longer one."""
+    """The pattern that a saved configuration keeps in place of a variable: its whole path."""
     return f"^{re.escape(variable.path)}$"
 
 

@@ -93,6 +93,18 @@ def test_a_pattern_that_never_wins_is_an_error() -> None:
         paths.first_match({"head": 1, "kernel": 2}, named("head/kernel"))
 
 
+def test_flags_and_anchors_keep_their_meaning() -> None:
+    assert chosen("(?i)FC8") == ["vgg_16/fc8/kernel", "fc8/bias"]
+    assert chosen("(?i)(?s)FC8/B.*") == ["fc8/bias"]
+    assert chosen("^fc8") == ["fc8/bias"]
+    assert chosen("^conv1/kernel$") == ["conv1/kernel"]
+
+
+def test_a_saved_variable_is_not_taken_for_one_with_a_longer_path() -> None:
+    pattern = paths.exact_pattern(keras.Variable(1.0, name="a.b"))
+    assert chosen(pattern, ["a.b", "x/a.b", "a.b/c", "axb"]) == ["a.b"]
+
+
 @pytest.mark.parametrize("bad", ["(", "[a", "*"])
 def test_an_invalid_expression_says_where(bad: str) -> None:
     with pytest.raises(ValueError, match=r"is not a valid regular expression: .* at position"):

@@ -34,7 +34,9 @@ class ArraysCheckpoint(Checkpoint):
 
 def _as_array(key: Any, value: Any) -> np.ndarray:
     if not isinstance(key, str):
-        raise ValueError(f"A mapping of arrays must have names (strings) as keys. Received: {key!r}")
+        raise ValueError(
+            f"A mapping of arrays must have names (strings) as keys. Received: {key!r}"
+        )
     try:
         return np.asarray(value)
     except Exception as error:  # lists of unequal lengths; tensors that refuse to be converted

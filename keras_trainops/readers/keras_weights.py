@@ -14,7 +14,6 @@ import os
 import re
 import struct
 import zipfile
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -81,9 +80,6 @@ def variable_keys(
 ) -> dict[tuple[str, str], str]:
     """The readable key of each stored variable, by group and name in the group.
 
-    No two variables share a key: layers with the same names all the way down are told apart by
-    their places in the file.
-
     Args:
         stored: The variables, each layer's in order.
         owners: The layer name that belongs to a group. A group without one keeps its place in the
@@ -92,17 +88,37 @@ def variable_keys(
     layers: dict[str, list[StoredVariable]] = {}
     for variable in stored:
         layers.setdefault(variable.group, []).append(variable)
-    keys, places = {}, {}
+    prefixes = owner_prefixes(layers, owners)
+    keys = {}
     for group, variables in layers.items():
         leaves = _leaf_names(group, variables)
         for variable in variables:
-            places[group, variable.key] = f"{group}/{leaves[variable.key]}".lstrip("/")
-            keys[group, variable.key] = f"{owner_chain(group, owners)}{leaves[variable.key]}"
-    counts = Counter(keys.values())
-    return {entry: key if counts[key] == 1 else places[entry] for entry, key in keys.items()}
+            keys[group, variable.key] = f"{prefixes[group]}{leaves[variable.key]}"
+    return keys
 
 
-def owner_chain(group: str, owners: Mapping[str, str]) -> str:
+def owner_prefixes(groups: Iterable[str], owners: Mapping[str, str]) -> dict[str, str]:
+    """What stands in front of the variables' names of each group: its owners, each with a `/`.
+
+    Layers that share all their names (subclassed models allow that) are numbered: `dense#1/`,
+    `dense#2/`. Places in the file would change with any other layer of that class.
+    """
+    same: dict[str, list[str]] = {}
+    for group in dict.fromkeys(groups):
+        same.setdefault(_owner_chain(group, owners), []).append(group)
+    prefixes = {}
+    for chain, members in same.items():
+        for number, group in enumerate(sorted(members, key=_natural_order), start=1):
+            prefixes[group] = chain if len(members) == 1 else f"{chain[:-1]}#{number}/"
+    return prefixes
+
+
+def _natural_order(group: str) -> list[tuple[int, str]]:
+    """`dense_2` before `dense_10`."""
+    return [(len(part), part) for part in re.split(r"(\d+)", group)]
+
+
+def _owner_chain(group: str, owners: Mapping[str, str]) -> str:
     """The names of the layers from the model (left out) down to `group`, each with a `/`.
 
     Args:
@@ -134,7 +150,10 @@ def _leaf_names(group: str, variables: Sequence[StoredVariable]) -> dict[str, st
 
 
 def _class_of(group: str) -> str:
-    return re.sub(r"_\d+$", "", group.rpartition("/")[2])
+    parent, _, last = group.rpartition("/")
+    name = re.sub(r"_\d+$", "", last)
+    # A recurrent layer keeps its cell under `cell`, and so says itself of which class that is.
+    return f"{_class_of(parent)}_cell" if name == "cell" and parent else name
 
 
 def _is_optimizer(group: str) -> bool:

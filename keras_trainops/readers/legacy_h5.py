@@ -81,7 +81,9 @@ def _distinct(found: Sequence[tuple[str, str, h5py.Dataset]]) -> list[str]:
         keys = [make_key(layer, name) for layer, name in names]
         counts = Counter(keys)
         keys = [
-            key if counts[key] == 1 else f"{layer}/{name}".lstrip("/")
+            key
+            if counts[key] == 1 or key.startswith(f"{layer}/")  # its own layer keeps the name
+            else f"{layer}/{name}".lstrip("/")
             for key, (layer, name) in zip(keys, names, strict=True)
         ]
         if len(set(keys)) == len(keys):

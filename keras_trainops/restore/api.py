@@ -78,9 +78,10 @@ def restore(
         )
         if plan.report.problems:
             raise RestoreError(refusal(plan))
-        assign(plan.assignments, checkpoint)
-    for line in [*plan.warnings, *_unbuilt_warning(plan.report)]:
-        warnings.warn(f"{plan.report.source}: {line}", stacklevel=2)
+        # Before anything is assigned: a warning may have been made an error.
+        for line in [*plan.warnings, *_unbuilt_warning(plan.report)]:
+            warnings.warn(f"{plan.report.source}: {line}", stacklevel=2)
+        assign(model, plan.assignments, checkpoint)
     seconds = time.perf_counter() - started
     return dataclasses.replace(plan.report, applied=True, seconds=seconds)
 

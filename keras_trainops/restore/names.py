@@ -13,7 +13,7 @@ from keras_trainops.readers.base import Checkpoint
 from keras_trainops.readers.keras_weights import (
     KerasWeightsCheckpoint,
     StoredVariable,
-    owner_chain,
+    owner_prefixes,
     variable_keys,
 )
 
@@ -22,21 +22,30 @@ def model_weights(model: keras.Model) -> list[NamedVariable]:
     """The weights of `model`, each under a path of its own wherever its owner tells it apart.
 
     Two variables with one path (`dense/kernel` in two nested functional models) are named by
-    their owners instead (`encoder/dense/kernel`, `decoder/dense/kernel`). Random seeds and
-    metrics are no weights.
+    their owners instead (`encoder/dense/kernel`, `decoder/dense/kernel`), which are numbered where
+    they share a name (`dense#2/kernel`); two of one layer (`dense/0`, `dense/1`) by their position.
+    Random seeds and metrics are no weights.
     """
     named = by_path(model.weights)
-    counts = Counter(path for path, _ in named)
-    if max(counts.values(), default=0) < 2:
+    if not _repeated(named):
         return named
     walk = _keras.saving_walk(model)
-    owners = {id(value): owner_chain(group, walk.owners) for group, _, value in walk.entries}
-    return [
-        NamedVariable(f"{owners[id(v)]}{v.name}", v)
-        if counts[path] > 1 and id(v) in owners
-        else NamedVariable(path, v)
-        for path, v in named
-    ]
+    prefixes = owner_prefixes((entry.group for entry in walk.entries), walk.owners)
+    by_owner, by_position = {}, {}
+    for group, key, value in walk.entries:
+        by_owner[id(value)] = f"{prefixes[group]}{getattr(value, 'name', key)}"
+        by_position[id(value)] = f"{prefixes[group]}{key}"
+    for names in (by_owner, by_position):
+        repeated = _repeated(named)
+        named = [
+            NamedVariable(names.get(id(v), path) if path in repeated else path, v)
+            for path, v in named
+        ]
+    return named
+
+
+def _repeated(named: Iterable[NamedVariable]) -> set[str]:
+    return {path for path, count in Counter(path for path, _ in named).items() if count > 1}
 
 
 def without_model_name(path: str, model: keras.Model) -> str:
@@ -50,6 +59,11 @@ class NameTable:
     The names a weights file would give the model's variables come first where the source is such a
     file, as they are true to the position of a variable in its layer; then paths, with or without
     the model's own name.
+
+    Attributes:
+        paths: The variables' paths, by position.
+        stored_as: The names under which a weights file would store each position: several where
+            layers share the variable, as tied embeddings do.
     """
 
     def __init__(
@@ -62,10 +76,13 @@ class NameTable:
             _table((variable.path, i) for i, (_, variable) in enumerate(named)),
             _table((without_model_name(path, model), i) for i, path in enumerate(self.paths)),
         ]
+        self.stored_as: dict[int, set[str]] = defaultdict(set)
         if isinstance(checkpoint, KerasWeightsCheckpoint):
-            file_names = _names_in_weights_file(model)
+            for name, i in _names_in_weights_file(model):
+                if i in position:
+                    self.stored_as[position[i]].add(name)
             self._tables.insert(
-                0, _table((name, position[i]) for name, i in file_names if i in position)
+                0, _table((name, i) for i, names in self.stored_as.items() for name in names)
             )
 
     def find(self, name: str) -> list[int]:

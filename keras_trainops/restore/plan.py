@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, get_args
@@ -19,11 +20,16 @@ Reaction = Literal["error", "warn", "ignore"]
 
 
 class Assignment(NamedTuple):
-    """One variable and the key whose tensor it gets."""
+    """One variable and the key whose tensor it gets.
+
+    `copies` are keys under which a weights file holds the same variable again, for another layer
+    that shares it. They must agree.
+    """
 
     path: str
     variable: keras.Variable
     key: str
+    copies: Sequence[str] = ()
 
 
 @dataclass
@@ -133,6 +139,8 @@ class _Matching:
     ) -> None:
         self.named, self.selected, self.checkpoint, self.table = named, selected, checkpoint, table
         self.key_of: dict[int, str] = {}
+        self.copies_of: dict[int, list[str]] = defaultdict(list)
+        self._name_of: dict[int, str] = {}
         self.ignored: list[str] = []
         self.unused: list[str] = []
         self._position = {id(variable): i for i, (_, variable) in enumerate(named)}
@@ -148,7 +156,7 @@ class _Matching:
         for target in renamed.targets:
             for position in self._find(renamed, target):
                 used = True
-                self._take(position, renamed.key)
+                self._take(position, renamed.key, target)
         if renamed.targets and not used:
             self.unused.append(renamed.key)
         if renamed.rule is not None and (used or not renamed.targets):
@@ -176,11 +184,17 @@ class _Matching:
             return []
         return found
 
-    def _take(self, position: int, key: str) -> None:
+    def _take(self, position: int, key: str, target: str | keras.Variable) -> None:
         if not self.selected[position]:
             return
+        name = target if isinstance(target, str) else ""
         other = self.key_of.setdefault(position, key)
-        if other != key:
+        other_name = self._name_of.setdefault(position, name)
+        if other == key:
+            return
+        if name != other_name and {name, other_name} <= self.table.stored_as[position]:
+            self.copies_of[position].append(key)
+        else:
             self._conflicts.append(
                 f"Two keys for one variable: {other!r} and {key!r} both lead to "
                 f"{self.named[position].path!r}. Leave one out with a rename rule to None."
@@ -219,7 +233,8 @@ def _finish(
             mismatched.append(Mismatch(path, key, *shapes))
         else:
             problems += _dtype_problem(path, variable, key, checkpoint.dtype(key))
-            assignments.append(Assignment(path, variable, key))
+            copies = matching.copies_of[position]
+            assignments.append(Assignment(path, variable, key, copies))
     slots = [key for key in matching.unused if key in checkpoint.training_state]
     unexpected = [key for key in matching.unused if key not in checkpoint.training_state]
     lines = {
@@ -235,7 +250,8 @@ def _finish(
     ]
     if not assignments and not problems:
         refused = [line for found in lines.values() for line in found]
-        problems.append(_nothing_matched(checkpoint, matching))
+        if not mismatched:
+            problems.append(_nothing_matched(checkpoint, matching))
     report = RestoreReport(
         model=model.name,
         source=f"{checkpoint.location!r} ({checkpoint.format})",
@@ -259,7 +275,9 @@ def _finish(
 def _nothing_matched(checkpoint: Checkpoint, matching: _Matching) -> str:
     if not any(matching.selected):
         return "No variable is selected: `include` and `exclude` leave nothing."
-    examples = [key for key in matching.unused if key not in checkpoint.training_state]
+    examples = [key for key in checkpoint if key not in checkpoint.training_state]
+    if not examples:
+        return f"{checkpoint.location!r} holds no weights."
     return (
         f"No key of {checkpoint.location!r} leads to a selected variable. Keys look like "
         f"{examples[:2]}, variables like {matching.table.paths[:2]}."

@@ -141,6 +141,8 @@ def test_a_checkpoint_is_a_lazy_read_only_mapping(form: str) -> None:
         read = {key: checkpoint[key] for key in own}
         with pytest.raises(KeyError, match="nothing"):
             checkpoint["nothing"]
+        with pytest.raises(KeyError, match="nothing"):
+            checkpoint.shape("nothing")
         with pytest.raises(TypeError, match="item assignment"):
             checkpoint["head/bias"] = np.zeros(5)
     for key, array in read.items():  # valid after it was closed
@@ -210,6 +212,15 @@ model.compile("adam", "mse")
 model.train_on_batch(np.ones((2, 4)), np.ones((2, 2)))
 model.save("k2_model.h5"); model.save_weights("k2.h5"); model.save_weights("k2_tf/ck")
 model.save("k2_saved", save_format="tf"); model.save_weights("k2.weights.h5")
+model.save("k2.keras")
+class Top(tf_keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.d = tf_keras.layers.Dense(2, name="d")
+        self.scale = self.add_weight(name="scale", shape=(1,), initializer="ones")
+    def call(self, x):
+        return self.d(x) * self.scale
+top = Top(); top(np.ones((1, 3))); top.save_weights("k2_top.h5")
 np.savez("k2.npz", **{w.name.removesuffix(":0"): w.numpy() for w in model.weights})
 """
 
@@ -237,9 +248,22 @@ def test_keras_2_files_of_each_kind(frozen: bool) -> None:
         for variable in model.weights:
             np.testing.assert_array_equal(value(variable), expected[variable.path], source)
     # This kind names no layers. It is refused, never loaded by position, and loads by rules.
-    model = keras3_twin()
-    with refused(model, "missing: ", kt.RestoreError):
-        kt.restore(model, "k2.weights.h5")
+    rules = {
+        r"layers/dense/(\w+)": r"head/\1",
+        r"layers/sequential/layers/dense/(\w+)": r"a/\1",
+        r"layers/sequential/layers/dense_1/(\w+)": r"b/\1",
+        r"layers/batch_normalization/(\w+)": r"norm/\1",
+    }
+    for source in ("k2.weights.h5", "k2.keras"):
+        model = keras3_twin()
+        with refused(model, "missing: a/", kt.RestoreError):
+            kt.restore(model, source)
+        kt.restore(model, source, rename=rules)
+        for variable in model.weights:
+            np.testing.assert_array_equal(value(variable), expected[variable.path], source)
+    with kt.open_checkpoint("k2_top.h5") as checkpoint:  # the model's own variable as well
+        assert [key.rpartition("/")[2] for key in checkpoint] == ["kernel", "bias", "scale"]
+        assert "scale" in checkpoint
 
 
 def test_names_decide_where_stock_loading_goes_by_position() -> None:
@@ -356,6 +380,22 @@ def test_keras_1_names_without_a_scope_get_their_layer() -> None:
         assert list(checkpoint) == ["dense_1/dense_1_W", "dense_1/dense_1_b"]
 
 
+def test_legacy_hdf5_names_that_a_layer_and_a_nested_model_share() -> None:
+    def build(seed: int) -> keras.Model:
+        x = keras.Input((4,))
+        inner = keras.Model(x, keras.layers.Dense(4, name="dense")(x), name="inner")
+        inputs = keras.Input((4,))
+        return randomise(
+            keras.Model(inputs, keras.layers.Dense(4, name="dense")(inner(inputs))), seed
+        )
+
+    source, target = make_everything(build)
+    write_legacy(source, "w.h5")
+    report = kt.restore(target, "w.h5")
+    assert_same(weights(target), weights(source))
+    assert report.unexpected == ()
+
+
 def test_the_same_model_under_other_automatic_names() -> None:
     """Sequential and subclassed models put their own, numbered name in front of every path."""
 
@@ -381,3 +421,149 @@ def test_the_same_model_under_other_automatic_names() -> None:
             randomise(target, 3)
             kt.restore(target, origin)
             assert_same(weights(target), weights(source))
+
+
+def zoo(seed: int) -> keras.Model:
+    """One of each kind of layer that keeps its weights in a way of its own."""
+    keras.backend.clear_session()
+    layers = keras.layers
+    images, steps = keras.Input((8, 8, 3)), keras.Input((6, 4))
+    words = keras.Input((5,), dtype="int32")
+    x = layers.Rescaling(1 / 255)(layers.RandomFlip()(images))
+    x = layers.Normalization()(x)
+    x = layers.DepthwiseConv2D(3)(layers.Conv2D(4, 3, padding="same")(x))
+    x = layers.SeparableConv2D(4, 2)(layers.Conv2DTranspose(3, 2)(x))
+    x = layers.PReLU()(layers.GroupNormalization(2)(x))
+    x = layers.SpectralNormalization(layers.Conv2D(4, 1))(x)  # stores its kernel twice
+    x = layers.GlobalAveragePooling2D()(x)
+    y = layers.TimeDistributed(layers.Dense(4))(steps)
+    y = layers.LSTM(4, return_sequences=True)(y)
+    y = layers.Bidirectional(layers.GRU(3, return_sequences=True))(y)
+    y = layers.SimpleRNN(4, return_sequences=True)(y)
+    cells = layers.StackedRNNCells([layers.LSTMCell(3), layers.GRUCell(4)])
+    y = layers.RNN(cells, return_sequences=True)(y)
+    y = layers.LayerNormalization()(layers.Conv1D(4, 2)(y))
+    y = layers.GroupQueryAttention(4, 2, 1)(y, y)
+    y = layers.Attention(use_scale=True)([y, y])
+    y = layers.EinsumDense("abc,cd->abd", output_shape=(None, 4), bias_axes="d")(y)
+    y = layers.GlobalAveragePooling1D()(y)
+    z = layers.Reshape((5, 2, 2))(layers.Embedding(7, 4)(words))
+    z = layers.Flatten()(layers.ConvLSTM1D(3, 2)(z))
+    outputs = layers.BatchNormalization(scale=False)(layers.Concatenate()([x, y, z]))
+    return randomise(keras.Model([images, steps, words], layers.Dense(2)(outputs)), seed)
+
+
+@pytest.mark.parametrize("form", ["weights.h5", "model"])
+def test_every_kind_of_layer_arrives(form: str) -> None:
+    source, target = make_everything(zoo)
+    report = kt.restore(target, WRITERS[form](source))
+    assert_same(weights(target), weights(source))
+    assert report.unexpected == ()
+    assert report.unbuilt == ()
+
+
+def test_what_a_layer_derives_from_its_variables_is_derived_again() -> None:
+    """`Normalization` computes with constants, not with its variables."""
+
+    def build(seed: int) -> tuple[keras.Model, keras.layers.Layer]:
+        layer = keras.layers.Normalization(name="scale")
+        inputs = keras.Input((3,))
+        model = keras.Model(inputs, layer(inputs))
+        layer.adapt(np.random.default_rng(seed).normal(seed, seed, (50, 3)))
+        return model, layer
+
+    (source, _), (target, layer) = build(2), build(5)
+    source.save_weights("w.weights.h5")
+    x = np.ones((2, 3), "float32")
+    assert not np.allclose(target(x), source(x))
+    kt.restore(target, "w.weights.h5")
+    np.testing.assert_array_equal(target(x), source(x))
+    (target, layer), finalize = build(5), keras.layers.Normalization.finalize_state
+    before = np.array(target(x))
+
+    def fails_once() -> None:
+        layer.finalize_state = lambda: finalize(layer)
+        finalize(layer)
+        raise MemoryError("no room")
+
+    layer.finalize_state = fails_once
+    with refused(target, "no room", MemoryError):
+        kt.restore(target, "w.weights.h5")
+    np.testing.assert_array_equal(target(x), before)
+
+
+class Tied(keras.layers.Layer):
+    """Multiplies by the table of an embedding layer, which a weights file so stores twice."""
+
+    def __init__(self, embedding: keras.layers.Layer | None, **kwargs: object) -> None:
+        super().__init__(**kwargs)
+        self.hidden = (embedding,)  # in a tuple it is no sublayer
+
+    def build(self, input_shape: object) -> None:
+        (embedding,) = self.hidden
+        self.table = embedding.embeddings if embedding else self.add_weight(shape=(7, 4), name="t")
+
+    def call(self, x: object) -> object:
+        return keras.ops.matmul(x, keras.ops.transpose(self.table))
+
+
+def tied_model(seed: int, tied: bool = True) -> keras.Model:
+    inputs = keras.Input((3,), dtype="int32")
+    embedding = keras.layers.Embedding(7, 4, name="embedding")
+    x = embedding(inputs)
+    outputs = Tied(embedding if tied else None, name="out")(x)
+    return randomise(keras.Model(inputs, outputs), seed)
+
+
+def test_a_variable_that_two_layers_share_is_restored_once() -> None:
+    source, target = make_everything(tied_model)
+    source.save_weights("w.weights.h5")
+    with kt.open_checkpoint("w.weights.h5") as checkpoint:
+        assert len(checkpoint) == 2
+    kt.restore(target, "w.weights.h5")
+    assert_same(weights(target), weights(source))
+    tied_model(3, tied=False).save_weights("w.weights.h5")
+    with refused(target, "layers of this model share it, but .* differ", kt.RestoreError):
+        kt.restore(target, "w.weights.h5")
+
+
+class Twins(keras.Model):
+    """Two layers of one name, one of which has two variables of one name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one = keras.layers.Dense(3, name="dense")
+        self.two = keras.layers.Dense(3, name="dense")
+
+    def build(self, input_shape: object) -> None:
+        self.one.build((None, 3))
+        self.two.build((None, 3))
+        self.first = self.add_weight(shape=(3,), name="w")
+        self.second = self.add_weight(shape=(3,), name="w")
+
+    def call(self, x: object) -> object:
+        return self.two(self.one(x)) * self.first + self.second
+
+
+def twins(seed: int) -> keras.Model:
+    model = Twins()
+    model(np.ones((1, 3)))
+    return randomise(model, seed)
+
+
+@pytest.mark.parametrize("form", ["weights.h5", "model"])
+def test_layers_and_variables_of_one_name_are_told_apart(form: str) -> None:
+    source, target = make_everything(twins)
+    report = kt.restore(target, WRITERS[form](source))
+    assert_same(weights(target), weights(source))
+    assert len(report.restored) == 6
+    kt.restore(target, {"dense#1/bias": [1.0, 2.0, 3.0], "dense#2/bias": [4.0, 5.0, 6.0]})
+    np.testing.assert_array_equal(value(target.two.bias), [4.0, 5.0, 6.0])
+
+
+def test_variables_of_recurrent_cells_have_names() -> None:
+    inputs = keras.Input((3, 2))
+    keras.Model(inputs, keras.layers.GRU(2, name="gru")(inputs)).save_weights("w.weights.h5")
+    with kt.open_checkpoint("w.weights.h5") as checkpoint:
+        leaves = [key.rpartition("/")[2] for key in checkpoint]
+    assert leaves == ["kernel", "recurrent_kernel", "bias"]
