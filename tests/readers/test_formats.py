@@ -390,7 +390,7 @@ def test_legacy_hdf5_names_that_a_layer_and_a_nested_model_share() -> None:
         )
 
     source, target = make_everything(build)
-    write_legacy(source, "w.h5")
+    source.save("w.h5", include_optimizer=False)  # Keras cannot write the optimizer's names here
     report = kt.restore(target, "w.h5")
     assert_same(weights(target), weights(source))
     assert report.unexpected == ()
