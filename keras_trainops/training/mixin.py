@@ -30,6 +30,8 @@ class TrainOps:
         arguments: The `compile` arguments of ours that are not in the optimizer.
         policy: Which updates run.
         numerics: The guard of `check_numerics=True`.
+        monitors: The `Monitor`s in the chain, whose norms go into the logs.
+        carried: Variables of no layer, metric or optimizer that a step carries to the next.
         why_unbuilt: Why the model could not be built before its first step, if so.
     """
 
@@ -37,12 +39,15 @@ class TrainOps:
     arguments: dict[str, Any] = field(default_factory=dict)
     policy: UpdatePolicy = field(default_factory=lambda: UpdatePolicy(None, []))
     numerics: NumericsGuard | None = None
+    monitors: list[Any] = field(default_factory=list)
+    carried: list[keras.Variable] = field(default_factory=list)
     why_unbuilt: str = ""
 
     def needs_own_step(self) -> bool:
         """Whether Keras's own training step will not do."""
         policy = self.policy
-        return bool(self.numerics or policy.after_weights or not policy.keeps_layer_updates)
+        wanted = self.numerics or policy.after_weights or not policy.keeps_layer_updates
+        return bool(wanted) or backend_steps().needs_own_step(self)
 
 
 class TrainOpsMixin:
@@ -102,14 +107,14 @@ class TrainOpsMixin:
                 with batch statistics, random seeds still advance).
             variables_to_train: Patterns, variables or layers; None: all trainable variables. The
                 others get no gradient, no weight decay, no optimizer slots and no update.
-            check_numerics: Whether a NaN or infinite loss stops training with a
-                `NonFiniteLossError` that names the step, and leaves the weights of the last good
-                step.
+            check_numerics: Whether a NaN or infinite loss or gradient stops training with a
+                `NonFiniteLossError` that names the step and which it was, and leaves the weights
+                of the last good step.
             **kwargs: As in Keras.
 
         Raises:
             ValueError: If an argument does not fit; patterns are checked when the model is built.
-            NotImplementedError: If one of the four is used on a backend other than TensorFlow.
+            NotImplementedError: On a backend other than TensorFlow, JAX and PyTorch.
         """
         state = self.train_ops
         optimizer = keras.optimizers.get(optimizer)
@@ -117,8 +122,7 @@ class TrainOpsMixin:
             raise ValueError("`gradient_transforms` need an optimizer. Received: optimizer=None")
         if gradient_transforms is not None:
             optimizer = with_transforms(optimizer, gradient_transforms)
-        if updates is not None or check_numerics or state.registered:
-            backend_steps()  # refuses a backend that has none, before anything changes
+        backend_steps()  # refuses a backend that has none, before anything changes
         policy = UpdatePolicy(updates, state.registered)
         paths.as_list(variables_to_train)
         state.arguments = {
@@ -151,7 +155,6 @@ class TrainOpsMixin:
             ValueError: If it is neither.
         """
         state = self.train_ops
-        backend_steps()
         state.registered.append(as_update(update))
         state.policy = UpdatePolicy(state.arguments.get("updates"), state.registered)
         self.train_function: Any = None  # the next `fit` traces the step anew
@@ -176,6 +179,11 @@ class TrainOpsMixin:
     def non_trainable_weights(self) -> list[keras.Variable]:
         """All weights but the ones to train, in Keras's order."""
         return _without(self.weights, self.trainable_weights)  # type: ignore[attr-defined]
+
+    @property
+    def metrics_variables(self) -> list[keras.Variable]:
+        """The variables of the metrics, and others that a step carries to the next, unsaved."""
+        return [*super().metrics_variables, *self.train_ops.carried]  # type: ignore[misc]
 
     def _to_train(self, variables: list[keras.Variable]) -> list[keras.Variable]:
         patterns = self.train_ops.arguments.get("variables_to_train")
@@ -209,18 +217,23 @@ class TrainOpsMixin:
             self._in_scope(self._build_for_training)
         super().make_train_function(force)  # type: ignore[misc]
         if state.numerics is not None:
-            self.train_function = _raising(self.train_function, state.numerics)
+            self.train_function = backend_steps().raising(self.train_function, self, state.numerics)
         return self.train_function
 
     def _build_for_training(self) -> None:
         optimizer = self.optimizer  # type: ignore[attr-defined]
         if optimizer is not None and not optimizer.built:
             optimizer.build(self.trainable_variables)
-        self.train_ops.policy.build(self)
+        state = self.train_ops
+        state.policy.build(self)
+        state.carried = [] if state.numerics is None else state.numerics.variables
+        if optimizer is not None:
+            backend_steps().vote_together(optimizer)
+            state.carried += backend_steps().external_variables(state.policy.after_weights, self)
 
     def _maybe_symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
-        steps = backend_steps() if keras.backend.backend() == "tensorflow" else None
-        if steps is None or steps.symbolic_build_by_keras(self):
+        steps = backend_steps()  # only TensorFlow's trainer asks
+        if steps.symbolic_build_by_keras(self):
             super()._maybe_symbolic_build(iterator, data_batch)  # type: ignore[misc]
         else:
             steps.build_model(self, iterator, data_batch)
@@ -245,18 +258,6 @@ class TrainOpsMixin:
 def _without(variables: list[keras.Variable], others: list[keras.Variable]) -> list[keras.Variable]:
     ids = {id(variable) for variable in others}
     return [variable for variable in variables if id(variable) not in ids]
-
-
-def _raising(function: Callable[..., Any], numerics: NumericsGuard) -> Callable[..., Any]:
-    """A train function that raises, on the host, where the compiled step found a bad loss."""
-
-    @functools.wraps(function)
-    def checked(iterator: Any) -> Any:
-        logs = function(iterator)
-        numerics.raise_if_bad()
-        return logs
-
-    return checked
 
 
 @keras.saving.register_keras_serializable(package="keras_trainops")

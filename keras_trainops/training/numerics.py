@@ -1,20 +1,22 @@
-"""Stopping at a loss that is not finite, with the weights of the last good step."""
+"""Stopping at the first loss or gradient that is not finite, with the last good weights."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
 from keras import ops
 
 from keras_trainops.training.steps import backend_steps
+from keras_trainops.transforms.base import Gradient
 
 _NONE_YET = -1
+_LOSS = 0  # culprits are numbered: the loss, then the gradients of the variables to train
 
 
 class NonFiniteLossError(ArithmeticError):
-    """The loss became NaN or infinite; the weights are those of the last good step."""
+    """A loss or gradient became NaN or infinite; the weights are those of the last good step."""
 
 
 class NumericsGuard:
@@ -25,35 +27,93 @@ class NumericsGuard:
     """
 
     def __init__(self) -> None:
-        self._first_bad = keras.Variable(
-            _NONE_YET,
-            trainable=False,
-            dtype="int32",
-            aggregation="only_first_replica",
-            name="first_bad_step",
+        self._first_bad = _counter("first_bad_step")
+        self._culprit = _counter("first_bad_tensor")
+        self._names: list[str] = []
+
+    @property
+    def variables(self) -> list[keras.Variable]:
+        """What a step must carry from one to the next."""
+        return [self._first_bad, self._culprit]
+
+    def guard(
+        self,
+        model: Any,
+        loss: Any,
+        gradients: Sequence[Gradient],
+        change_state: Callable[..., None],
+        args: Sequence[Any],
+    ) -> None:
+        """Runs `change_state(*args)` unless something here, or in a step before, is not finite.
+
+        Under a `LossScaleOptimizer` gradients overflow as a matter of course, and it deals with
+        that: only the loss counts.
+        """
+        steps = backend_steps()
+        self._names = [v.path for v in model.trainable_variables]
+        if isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer):
+            gradients = []
+        bad = steps.on_any_replica(
+            ops.stack([_not_finite(loss), *(_not_finite(steps.elements(g)) for g in gradients)])
+        )
+        fine_so_far = ops.equal(self._first_bad, _NONE_YET)
+        is_first = ops.logical_and(fine_so_far, ops.any(bad))
+        for variable, value in (
+            (self._first_bad, model.optimizer.iterations),
+            (self._culprit, ops.argmax(ops.cast(bad, "int32"))),
+        ):
+            variable.assign(ops.where(is_first, ops.cast(value, "int32"), variable))
+        steps.conditionally(
+            ops.logical_and(fine_so_far, ops.logical_not(ops.any(bad))),
+            change_state,
+            lambda *_: None,
+            args,
+            changes=[
+                *model.trainable_variables,
+                *model.non_trainable_variables,
+                *model.optimizer.variables,
+                *model.metrics_variables,
+            ],
         )
 
-    def guard(self, loss: Any, iterations: Any, change_state: Callable[[], None]) -> None:
-        """Runs `change_state` unless this loss, or one before it, is not finite."""
-        fine_so_far = ops.equal(self._first_bad, _NONE_YET)
-        finite = ops.isfinite(loss)
-        step = ops.cast(iterations, "int32")
-        is_first = ops.logical_and(fine_so_far, ops.logical_not(finite))
-        self._first_bad.assign(ops.where(is_first, step, self._first_bad))
-        backend_steps().conditionally(ops.logical_and(fine_so_far, finite), change_state)
-
-    def raise_if_bad(self) -> None:
+    def raise_if_bad(
+        self, read: Callable[[keras.Variable], Any], before: Callable[[], None] = lambda: None
+    ) -> None:
         """Raises where a step was bad, once.
 
+        Args:
+            read: Gives a variable's value after the step.
+            before: Called before anything else is done about a bad step.
+
         Raises:
-            NonFiniteLossError: It names the weight update that was not made.
+            NonFiniteLossError: It names the weight update that was not made, and the loss or the
+                variable whose gradient was not finite.
         """
-        step = int(ops.convert_to_numpy(ops.convert_to_tensor(self._first_bad)))
+        step = int(read(self._first_bad))
         if step == _NONE_YET:
             return
+        culprit = int(read(self._culprit))
+        before()
         self._first_bad.assign(_NONE_YET)
+        what = "loss" if culprit == _LOSS else f"gradient of {self._names[culprit - 1]!r}"
         raise NonFiniteLossError(
-            f"The loss became NaN or infinite at step {step} (weight updates before it: {step}). "
+            f"The {what} became NaN or infinite at step {step} (weight updates before it: {step}). "
             "The weights are those of the last good step. Look at that step's data, lower the "
             "learning rate, or clip gradients."
         )
+
+
+def _counter(name: str) -> keras.Variable:
+    return keras.Variable(
+        _NONE_YET,
+        trainable=False,
+        dtype="int32",
+        aggregation="only_first_replica",
+        name=name,
+    )
+
+
+def _not_finite(tensor: Any) -> Any:
+    if tensor is None:
+        return ops.convert_to_tensor(False)
+    return ops.logical_not(ops.all(ops.isfinite(tensor)))

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from typing import Any
 
 import keras
+from keras import ops
 
+from keras_trainops import _keras
 from keras_trainops.training.steps import backend_steps
-from keras_trainops.transforms.base import Chain, Gradient, iteration_scope
+from keras_trainops.transforms.base import Chain, Gradient
+from keras_trainops.transforms.scope import owners_scope, update_scope
 
 
 @keras.saving.register_keras_serializable(package="keras_trainops")
@@ -20,15 +24,14 @@ class TransformedOptimizer(keras.optimizers.Optimizer):
     of a model with `TrainOpsMixin` makes one; use it by hand with a plain `keras.Model`.
 
     Args:
-        inner_optimizer: Any Keras optimizer but `LossScaleOptimizer`, which goes around this one,
-            and `MultiOptimizer`. Its learning rate and iteration count are this optimizer's.
+        inner_optimizer: Any Keras optimizer, a `MultiOptimizer` too, but no `LossScaleOptimizer`,
+            which goes around this one. Its learning rate and iteration count are this one's.
         transforms: A transform, a callable, or a list of these (see `keras_trainops.transforms`).
         name: The optimizer's name.
 
     Raises:
-        ValueError: If `inner_optimizer` is none of these, or clips gradients itself beside a
-            clipping transform.
-        NotImplementedError: On a backend other than TensorFlow.
+        ValueError: If `inner_optimizer` is none of these, clips gradients itself beside a clipping
+            transform, or accumulates them inside a `MultiOptimizer`.
 
     Example:
         >>> import keras, keras_trainops as kt
@@ -44,13 +47,14 @@ class TransformedOptimizer(keras.optimizers.Optimizer):
         super().__init__(learning_rate=0.0, name=name)
         self.inner_optimizer = inner_optimizer
         self.chain = chain
-        backend_steps().install_chain(inner_optimizer, self._transform, row_sparse=chain.row_sparse)
+        self._attached: Any = None
+        if not self._of_several():
+            # On the instance, in place of its class's own: doing it again never stacks.
+            inner_optimizer._backend_apply_gradients = self._apply_batch
 
-    def _transform(
-        self, gradients: Sequence[Gradient], variables: Sequence[keras.Variable]
-    ) -> Sequence[Gradient]:
-        with iteration_scope(lambda: self.inner_optimizer.iterations):
-            return self.chain(gradients, variables)
+    def attach(self, model: keras.Model) -> None:
+        """Says whose variables are trained: some transforms ask for the layers they are of."""
+        self._attached = weakref.ref(model)
 
     def build(self, variables: Sequence[keras.Variable]) -> None:
         """Builds the inner optimizer and the transforms for the variables to train."""
@@ -58,7 +62,12 @@ class TransformedOptimizer(keras.optimizers.Optimizer):
             return
         if not self.inner_optimizer.built:
             self.inner_optimizer.build(variables)
-        self.chain.build(variables)
+        for leaf in _leaves(self.inner_optimizer):
+            _check_leaf(leaf, self.chain, self._of_several())
+            backend_steps().leave_reduction_to_us(leaf)
+        model = self._attached() if self._attached is not None else None
+        with owners_scope(_keras.all_layers(model) if model is not None else []):
+            self.chain.build(variables)
         for variable in self.chain.variables:
             self._track_variable(variable)
         super().build(variables)
@@ -68,7 +77,112 @@ class TransformedOptimizer(keras.optimizers.Optimizer):
         if not self.built:
             with keras.name_scope(self.name):
                 self.build(list(trainable_variables))
-        self.inner_optimizer.apply(grads, trainable_variables)
+        gradients = backend_steps().divisible(grads, self.inner_optimizer)
+        if not self._of_several():
+            self.inner_optimizer.apply(gradients, trainable_variables)  # and `_apply_batch`
+            return
+        scale = self.inner_optimizer.loss_scale_factor or 1.0
+        self._update_weights(
+            [None if g is None else g / scale for g in gradients],
+            list(self._trainable_variables if trainable_variables is None else trainable_variables),
+        )
+
+    def _of_several(self) -> bool:
+        """Whether the inner optimizer is a MultiOptimizer, whose parts see only their variables."""
+        return isinstance(self.inner_optimizer, getattr(keras.optimizers, "MultiOptimizer", ()))
+
+    def _apply_batch(
+        self, gradients: Sequence[Gradient], variables: Sequence[keras.Variable]
+    ) -> None:
+        """What the inner optimizer does with unscaled gradients: it accumulates, or updates."""
+        inner = self.inner_optimizer
+        count = inner.gradient_accumulation_steps
+        if not count:
+            self._update_weights(gradients, variables)
+            return
+        sums = [inner._accumulated_gradients[inner._get_variable_index(v)] for v in variables]
+
+        def update(*gradients: Gradient) -> None:
+            means = [(g + s) / count for g, s in zip(gradients, sums, strict=True)]
+            self._update_weights(means, variables)
+            inner._backend_reset_gradient_accumulators()
+
+        def accumulate(*gradients: Gradient) -> None:
+            inner._backend_increment_gradient_accumulators(list(gradients), sums)
+            self._update_averages()
+
+        backend_steps().conditionally(
+            ops.equal((inner._iterations + 1) % count, 0),
+            update,
+            accumulate,
+            gradients,
+            changes=[*variables, *self.variables],
+        )
+
+    def _update_weights(
+        self, gradients: Sequence[Gradient], variables: Sequence[keras.Variable]
+    ) -> None:
+        """One weight update: reduces over replicas, runs the chain and, unless it skips, steps."""
+        held = self.chain.held_variables
+        before = [ops.copy(v) for v in held]
+        with update_scope(lambda: self.inner_optimizer.iterations) as scope:
+            gradients = backend_steps().reduce_and_transform(gradients, variables, self.chain)
+            skip = scope.skip()
+        if skip is None:
+            self._step(gradients, variables)
+            return
+        for variable, value in zip(held, before, strict=True):
+            variable.assign(ops.where(skip, value, variable))
+        backend_steps().conditionally(
+            ops.logical_not(skip),
+            lambda *gradients: self._step(gradients, variables),
+            self._leave_uncounted,
+            gradients,
+            changes=[*variables, *self.inner_optimizer.variables],
+        )
+
+    def _step(self, gradients: Sequence[Gradient], variables: Sequence[keras.Variable]) -> None:
+        """The inner optimizer's step, scaled where a transform says so."""
+        inner = self.inner_optimizer
+        with update_scope(lambda: inner.iterations):
+            factors = self.chain.step_factors(variables)
+        scaled = [(v, c) for v, c in zip(variables, factors, strict=True) if c is not None]
+        starts = [ops.copy(v) for v, _ in scaled]
+        if self._of_several():
+            scale = inner.loss_scale_factor or 1.0
+            inner.apply([None if g is None else g * scale for g in gradients], variables)
+        else:
+            gradients = inner._clip_gradients(list(gradients))
+            inner._apply_weight_decay(variables)
+            inner._backend_update_step(gradients, variables, inner.learning_rate)
+        backend_steps().assign_weights(
+            [v for v, _ in scaled],
+            [w + ops.cast(c, w.dtype) * (v - w) for w, (v, c) in zip(starts, scaled, strict=True)],
+        )
+        if not self._of_several():
+            self._update_averages()
+
+    def _update_averages(self) -> None:
+        """The inner optimizer's `use_ema`, as in Keras."""
+        inner = self.inner_optimizer
+        if not inner.use_ema:
+            return
+        trained = inner._trainable_variables
+        inner._update_model_variables_moving_average(trained)
+        if inner.ema_overwrite_frequency:
+            backend_steps().conditionally(
+                ops.equal((inner.iterations + 1) % inner.ema_overwrite_frequency, 0),
+                lambda: inner._overwrite_model_variables_with_average_value(trained),
+                lambda: None,
+                (),
+                changes=trained,
+            )
+
+    def _leave_uncounted(self, *_: Gradient) -> None:
+        """Takes the count back that the inner optimizer is about to add for a skipped update."""
+        inner = self.inner_optimizer
+        if not self._of_several():
+            inner._iterations.assign_sub(inner.gradient_accumulation_steps or 1)
 
     @property
     def variables(self) -> list[keras.Variable]:
@@ -152,17 +266,28 @@ def _check_inner(inner: Any, chain: Chain) -> None:
             "LossScaleOptimizer(TransformedOptimizer(optimizer, transforms)). Transforms outside "
             "would see scaled gradients."
         )
-    if isinstance(inner, getattr(keras.optimizers, "MultiOptimizer", ())):
-        raise ValueError(
-            "`inner_optimizer` must not be a MultiOptimizer: its optimizers see only their own "
-            "variables, so that a global norm would be wrong."
-        )
     if not isinstance(inner, keras.optimizers.Optimizer) or isinstance(inner, TransformedOptimizer):
-        raise ValueError(f"`inner_optimizer` must be a plain Keras optimizer. Received: {inner!r}")
+        raise ValueError(f"`inner_optimizer` must be a Keras optimizer. Received: {inner!r}")
+    for leaf in _leaves(inner):
+        _check_leaf(leaf, chain, leaf is not inner)
+
+
+def _leaves(inner: keras.optimizers.Optimizer) -> list[keras.optimizers.Optimizer]:
+    """The optimizers that make the steps; a MultiOptimizer may know some only when it is built."""
+    return list(getattr(inner, "optimizers", [inner]))
+
+
+def _check_leaf(leaf: keras.optimizers.Optimizer, chain: Chain, of_several: bool) -> None:
     for argument in ("clipnorm", "global_clipnorm", "clipvalue"):
-        value = getattr(inner, argument)
+        value = getattr(leaf, argument)
         if value is not None and chain.clips:
             raise ValueError(
-                f"The optimizer clips gradients itself ({argument}={value}) and so does a "
-                "transform. Clip in one place: leave the optimizer's argument out."
+                f"The optimizer {leaf.name!r} clips gradients itself ({argument}={value}) and so "
+                "does a transform. Clip in one place: leave the optimizer's argument out."
             )
+    if of_several and leaf.gradient_accumulation_steps:
+        raise ValueError(
+            f"The optimizer {leaf.name!r} inside a MultiOptimizer has gradient_accumulation_steps="
+            f"{leaf.gradient_accumulation_steps}. Transforms see the gradients of all variables "
+            "together, before they are accumulated apart: leave the argument out."
+        )

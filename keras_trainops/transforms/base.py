@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import contextvars
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import keras
 from keras import ops
 
+from keras_trainops.transforms.scope import Number, value_of
+
 Gradient: TypeAlias = Any  # a backend tensor, or None where the loss does not depend on a variable
-Number: TypeAlias = "float | keras.optimizers.schedules.LearningRateSchedule"
 TransformFn: TypeAlias = (
     "Callable[[Sequence[Gradient], Sequence[keras.Variable]], Sequence[Gradient]]"
 )
-
-_iterations: contextvars.ContextVar[Callable[[], Any]] = contextvars.ContextVar("iterations")
 
 
 class GradientTransform:
@@ -46,14 +43,32 @@ class GradientTransform:
         """The transform's state, saved and resumed with the optimizer."""
         return list(self.__dict__.get("_state", {}).values())
 
+    @property
+    def held_variables(self) -> list[keras.Variable]:
+        """What of the state stays as it is where the weight update is skipped."""
+        free = self.__dict__.get("_free", ())
+        return [v for name, v in self.__dict__.get("_state", {}).items() if name not in free]
+
     def add_variable(
         self,
         name: str,
         shape: Sequence[int] = (),
         dtype: str = "float32",
         initializer: Any = "zeros",
+        held: bool = True,
     ) -> keras.Variable:
-        """Creates a variable of the transform's state; call it from `build`."""
+        """Creates a variable of the transform's state; call it from `build`.
+
+        Args:
+            name: Its name.
+            shape: Its shape.
+            dtype: Its dtype.
+            initializer: A Keras initializer.
+            held: Whether it stays as it is where a transform skips the weight update.
+
+        Returns:
+            The variable; assign to it in `__call__`.
+        """
         variable = keras.Variable(
             initializer=keras.initializers.get(initializer),
             shape=tuple(shape),
@@ -63,7 +78,28 @@ class GradientTransform:
             name=name,
         )
         self.__dict__.setdefault("_state", {})[name] = variable
+        if not held:
+            self.__dict__.setdefault("_free", set()).add(name)
         return variable
+
+    def add_seed(self, seed: int) -> keras.random.SeedGenerator:
+        """Creates a source of random seeds whose state is part of the transform's."""
+        generator = keras.random.SeedGenerator(seed)
+        self.__dict__.setdefault("_state", {})["seed"] = generator.state
+        return generator
+
+    def step_factors(self, variables: Sequence[keras.Variable]) -> Sequence[Number | None]:
+        """By what the *step* of each variable is multiplied, after the optimizer made it.
+
+        That is what a learning-rate multiplier means: under Adam a factor on the gradient cancels.
+
+        Args:
+            variables: Variables, of those that the transform was built with.
+
+        Returns:
+            For each a number, a schedule of the weight updates, or None for the whole step.
+        """
+        return [None] * len(variables)
 
     def build(self, variables: Sequence[keras.Variable]) -> None:
         """Checks the transform against the variables to train, and creates its state.
@@ -131,6 +167,10 @@ class Chain(GradientTransform):
     def variables(self) -> list[keras.Variable]:
         return [v for transform in self.transforms for v in transform.variables]
 
+    @property
+    def held_variables(self) -> list[keras.Variable]:
+        return [v for transform in self.transforms for v in transform.held_variables]
+
     def build(self, variables: Sequence[keras.Variable]) -> None:
         for transform in self.transforms:
             with keras.name_scope(_snake_case(type(transform).__name__)):
@@ -143,6 +183,15 @@ class Chain(GradientTransform):
             transformed = transform(gradients, variables)
             gradients = _checked(transform, gradients, transformed, variables)
         return gradients
+
+    def step_factors(self, variables: Sequence[keras.Variable]) -> Sequence[Any]:
+        product: list[Any] = [None] * len(variables)
+        for transform in self.transforms:
+            for i, factor in enumerate(transform.step_factors(variables)):
+                if factor is not None:
+                    number = value_of(factor)
+                    product[i] = number if product[i] is None else product[i] * number
+        return product
 
     def get_config(self) -> dict[str, Any]:
         return {"transforms": [keras.saving.serialize_keras_object(t) for t in self.transforms]}
@@ -177,62 +226,6 @@ def as_transform(value: Any) -> GradientTransform:
         "A gradient transform must be a `GradientTransform`, a callable "
         f"`fn(gradients, variables) -> gradients`, or a list of these. Received: {value!r}"
     )
-
-
-@contextmanager
-def iteration_scope(iterations: Callable[[], Any]) -> Iterator[None]:
-    """Says, while a chain runs, which weight update it runs for."""
-    token = _iterations.set(iterations)
-    try:
-        yield
-    finally:
-        _iterations.reset(token)
-
-
-def value_of(number: Number) -> Any:
-    """A number's value in the current weight update: schedules are asked for it.
-
-    Raises:
-        RuntimeError: If `number` is a schedule and no optimizer runs the transform.
-    """
-    if not isinstance(number, keras.optimizers.schedules.LearningRateSchedule):
-        return number
-    iterations = _iterations.get(None)
-    if iterations is None:
-        raise RuntimeError(
-            "A schedule has a value only while an optimizer runs the transform: pass the transform "
-            "to `compile(gradient_transforms=...)` or to `TransformedOptimizer`."
-        )
-    return number(iterations())
-
-
-def check_positive(name: str, number: Any) -> Any:
-    """Refuses a constant that is not a finite number above 0; schedules pass.
-
-    Raises:
-        ValueError: If it is not.
-    """
-    if isinstance(number, keras.optimizers.schedules.LearningRateSchedule):
-        return number
-    if (
-        isinstance(number, bool)
-        or not isinstance(number, (int, float))
-        or not 0 < number < float("inf")
-    ):
-        raise ValueError(f"`{name}` must be > 0. Received: {name}={number!r}")
-    return number
-
-
-def serialize_number(number: Number) -> Any:
-    """A number or schedule as a saved configuration keeps it."""
-    if isinstance(number, keras.optimizers.schedules.LearningRateSchedule):
-        return keras.saving.serialize_keras_object(number)
-    return number
-
-
-def deserialize_number(number: Any) -> Number:
-    """The inverse of `serialize_number`."""
-    return keras.saving.deserialize_keras_object(number) if isinstance(number, dict) else number
 
 
 def _checked(

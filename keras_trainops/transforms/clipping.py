@@ -8,15 +8,13 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_trainops.transforms.base import (
-    Gradient,
-    GradientTransform,
+from keras_trainops.transforms.base import Gradient, GradientTransform, wide
+from keras_trainops.transforms.scope import (
     Number,
     check_positive,
     deserialize_number,
     serialize_number,
     value_of,
-    wide,
 )
 
 

@@ -9,9 +9,8 @@ import keras
 from keras import ops
 
 from keras_trainops import paths
-from keras_trainops.transforms.base import (
-    Gradient,
-    GradientTransform,
+from keras_trainops.transforms.base import Gradient, GradientTransform
+from keras_trainops.transforms.scope import (
     Number,
     deserialize_number,
     serialize_number,

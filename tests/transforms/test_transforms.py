@@ -9,7 +9,8 @@ import tensorflow as tf
 from keras import ops
 
 import keras_trainops as kt
-from keras_trainops.transforms.base import as_transform, iteration_scope
+from keras_trainops.transforms.base import as_transform
+from keras_trainops.transforms.scope import update_scope
 
 T = kt.transforms
 RNG = np.random.default_rng(0)
@@ -83,7 +84,7 @@ def test_scale_takes_the_first_pattern_that_matches() -> None:
 def test_numbers_may_be_schedules_of_the_weight_updates() -> None:
     schedule = keras.optimizers.schedules.PiecewiseConstantDecay([10], [1.0, 0.25])
     for step, factor in ((3, 1.0), (30, 0.25)):
-        with iteration_scope(lambda step=step: step):
+        with update_scope(lambda step=step: step):
             close(run(T.Scale({"trunk": schedule}))[:2], [g * factor for g in GRADIENTS[:2]])
             expected = each(lambda g, c=factor: g * c / max(GLOBAL, c))
             close(run(T.ClipByGlobalNorm(schedule)), expected)

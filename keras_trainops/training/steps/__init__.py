@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 from types import ModuleType
 
 import keras
+
+_BACKENDS = ("tensorflow", "jax", "torch")
 
 
 def backend_steps() -> ModuleType:
@@ -14,11 +17,9 @@ def backend_steps() -> ModuleType:
         NotImplementedError: If there is none for it.
     """
     backend = keras.backend.backend()
-    if backend == "tensorflow":
-        from keras_trainops.training.steps import tensorflow
-
-        return tensorflow
-    raise NotImplementedError(
-        f"Gradient transforms and update policies run on the TensorFlow backend; this is "
-        f"{backend!r}. Restoring and WarmStart work on every backend."
-    )
+    if backend not in _BACKENDS:
+        raise NotImplementedError(
+            f"Training steps run on {', '.join(_BACKENDS)}; this is {backend!r}. Restoring works "
+            "on every backend."
+        )
+    return importlib.import_module(f"keras_trainops.training.steps.{backend}")

@@ -5,49 +5,56 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import keras
 import tensorflow as tf
 
-from keras_trainops.transforms.base import Gradient
+from keras_trainops.training.steps.finish import Batch, Outcome, finish
+from keras_trainops.transforms.base import Chain, Gradient
 from keras_trainops.updates.layer_updates import LayerUpdateScope
 
 if TYPE_CHECKING:
     from keras_trainops.training.mixin import TrainOps
+    from keras_trainops.training.numerics import NumericsGuard
 
-RunChain = Callable[[Sequence[Gradient], Sequence[keras.Variable]], Sequence[Gradient]]
+
+def leave_reduction_to_us(optimizer: keras.optimizers.Optimizer) -> None:
+    """Makes `optimizer` take its gradients as reduced over replicas: `reduce_and_transform` did."""
+    optimizer._all_reduce_sum_gradients = list
 
 
-def install_chain(
-    optimizer: keras.optimizers.Optimizer, run: RunChain, *, row_sparse: bool
-) -> None:
-    """Makes `optimizer` run the chain between the all-reduce and its update.
+def divisible(
+    gradients: Sequence[Gradient], optimizer: keras.optimizers.Optimizer
+) -> list[Gradient]:
+    """Gradients as `optimizer` can handle them: it cannot divide or add up sparse ones."""
+    if optimizer.loss_scale_factor or optimizer.gradient_accumulation_steps:
+        return [_dense(g) for g in gradients]
+    return list(gradients)
 
-    That is the only place behind unscaling, accumulation and the all-reduce. The method is replaced
-    on the instance, always around the class's own: installing again replaces, and never stacks.
 
-    Args:
-        optimizer: The optimizer whose updates use the gradients.
-        run: The chain, on one tensor per variable.
-        row_sparse: Whether it may get a sparse gradient's rows instead of the dense gradient.
+def reduce_and_transform(
+    gradients: Sequence[Gradient], variables: Sequence[keras.Variable], chain: Chain
+) -> list[Gradient]:
+    """Sums gradients over replicas and over duplicate rows, then runs the chain.
+
+    The chain gets one tensor per variable, of a sparse gradient its rows where it can use them.
     """
-    all_reduce = type(optimizer)._all_reduce_sum_gradients
+    rows = _sum_duplicate_rows if chain.row_sparse else _dense
+    reduced = [rows(g) for g in _sum_over_replicas(gradients)]
+    transformed = chain([_values(g) for g in reduced], variables)
+    return [_with_values(old, new) for old, new in zip(reduced, transformed, strict=True)]
 
-    def all_reduce_and_transform(grads_and_vars: Any) -> list[tuple[Gradient, tf.Variable]]:
-        reduced = list(all_reduce(optimizer, list(grads_and_vars)))
-        variables = [
-            optimizer._trainable_variables[optimizer._get_variable_index(v)] for _, v in reduced
-        ]
-        summed = [_sum_duplicate_rows(g) if row_sparse else _dense(g) for g, _ in reduced]
-        transformed = run([_values(g) for g in summed], variables)
-        return [
-            (_with_values(old, new), v)
-            for old, new, (_, v) in zip(summed, transformed, reduced, strict=True)
-        ]
 
-    optimizer._all_reduce_sum_gradients = all_reduce_and_transform
+def _sum_over_replicas(gradients: Sequence[Gradient]) -> Sequence[Gradient]:
+    replica = tf.distribute.get_replica_context()
+    present = [g for g in gradients if g is not None]
+    if replica is None or replica.num_replicas_in_sync == 1 or not present:
+        return gradients
+    summed = iter(replica.all_reduce(tf.distribute.ReduceOp.SUM, present))
+    return [None if g is None else next(summed) for g in gradients]
 
 
 def _dense(gradient: Gradient) -> Gradient:
@@ -83,49 +90,83 @@ def _sum_duplicate_rows(gradient: Gradient) -> Gradient:
     return tf.IndexedSlices(summed, rows, gradient.dense_shape)
 
 
-def train_step(model: Any, data: Any) -> dict[str, Any]:
-    """One step with an update policy or a numeric check; Keras's own step serves the rest.
+def needs_own_step(options: TrainOps) -> bool:
+    """Nothing more does."""
+    return False
 
-    The layers' updates are collected during the forward pass, chosen by the policy, and applied
-    before the weight update, as `create_train_op` and stock Keras do.
-    """
-    options: TrainOps = model.train_ops
-    x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+
+def train_step(model: Any, data: Any) -> dict[str, Any]:
+    """One step with an update policy or a numeric check; Keras's own step serves the rest."""
+    batch = Batch(*keras.utils.unpack_x_y_sample_weight(data))
     with tf.GradientTape() as tape:
         # The loss belongs in the scope: it may read what layers assigned, and the metrics of a
         # loss are kept per replica.
-        with LayerUpdateScope(_all_variables(model)) as scope:
-            y_pred = model(x, training=True) if model._call_has_training_arg else model(x)
+        with LayerUpdateScope([*model.variables, *model.metrics_variables]) as scope:
+            y_pred = (
+                model(batch.x, training=True) if model._call_has_training_arg else model(batch.x)
+            )
             loss = model._compute_loss(
-                x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, training=True
+                x=batch.x,
+                y=batch.y,
+                y_pred=y_pred,
+                sample_weight=batch.sample_weight,
+                training=True,
             )
         unscaled = _per_replica_mean(loss)
         scaled = model.optimizer.scale_loss(loss)
-    model._loss_tracker.update_state(unscaled, sample_weight=_batch_size(x))
-    trainable = model.trainable_variables
-    gradients = tape.gradient(scaled, trainable)
-
-    def change_state() -> None:
-        for variable, value in options.policy.chosen(scope.assigned):
-            variable.assign(value)
-        if trainable:
-            model.optimizer.apply_gradients(zip(gradients, trainable, strict=True))
-        for update in options.policy.after_weights:
-            update(model, unscaled)
-
-    if options.numerics is None:
-        change_state()
-    else:
-        options.numerics.guard(unscaled, model.optimizer.iterations, change_state)
-    return model.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
+    gradients = tape.gradient(scaled, model.trainable_variables)
+    return finish(model, batch, Outcome(y_pred, unscaled, gradients, scope.assigned))
 
 
-def _all_variables(model: Any) -> list[keras.Variable]:
-    return [*model.variables, *model.metrics_variables]
+def apply_gradients(
+    optimizer: Any, gradients: Sequence[Any], variables: Sequence[keras.Variable]
+) -> None:
+    """One batch's gradients through the optimizer."""
+    optimizer.apply(list(gradients), variables)
 
 
-def _batch_size(x: Any) -> tf.Tensor:
-    return tf.shape(next(leaf for leaf in keras.tree.flatten(x) if leaf is not None))[0]
+def elements(gradient: Gradient) -> Any:
+    """The gradient's elements, of a sparse one those it has."""
+    return _values(gradient)
+
+
+def on_any_replica(flags: Any) -> Any:
+    """Which boolean flags are set on any replica."""
+    replica = tf.distribute.get_replica_context()
+    if replica is None or replica.num_replicas_in_sync == 1:
+        return flags
+    return replica.all_reduce(tf.distribute.ReduceOp.SUM, tf.cast(flags, tf.float32)) > 0.5
+
+
+def vote_together(optimizer: Any) -> None:
+    """Makes a LossScaleOptimizer skip a step where any replica's gradient is not finite.
+
+    It asks every replica for its own gradients and believes the first.
+    """
+    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+        check = type(optimizer).check_finite
+        optimizer.check_finite = lambda gradients: tf.logical_not(
+            on_any_replica(tf.logical_not(check(optimizer, gradients)))
+        )
+
+
+def external_variables(updates: Sequence[Any], model: Any) -> list[keras.Variable]:
+    """None: what an update assigns is simply assigned."""
+    return []
+
+
+def raising(
+    function: Callable[..., Any], model: Any, numerics: NumericsGuard
+) -> Callable[..., Any]:
+    """A train function that raises, on the host, where the step found something not finite."""
+
+    @functools.wraps(function)
+    def checked(iterator: Any) -> Any:
+        logs = function(iterator)
+        numerics.raise_if_bad(lambda v: keras.ops.convert_to_numpy(keras.ops.convert_to_tensor(v)))
+        return logs
+
+    return checked
 
 
 def _per_replica_mean(loss: tf.Tensor) -> tf.Tensor:
@@ -133,25 +174,59 @@ def _per_replica_mean(loss: tf.Tensor) -> tf.Tensor:
     return loss * tf.cast(tf.distribute.get_strategy().num_replicas_in_sync, loss.dtype)
 
 
-def conditionally(predicate: Any, then: Callable[[], None]) -> None:
-    """Runs `then` only where `predicate` holds, in the step as it executes.
+def conditionally(
+    predicate: Any,
+    then: Callable[..., Any],
+    otherwise: Callable[..., Any],
+    args: Sequence[Any],
+    *,
+    changes: Sequence[keras.Variable],
+) -> None:
+    """Runs `then(*args)` where `predicate` holds, else `otherwise(*args)`, as the step executes.
 
-    Raises:
-        ValueError: Under a strategy whose replicas meet inside `then`, where TensorFlow has no way
-            to do it.
+    Args:
+        predicate: A scalar boolean tensor, the same on all replicas.
+        then: Assigns variables. What it uses of the replica that calls it must be in `args`.
+        otherwise: The same.
+        args: Tensors or None.
+        changes: The variables that either may assign. TensorFlow needs no such list.
     """
-    strategy = tf.distribute.get_strategy()
-    if strategy.num_replicas_in_sync > 1:
-        raise ValueError(
-            "`check_numerics=True` is not supported with more than one replica of "
-            f"{type(strategy).__name__}. Use `keras.callbacks.TerminateOnNaN`."
+    replica = tf.distribute.get_replica_context()
+    if replica is None or replica.num_replicas_in_sync == 1:
+        tf.cond(predicate, lambda: _then_zero(then, args), lambda: _then_zero(otherwise, args))
+        return
+
+    # Replicas meet inside the branches, and TensorFlow refuses that within a condition that each
+    # replica has for itself: so one goes around all replicas, as in LossScaleOptimizer.
+    def run(strategy: tf.distribute.Strategy, predicate: Any, *args: Any) -> None:
+        def each(branch: Callable[..., Any]) -> tf.Tensor:
+            zeros = strategy.extended.call_for_each_replica(_then_zero, args=(branch, args))
+            return strategy.experimental_local_results(zeros)[0]
+
+        first = strategy.experimental_local_results(predicate)[0]
+        tf.cond(first, lambda: each(then), lambda: each(otherwise))
+
+    replica.merge_call(run, args=(predicate, *args))
+
+
+def _then_zero(branch: Callable[..., Any], args: Sequence[Any]) -> tf.Tensor:
+    branch(*args)
+    return tf.constant(0)
+
+
+def assign_weights(variables: Sequence[keras.Variable], values: Sequence[Any]) -> None:
+    """Assigns trained variables within the step, the same values on every replica."""
+
+    def assign(strategy: tf.distribute.Strategy, variables: Any, values: Any) -> None:
+        for variable, value in zip(variables, values, strict=True):
+            strategy.extended.update(
+                variable, lambda v, new: v.assign(new), args=(value,), group=False
+            )
+
+    if variables:
+        tf.__internal__.distribute.interim.maybe_merge_call(
+            assign, tf.distribute.get_strategy(), [v.value for v in variables], list(values)
         )
-
-    def run() -> tf.Tensor:
-        then()
-        return tf.constant(0)
-
-    tf.cond(predicate, run, lambda: tf.constant(0))
 
 
 def build_model(model: Any, iterator: Any, data_batch: Any) -> None:

@@ -1,0 +1,48 @@
+"""What backends share whose gradients are plain tensors, and where no replicas meet in a step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+
+from keras_trainops.transforms.base import Chain, Gradient
+
+
+def leave_reduction_to_us(optimizer: keras.optimizers.Optimizer) -> None:
+    """Nothing: such an optimizer reduces nothing."""
+
+
+def divisible(
+    gradients: Sequence[Gradient], optimizer: keras.optimizers.Optimizer
+) -> list[Gradient]:
+    """The gradients, all of which can be divided and added up."""
+    return list(gradients)
+
+
+def reduce_and_transform(
+    gradients: Sequence[Gradient], variables: Sequence[keras.Variable], chain: Chain
+) -> list[Gradient]:
+    """Runs the chain."""
+    return list(chain(list(gradients), variables))
+
+
+def assign_weights(variables: Sequence[keras.Variable], values: Sequence[Any]) -> None:
+    """Assigns trained variables within the step."""
+    for variable, value in zip(variables, values, strict=True):
+        variable.assign(value)
+
+
+def elements(gradient: Gradient) -> Any:
+    """The gradient's elements: all of it."""
+    return gradient
+
+
+def on_any_replica(flags: Any) -> Any:
+    """Which boolean flags are set on any replica: those of this one."""
+    return flags
+
+
+def vote_together(optimizer: Any) -> None:
+    """Nothing: a gradient that is not finite is seen by all."""

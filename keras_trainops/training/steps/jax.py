@@ -1,0 +1,177 @@
+"""The training step on JAX, and every use of Keras's private API that it needs."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import jax
+import keras
+
+from keras_trainops.training.steps.dense import (
+    assign_weights,
+    divisible,
+    elements,
+    leave_reduction_to_us,
+    on_any_replica,
+    reduce_and_transform,
+    vote_together,
+)
+from keras_trainops.training.steps.finish import Batch, Outcome, finish
+
+if TYPE_CHECKING:
+    from keras_trainops.training.mixin import TrainOps
+    from keras_trainops.training.numerics import NumericsGuard
+
+__all__ = [
+    "apply_gradients",
+    "assign_weights",
+    "conditionally",
+    "divisible",
+    "elements",
+    "external_variables",
+    "leave_reduction_to_us",
+    "needs_own_step",
+    "on_any_replica",
+    "raising",
+    "reduce_and_transform",
+    "train_step",
+    "vote_together",
+]
+
+
+def needs_own_step(options: TrainOps) -> bool:
+    """Keras's step hides the optimizer's variables from metrics, where monitors keep norms."""
+    return bool(options.monitors)
+
+
+def train_step(model: Any, state: Any, data: Any) -> tuple[dict[str, Any], Any]:
+    """One stateless step: what it assigns is the state that it returns."""
+    groups = _groups(model)
+    batch = Batch(*keras.utils.unpack_x_y_sample_weight(data))
+    collected: list[bool] = []
+
+    def passes(trainable: Any, non_trainable: Any, metrics: Any) -> Any:
+        scaled, (loss, y_pred, new, metrics) = model.compute_loss_and_updates(
+            trainable, non_trainable, metrics, *batch, training=True, optimizer_variables=state[2]
+        )
+        collected[:] = [
+            after is not before for after, before in zip(new, non_trainable, strict=True)
+        ]
+        return scaled, (loss, y_pred, new, metrics)
+
+    differentiate = jax.value_and_grad(passes, has_aux=True)
+    (_, (loss, y_pred, new, metrics)), gradients = differentiate(state[0], state[1], state[3])
+    assigned = [
+        (v, value) for v, value, is_new in zip(groups[1], new, collected, strict=True) if is_new
+    ]
+    with keras.StatelessScope(_mapping(groups, (state[0], state[1], state[2], metrics))) as scope:
+        logs = finish(model, batch, Outcome(y_pred, loss, gradients, assigned))
+    return logs, tuple([scope.get_current_value(v) for v in group] for group in groups)
+
+
+def _groups(model: Any) -> tuple[list[keras.Variable], ...]:
+    """The variables in the four parts of Keras's training state."""
+    return (
+        model.trainable_variables,
+        model.non_trainable_variables,
+        model.optimizer.variables,
+        model.metrics_variables,
+    )
+
+
+def _mapping(groups: Sequence[Any], values: Sequence[Any]) -> list[tuple[keras.Variable, Any]]:
+    return [
+        pair
+        for variables, tensors in zip(groups, values, strict=True)
+        for pair in zip(variables, tensors, strict=True)
+    ]
+
+
+def apply_gradients(
+    optimizer: Any, gradients: Sequence[Any], variables: Sequence[keras.Variable]
+) -> None:
+    """One batch's gradients through the optimizer, whose conditions must not assign anything."""
+    state = optimizer.variables
+    new_weights, new_state = optimizer.stateless_apply(
+        [v.value for v in state], list(gradients), [v.value for v in variables]
+    )
+    for variable, value in zip([*variables, *state], [*new_weights, *new_state], strict=True):
+        variable.assign(value)
+
+
+def conditionally(
+    predicate: Any,
+    then: Callable[..., Any],
+    otherwise: Callable[..., Any],
+    args: Sequence[Any],
+    *,
+    changes: Sequence[keras.Variable],
+) -> None:
+    """Gives `changes` the values they have after `then(*args)` where `predicate` holds.
+
+    And else those after `otherwise(*args)`. Both run: within a traced step nothing can be assigned
+    under a condition, and XLA merges the selection into the arithmetic.
+    """
+    variables = list({id(v): v for v in changes}.values())
+    before = [v.value for v in variables]
+    then(*args)
+    after_then = [v.value for v in variables]
+    for variable, value in zip(variables, before, strict=True):
+        variable.assign(value)
+    otherwise(*args)
+    for variable, value in zip(variables, after_then, strict=True):
+        if value is not variable.value:
+            variable.assign(jax.numpy.where(predicate, value, variable.value))
+
+
+class _Touched(keras.StatelessScope):
+    """Notes which variables are read or assigned."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.variables: dict[int, keras.Variable] = {}
+
+    def add_update(self, update: tuple[keras.Variable, Any]) -> None:
+        self.variables[id(update[0])] = update[0]
+        super().add_update(update)
+
+    def get_current_value(self, variable: keras.Variable) -> Any:
+        self.variables[id(variable)] = variable
+        return super().get_current_value(variable)
+
+
+def external_variables(updates: Sequence[Any], model: Any) -> list[keras.Variable]:
+    """Variables that updates use and that are in no part of the state yet.
+
+    In a traced step a variable outside the state would be a constant, and writing it be lost.
+    """
+    with _Touched() as touched:
+        jax.eval_shape(lambda loss: [update(model, loss) for update in updates] and None, 0.0)
+    known = {id(v) for group in _groups(model) for v in group}
+    return [v for key, v in touched.variables.items() if key not in known]
+
+
+def raising(
+    function: Callable[..., Any], model: Any, numerics: NumericsGuard
+) -> Callable[..., Any]:
+    """A train function that raises where the step found something that is not finite."""
+
+    @functools.wraps(function)
+    def checked(state: Any, iterator: Any) -> Any:
+        logs, state = function(state, iterator)
+        values = {id(v): value for v, value in _mapping(_groups(model), state)}
+
+        def give_state_to_model() -> None:
+            names = ("trainable", "non_trainable", "optimizer", "metrics")
+            model._jax_state = {
+                f"{name}_variables": values for name, values in zip(names, state, strict=True)
+            }
+            model._jax_state_synced = False
+            model.jax_state_sync()
+
+        numerics.raise_if_bad(lambda v: values[id(v)], give_state_to_model)
+        return logs, state
+
+    return checked

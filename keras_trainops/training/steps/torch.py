@@ -1,0 +1,100 @@
+"""The training step on PyTorch, and every use of Keras's private API that it needs."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import keras
+import torch
+
+from keras_trainops.training.steps.dense import (
+    assign_weights,
+    divisible,
+    elements,
+    leave_reduction_to_us,
+    on_any_replica,
+    reduce_and_transform,
+    vote_together,
+)
+from keras_trainops.training.steps.finish import Batch, Outcome, finish
+from keras_trainops.updates.layer_updates import LayerUpdateScope
+
+if TYPE_CHECKING:
+    from keras_trainops.training.mixin import TrainOps
+    from keras_trainops.training.numerics import NumericsGuard
+
+__all__ = [
+    "apply_gradients",
+    "assign_weights",
+    "conditionally",
+    "divisible",
+    "elements",
+    "external_variables",
+    "leave_reduction_to_us",
+    "needs_own_step",
+    "on_any_replica",
+    "raising",
+    "reduce_and_transform",
+    "train_step",
+    "vote_together",
+]
+
+
+def needs_own_step(options: TrainOps) -> bool:
+    """Keras's step computes the gradients of all parameters, those not to train too."""
+    return options.arguments.get("variables_to_train") is not None
+
+
+def train_step(model: Any, data: Any) -> dict[str, Any]:
+    """One step that collects what layers assign, and differentiates only what is to be trained."""
+    batch = Batch(*keras.utils.unpack_x_y_sample_weight(data))
+    with LayerUpdateScope([*model.variables, *model.metrics_variables]) as scope:
+        y_pred = model(batch.x, training=True) if model._call_has_training_arg else model(batch.x)
+        loss = model._compute_loss(
+            x=batch.x, y=batch.y, y_pred=y_pred, sample_weight=batch.sample_weight, training=True
+        )
+    weights = [v.value for v in model.trainable_variables]
+    scaled = model.optimizer.scale_loss(loss)
+    gradients = torch.autograd.grad(scaled, weights, allow_unused=True) if weights else ()
+    with torch.no_grad():
+        return finish(model, batch, Outcome(y_pred, loss.detach(), gradients, scope.assigned))
+
+
+def apply_gradients(
+    optimizer: Any, gradients: Sequence[Any], variables: Sequence[keras.Variable]
+) -> None:
+    """One batch's gradients through the optimizer."""
+    optimizer.apply(list(gradients), variables)
+
+
+def conditionally(
+    predicate: Any,
+    then: Callable[..., Any],
+    otherwise: Callable[..., Any],
+    args: Sequence[Any],
+    *,
+    changes: Sequence[keras.Variable],
+) -> None:
+    """Runs `then(*args)` where `predicate` holds, else `otherwise(*args)`."""
+    (then if bool(predicate) else otherwise)(*args)
+
+
+def external_variables(updates: Sequence[Any], model: Any) -> list[keras.Variable]:
+    """None: what an update assigns is simply assigned."""
+    return []
+
+
+def raising(
+    function: Callable[..., Any], model: Any, numerics: NumericsGuard
+) -> Callable[..., Any]:
+    """A train function that raises where the step found something that is not finite."""
+
+    @functools.wraps(function)
+    def checked(data: Any) -> Any:
+        logs = function(data)
+        numerics.raise_if_bad(keras.ops.convert_to_numpy)
+        return logs
+
+    return checked

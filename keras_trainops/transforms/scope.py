@@ -1,0 +1,139 @@
+"""What transforms may ask and say about the weight update that they run for."""
+
+from __future__ import annotations
+
+import contextvars
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import keras
+from keras import ops
+
+Number: TypeAlias = "float | keras.optimizers.schedules.LearningRateSchedule"
+
+
+@dataclass
+class UpdateScope:
+    """One weight update, while the chain runs for it.
+
+    Attributes:
+        iterations: Gives the number of weight updates before this one.
+        skips: The conditions under which it is not made.
+    """
+
+    iterations: Callable[[], Any]
+    skips: list[Any] = field(default_factory=list)
+
+    def skip(self) -> Any:
+        """Whether any of the conditions holds; None where there is none."""
+        return ops.any(ops.stack(self.skips)) if self.skips else None
+
+
+_scope: contextvars.ContextVar[UpdateScope] = contextvars.ContextVar("update_scope")
+_owners: contextvars.ContextVar[Mapping[int, keras.layers.Layer]] = contextvars.ContextVar("owners")
+
+
+@contextmanager
+def update_scope(iterations: Callable[[], Any]) -> Iterator[UpdateScope]:
+    """Says, while a chain runs, which weight update it runs for."""
+    token = _scope.set(UpdateScope(iterations))
+    try:
+        yield _scope.get()
+    finally:
+        _scope.reset(token)
+
+
+def skip_update_if(condition: Any) -> None:
+    """Leaves out the weight update that the running transform belongs to, where `condition` holds.
+
+    Weights, the optimizer's state (its iteration count too) and the state of transforms stay as
+    they are; what `add_variable(..., held=False)` made is written all the same.
+
+    Args:
+        condition: A scalar boolean tensor.
+
+    Raises:
+        RuntimeError: If no optimizer runs the transform.
+    """
+    _current("Only a transform that an optimizer runs can skip a weight update").skips.append(
+        ops.cast(condition, "bool")
+    )
+
+
+def value_of(number: Number) -> Any:
+    """A number's value in the current weight update: schedules are asked for it.
+
+    Raises:
+        RuntimeError: If `number` is a schedule and no optimizer runs the transform.
+    """
+    if not is_schedule(number):
+        return number
+    return number(_current("A schedule has a value only while an optimizer runs it").iterations())
+
+
+def _current(complaint: str) -> UpdateScope:
+    scope = _scope.get(None)
+    if scope is None:
+        raise RuntimeError(
+            f"{complaint}: pass the transform to `compile(gradient_transforms=...)` or to "
+            "`TransformedOptimizer`."
+        )
+    return scope
+
+
+@contextmanager
+def owners_scope(layers: Sequence[keras.layers.Layer]) -> Iterator[None]:
+    """Says, while a chain is built, which layer each variable belongs to: the innermost."""
+    owners: dict[int, keras.layers.Layer] = {}
+    for layer in sorted(layers, key=lambda layer: -len(layer.variables)):
+        owners.update({id(variable): layer for variable in layer.variables})
+    token = _owners.set(owners)
+    try:
+        yield
+    finally:
+        _owners.reset(token)
+
+
+def owner_of(variable: keras.Variable) -> keras.layers.Layer | None:
+    """The layer that `variable` belongs to, where it is known while transforms are built."""
+    return _owners.get({}).get(id(variable))
+
+
+def is_schedule(number: Any) -> bool:
+    """Whether `number` is a schedule of the weight updates."""
+    return isinstance(number, keras.optimizers.schedules.LearningRateSchedule)
+
+
+def check_positive(name: str, number: Any) -> Any:
+    """Refuses a constant that is not a finite number above 0; schedules pass.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    return check_number(name, number, "> 0", lambda value: value > 0)
+
+
+def check_number(name: str, number: Any, must: str, test: Callable[[Any], bool]) -> Any:
+    """Refuses a constant that is not a finite number for which `test` holds; schedules pass.
+
+    Raises:
+        ValueError: If it is not; the message says what it must be.
+    """
+    if is_schedule(number):
+        return number
+    is_number = isinstance(number, (int, float)) and not isinstance(number, bool)
+    if not (is_number and abs(number) < float("inf") and test(number)):
+        raise ValueError(f"`{name}` must be {must}. Received: {name}={number!r}")
+    return number
+
+
+def serialize_number(number: Number) -> Any:
+    """A number or schedule as a saved configuration keeps it."""
+    return keras.saving.serialize_keras_object(number) if is_schedule(number) else number
+
+
+def deserialize_number(number: Any) -> Number:
+    """The inverse of `serialize_number`."""
+    return keras.saving.deserialize_keras_object(number) if isinstance(number, dict) else number
