@@ -5,7 +5,8 @@ from keras_trainops.callbacks.warm_start import WarmStart
 from keras_trainops.readers.base import RestoreError, open_checkpoint
 from keras_trainops.restore.api import plan_restore, restore
 from keras_trainops.restore.report import RestoreReport
-from keras_trainops.training.mixin import TrainOpsMixin, TrainOpsModel, with_train_ops
+from keras_trainops.training.mixin import TrainOpsMixin
+from keras_trainops.training.models import TrainOpsModel, with_train_ops
 from keras_trainops.training.numerics import NonFiniteLossError
 from keras_trainops.training.optimizer import TransformedOptimizer
 

@@ -43,6 +43,31 @@ def unbuilt_layers(model: keras.Model) -> tuple[str, ...]:
     )
 
 
+def seeds(model: keras.Model) -> list[keras.Variable]:
+    """The states of the seed generators in a model's layers, which Keras's files leave out."""
+    weights = {id(v) for v in model.weights}
+    return [v for v in model.variables if id(v) not in weights and v.name == "seed_generator_state"]
+
+
+def trained_by(optimizer: keras.optimizers.Optimizer) -> list[keras.Variable]:
+    """The variables that a built optimizer was built for."""
+    return list(optimizer._trainable_variables)
+
+
+def slot_lists(optimizer: keras.optimizers.Optimizer) -> dict[str, list[Any]]:
+    """What a built optimizer keeps per variable, by the name of the attribute."""
+    count = len(trained_by(optimizer))
+    return {
+        name: list(value)
+        for name, value in vars(optimizer).items()
+        if name != "_trainable_variables"
+        and isinstance(value, list)
+        and len(value) == count
+        and all(slot is None or isinstance(slot, keras.Variable) for slot in value)
+        and any(slot is not None for slot in value)
+    }
+
+
 class SavedEntry(NamedTuple):
     """One value that Keras's own saving walk stores for a model.
 

@@ -118,7 +118,7 @@ def first_match(
     Raises:
         ValueError: If a pattern matches nothing or, with `shadowed="error"`, never wins.
     """
-    pairs = list(rules.items()) if isinstance(rules, Mapping) else list(rules)
+    pairs = as_rules(rules)
     values: list[T | None] = [None] * len(named)
     taken = [False] * len(named)
     problems = []
@@ -138,6 +138,13 @@ def first_match(
     if problems:
         raise ValueError("\n".join(problems))
     return values
+
+
+def as_rules(rules: Any) -> list[tuple[Pattern, Any]]:
+    """Patterns with a value each, as a mapping, pairs or None, as a list of pairs."""
+    if isinstance(rules, Mapping):
+        return list(rules.items())
+    return [(pattern, value) for pattern, value in rules or ()]
 
 
 def describe(pattern: Pattern) -> str:
@@ -203,3 +210,8 @@ def serializable(patterns: Patterns) -> list[str] | None:
         else:
             texts.extend(exact_pattern(variable) for variable in pattern.weights)
     return texts
+
+
+def serializable_rules(rules: Iterable[tuple[Pattern, Any]]) -> list[list[Any]]:
+    """Rules as a saved configuration keeps them: pairs of a path and a value."""
+    return [[text, value] for pattern, value in rules for text in serializable(pattern) or []]

@@ -21,7 +21,7 @@ ALLOWED = {
     "readers": {"readers"},
     "transforms": {"transforms", "paths"},
     "updates": {"updates", "paths"},
-    "training": {"training", "transforms", "updates", "paths"},
+    "training": {"training", "transforms", "updates", "paths", "_keras"},
     "restore": {"restore", "readers", "paths", "_keras"},
     "callbacks": {"callbacks", "restore", "readers", "paths"},
     "cli": {"readers", "restore", "keras_trainops"},

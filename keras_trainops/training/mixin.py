@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import keras
 
 from keras_trainops import paths
+from keras_trainops.training.carry_over import carried_over, fits, trained_by
 from keras_trainops.training.numerics import NumericsGuard
-from keras_trainops.training.optimizer import with_transforms
+from keras_trainops.training.optimizer import engine_of, with_transforms
 from keras_trainops.training.steps import backend_steps
+from keras_trainops.transforms.monitoring import Monitor
 from keras_trainops.updates.base import Update, as_update
 from keras_trainops.updates.policy import UpdatePolicy
 
@@ -31,6 +33,8 @@ class TrainOps:
         policy: Which updates run.
         numerics: The guard of `check_numerics=True`.
         monitors: The `Monitor`s in the chain, whose norms go into the logs.
+        norm_metrics: Their averages.
+        shows_norms: Whether the averages are among the model's metrics: not in an evaluation.
         carried: Variables of no layer, metric or optimizer that a step carries to the next.
         why_unbuilt: Why the model could not be built before its first step, if so.
     """
@@ -39,7 +43,9 @@ class TrainOps:
     arguments: dict[str, Any] = field(default_factory=dict)
     policy: UpdatePolicy = field(default_factory=lambda: UpdatePolicy(None, []))
     numerics: NumericsGuard | None = None
-    monitors: list[Any] = field(default_factory=list)
+    monitors: list[Monitor] = field(default_factory=list)
+    norm_metrics: list[keras.metrics.Metric] = field(default_factory=list)
+    shows_norms: bool = True
     carried: list[keras.Variable] = field(default_factory=list)
     why_unbuilt: str = ""
 
@@ -65,6 +71,12 @@ class TrainOpsMixin:
 
     References: `tf.contrib.training.create_train_op`.
     """
+
+    if TYPE_CHECKING:  # what the Keras model beside it has
+        built: bool
+        optimizer: Any
+        variables: list[keras.Variable]
+        weights: list[keras.Variable]
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -132,7 +144,15 @@ class TrainOpsMixin:
         }
         state.policy = policy
         state.numerics = self._in_scope(NumericsGuard) if check_numerics else None
+        if self.built and not fits(optimizer, self.trainable_variables):
+            optimizer = carried_over(optimizer, self.trainable_variables, self)
         super().compile(optimizer, *args, **kwargs)  # type: ignore[misc]
+        engine = engine_of(self.optimizer)
+        state.monitors, state.norm_metrics = [], []
+        if engine is not None:
+            engine.attach(self)
+            state.monitors = [m for m in engine.chain.walk() if isinstance(m, Monitor)]
+            state.norm_metrics = self._in_scope(lambda: _norm_metrics(state.monitors))
 
     def _in_scope(self, make: Callable[[], Any]) -> Any:
         strategy = getattr(self, "_distribute_strategy", None)
@@ -173,12 +193,49 @@ class TrainOpsMixin:
     @property
     def non_trainable_variables(self) -> list[keras.Variable]:
         """All variables but the ones to train, in Keras's order."""
-        return _without(self.variables, self.trainable_variables)  # type: ignore[attr-defined]
+        return _without(self.variables, self.trainable_variables)
 
     @property
     def non_trainable_weights(self) -> list[keras.Variable]:
         """All weights but the ones to train, in Keras's order."""
-        return _without(self.weights, self.trainable_weights)  # type: ignore[attr-defined]
+        return _without(self.weights, self.trainable_weights)
+
+    @property
+    def metrics(self) -> list[keras.metrics.Metric]:
+        """Keras's metrics and, in training, the norms that monitors watch."""
+        state = self.train_ops
+        norms = state.norm_metrics if state.shows_norms else []
+        return [*super().metrics, *norms]  # type: ignore[misc]
+
+    def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> Any:
+        """Keras's logs and, in training, the norms that monitors watch."""
+        state = self.train_ops
+        engine = engine_of(self.optimizer)
+        if engine is not None and engine.built and state.shows_norms:  # not in a symbolic build
+            metrics = iter(state.norm_metrics)
+            for monitor in state.monitors:
+                norms, weights = monitor.take()
+                for i in range(len(monitor.labels)):
+                    next(metrics).update_state(norms[i], sample_weight=weights[i])
+        return super().compute_metrics(x, y, y_pred, sample_weight)  # type: ignore[misc]
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> Any:
+        """As in Keras."""
+        with self._without_norms():
+            return super().evaluate(*args, **kwargs)  # type: ignore[misc]
+
+    def test_on_batch(self, *args: Any, **kwargs: Any) -> Any:
+        """As in Keras."""
+        with self._without_norms():
+            return super().test_on_batch(*args, **kwargs)  # type: ignore[misc]
+
+    @contextmanager
+    def _without_norms(self) -> Iterator[None]:
+        self.train_ops.shows_norms = False
+        try:
+            yield
+        finally:
+            self.train_ops.shows_norms = True
 
     @property
     def metrics_variables(self) -> list[keras.Variable]:
@@ -187,7 +244,7 @@ class TrainOpsMixin:
 
     def _to_train(self, variables: list[keras.Variable]) -> list[keras.Variable]:
         patterns = self.train_ops.arguments.get("variables_to_train")
-        if patterns is None or not self.built:  # type: ignore[attr-defined]
+        if patterns is None or not self.built:
             return variables
         chosen = paths.select(patterns, paths.by_path(variables))
         return [variable for variable, yes in zip(variables, chosen, strict=True) if yes]
@@ -204,6 +261,7 @@ class TrainOpsMixin:
 
     def make_train_function(self, force: bool = False) -> Any:
         """Builds the optimizer and the updates, then the compiled step, as `fit` starts."""
+        self._check_variables_to_train()
         if self.train_function is not None and not force:
             return self.train_function
         state = self.train_ops
@@ -213,15 +271,26 @@ class TrainOpsMixin:
                 "be built from the shapes of its data. Call it on a batch before `fit`, as in "
                 f"`model(x)`. Why it could not: {state.why_unbuilt}"
             )
-        if self.built and not state.why_unbuilt:  # type: ignore[attr-defined]
+        if self.built and not state.why_unbuilt:
             self._in_scope(self._build_for_training)
         super().make_train_function(force)  # type: ignore[misc]
         if state.numerics is not None:
             self.train_function = backend_steps().raising(self.train_function, self, state.numerics)
         return self.train_function
 
+    def _check_variables_to_train(self) -> None:
+        now = self.trainable_variables
+        if not fits(self.optimizer, now):
+            before = trained_by(self.optimizer)
+            changed = [v.path for v in [*_without(before, now), *_without(now, before)]]
+            raise ValueError(
+                "The variables to train have changed since the model was compiled: "
+                f"{', '.join(changed)}. Compile again; with the same optimizer, as in "
+                "`model.compile(model.optimizer, ...)`, its state is kept for the others."
+            )
+
     def _build_for_training(self) -> None:
-        optimizer = self.optimizer  # type: ignore[attr-defined]
+        optimizer = self.optimizer
         if optimizer is not None and not optimizer.built:
             optimizer.build(self.trainable_variables)
         state = self.train_ops
@@ -251,71 +320,20 @@ class TrainOpsMixin:
         """Compiles as the saved model was compiled, and creates the optimizer's variables."""
         config = keras.saving.deserialize_keras_object(config)
         self.compile(**config)
-        if self.built and self.optimizer is not None:  # type: ignore[attr-defined]
-            self.optimizer.build(self.trainable_variables)  # type: ignore[attr-defined]
+        if self.built and self.optimizer is not None:
+            self.optimizer.build(self.trainable_variables)
+
+
+def _norm_metrics(monitors: list[Monitor]) -> list[keras.metrics.Metric]:
+    labels = [label for monitor in monitors for label in monitor.labels]
+    twice = sorted({label for label in labels if labels.count(label) > 1})
+    if twice:
+        raise ValueError(
+            f"Two monitors log under one name: {', '.join(twice)}. Give each `Monitor` a `name`."
+        )
+    return [keras.metrics.Mean(name=label) for label in labels]
 
 
 def _without(variables: list[keras.Variable], others: list[keras.Variable]) -> list[keras.Variable]:
     ids = {id(variable) for variable in others}
     return [variable for variable in variables if id(variable) not in ids]
-
-
-@keras.saving.register_keras_serializable(package="keras_trainops")
-class TrainOpsModel(TrainOpsMixin, keras.Model):
-    """A ready-made functional model with the mixin: `TrainOpsModel(inputs, outputs)`.
-
-    Example:
-        >>> import keras, keras_trainops as kt
-        >>> inputs = keras.Input((4,))
-        >>> model = kt.TrainOpsModel(inputs, keras.layers.Dense(2)(inputs))
-    """
-
-
-@keras.saving.register_keras_serializable(package="keras_trainops")
-class TrainOpsSequential(TrainOpsMixin, keras.Sequential):
-    """`keras.Sequential` with the mixin; `with_train_ops` makes one of a sequential model."""
-
-
-def with_train_ops(model: keras.Model) -> keras.Model:
-    """Adds the mixin to an existing model: the same object, variables and names.
-
-    The model's class is extended in place, whatever it is: functional, sequential or subclassed.
-    Compile it (again) before training. To save a *subclassed* model as `.keras` and load it in
-    another process, mix `TrainOpsMixin` into its class instead.
-
-    Args:
-        model: Any Keras model.
-
-    Returns:
-        `model`.
-
-    Raises:
-        ValueError: If `model` is no Keras model.
-
-    Example:
-        >>> import keras, keras_trainops as kt
-        >>> model = kt.with_train_ops(keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)]))
-    """
-    if not isinstance(model, keras.Model):
-        raise ValueError(f"`model` must be a Keras model. Received: {model!r}")
-    if not isinstance(model, TrainOpsMixin):
-        model.__class__ = _extended(model.__class__)
-        model.train_function = None
-    return model
-
-
-@functools.cache
-def _extended(cls: type) -> type:
-    """The class `cls` with the mixin: one that Keras can load by name where there is one."""
-    if cls is keras.Sequential:
-        return TrainOpsSequential
-    name = f"TrainOps{cls.__name__}"
-    if cls.__module__.startswith("keras.") and cls.__name__ == "Functional":
-        return _functional_class()
-    return type(name, (TrainOpsMixin, cls), {"__module__": cls.__module__})
-
-
-def _functional_class() -> type[keras.Model]:
-    """`TrainOpsModel` with Keras's functional class as its base, which its first use makes it."""
-    probe = keras.Input((1,), name="probe_input")
-    return type(TrainOpsModel(probe, keras.layers.Identity(name="probe")(probe), name="probe"))

@@ -62,7 +62,7 @@ class NumericsGuard:
             (self._first_bad, model.optimizer.iterations),
             (self._culprit, ops.argmax(ops.cast(bad, "int32"))),
         ):
-            variable.assign(ops.where(is_first, ops.cast(value, "int32"), variable))
+            variable.assign(ops.where(is_first, ops.cast(value, "int32"), variable.value))
         steps.conditionally(
             ops.logical_and(fine_so_far, ops.logical_not(ops.any(bad))),
             change_state,

@@ -14,6 +14,8 @@ from keras_trainops.training.steps import backend_steps
 from keras_trainops.transforms.base import Chain, Gradient
 from keras_trainops.transforms.scope import owners_scope, update_scope
 
+_SEED = "seed_"  # how the keys of seeds in a file begin
+
 
 @keras.saving.register_keras_serializable(package="keras_trainops")
 class TransformedOptimizer(keras.optimizers.Optimizer):
@@ -52,7 +54,7 @@ class TransformedOptimizer(keras.optimizers.Optimizer):
             # On the instance, in place of its class's own: doing it again never stacks.
             inner_optimizer._backend_apply_gradients = self._apply_batch
 
-    def attach(self, model: keras.Model) -> None:
+    def attach(self, model: Any) -> None:
         """Says whose variables are trained: some transforms ask for the layers they are of."""
         self._attached = weakref.ref(model)
 
@@ -124,7 +126,7 @@ class TransformedOptimizer(keras.optimizers.Optimizer):
     ) -> None:
         """One weight update: reduces over replicas, runs the chain and, unless it skips, steps."""
         held = self.chain.held_variables
-        before = [ops.copy(v) for v in held]
+        before = [ops.copy(v.value) for v in held]
         with update_scope(lambda: self.inner_optimizer.iterations) as scope:
             gradients = backend_steps().reduce_and_transform(gradients, variables, self.chain)
             skip = scope.skip()
@@ -132,7 +134,7 @@ class TransformedOptimizer(keras.optimizers.Optimizer):
             self._step(gradients, variables)
             return
         for variable, value in zip(held, before, strict=True):
-            variable.assign(ops.where(skip, value, variable))
+            variable.assign(ops.where(skip, value, variable.value))
         backend_steps().conditionally(
             ops.logical_not(skip),
             lambda *gradients: self._step(gradients, variables),
@@ -147,7 +149,7 @@ class TransformedOptimizer(keras.optimizers.Optimizer):
         with update_scope(lambda: inner.iterations):
             factors = self.chain.step_factors(variables)
         scaled = [(v, c) for v, c in zip(variables, factors, strict=True) if c is not None]
-        starts = [ops.copy(v) for v, _ in scaled]
+        starts = [ops.copy(v.value) for v, _ in scaled]
         if self._of_several():
             scale = inner.loss_scale_factor or 1.0
             inner.apply([None if g is None else g * scale for g in gradients], variables)
@@ -224,6 +226,25 @@ class TransformedOptimizer(keras.optimizers.Optimizer):
         """Writes the inner optimizer's averages into the weights, where it keeps some."""
         self.inner_optimizer.finalize_variable_values(var_list)
 
+    def save_own_variables(self, store: Any) -> None:
+        """Stores the state and, as Keras keeps them nowhere, the seeds of the model's layers."""
+        super().save_own_variables(store)
+        for i, seed in enumerate(self._seeds()):
+            store[f"{_SEED}{i}"] = ops.convert_to_numpy(ops.convert_to_tensor(seed))
+
+    def load_own_variables(self, store: Any) -> None:
+        """The inverse, of files without seeds too."""
+        keys = list(store.keys())
+        super().load_own_variables({k: store[k] for k in keys if not k.startswith(_SEED)})
+        seeds = self._seeds()
+        if sum(key.startswith(_SEED) for key in keys) == len(seeds):
+            for i, seed in enumerate(seeds):
+                seed.assign(store[f"{_SEED}{i}"])
+
+    def _seeds(self) -> list[keras.Variable]:
+        model = self._attached() if self._attached is not None else None
+        return _keras.seeds(model) if model is not None else []
+
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments, as Keras serialises them."""
         return {
@@ -243,6 +264,13 @@ class TransformedOptimizer(keras.optimizers.Optimizer):
             [deserialize(t, custom_objects=custom_objects) for t in config["transforms"]],
             name=config["name"],
         )
+
+
+def engine_of(optimizer: Any) -> TransformedOptimizer | None:
+    """The `TransformedOptimizer` that `optimizer` is, or that a LossScaleOptimizer wraps."""
+    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+        optimizer = optimizer.inner_optimizer
+    return optimizer if isinstance(optimizer, TransformedOptimizer) else None
 
 
 def with_transforms(optimizer: Any, transforms: Any) -> keras.optimizers.Optimizer:

@@ -1,11 +1,21 @@
 """Gradient transforms: what happens to gradients between the backward pass and the optimizer."""
 
+from keras_trainops.transforms.adaptive import AdaptiveClip, AdaptiveNormClip
 from keras_trainops.transforms.base import Chain, GradientTransform
 from keras_trainops.transforms.clipping import ClipByGlobalNorm, ClipByNorm, ClipByValue
 from keras_trainops.transforms.functions import FromFunction, FromPairs
-from keras_trainops.transforms.scaling import Scale
+from keras_trainops.transforms.monitoring import Monitor
+from keras_trainops.transforms.noise import Noise
+from keras_trainops.transforms.normalization import Centralize, Normalize
+from keras_trainops.transforms.scaling import LayerwiseDecay, Scale, ScaleStep
+from keras_trainops.transforms.scope import skip_update_if
+from keras_trainops.transforms.selection import Only
+from keras_trainops.transforms.skipping import SkipLarge, SkipNonFinite, ZeroNonFinite
 
 __all__ = [
+    "AdaptiveClip",
+    "AdaptiveNormClip",
+    "Centralize",
     "Chain",
     "ClipByGlobalNorm",
     "ClipByNorm",
@@ -13,5 +23,15 @@ __all__ = [
     "FromFunction",
     "FromPairs",
     "GradientTransform",
+    "LayerwiseDecay",
+    "Monitor",
+    "Noise",
+    "Normalize",
+    "Only",
     "Scale",
+    "ScaleStep",
+    "SkipLarge",
+    "SkipNonFinite",
+    "ZeroNonFinite",
+    "skip_update_if",
 ]

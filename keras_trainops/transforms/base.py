@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeAlias
 
 import keras
@@ -33,21 +33,29 @@ class GradientTransform:
             applying it to the dense gradient gives: so for transforms that scale elements, take
             norms and keep zeros zero. The gradient of an embedding is then `(rows, width)`, each
             row once, and else it is made dense, `(vocabulary, width)`.
+        children: The transforms that it is made of.
     """
 
     clips: bool = False
     row_sparse: bool = False
+    children: Sequence[GradientTransform] = ()
+
+    def walk(self) -> Iterator[GradientTransform]:
+        """This transform and all that it is made of."""
+        yield self
+        for child in self.children:
+            yield from child.walk()
 
     @property
     def variables(self) -> list[keras.Variable]:
-        """The transform's state, saved and resumed with the optimizer."""
-        return list(self.__dict__.get("_state", {}).values())
+        """The state, saved and resumed with the optimizer."""
+        return [v for part in self.walk() for v in part.__dict__.get("_state", {}).values()]
 
     @property
     def held_variables(self) -> list[keras.Variable]:
         """What of the state stays as it is where the weight update is skipped."""
-        free = self.__dict__.get("_free", ())
-        return [v for name, v in self.__dict__.get("_state", {}).items() if name not in free]
+        free = {id(v) for part in self.walk() for v in part.__dict__.get("_free", ())}
+        return [v for v in self.variables if id(v) not in free]
 
     def add_variable(
         self,
@@ -79,7 +87,7 @@ class GradientTransform:
         )
         self.__dict__.setdefault("_state", {})[name] = variable
         if not held:
-            self.__dict__.setdefault("_free", set()).add(name)
+            self.__dict__.setdefault("_free", []).append(variable)
         return variable
 
     def add_seed(self, seed: int) -> keras.random.SeedGenerator:
@@ -154,6 +162,7 @@ class Chain(GradientTransform):
 
     def __init__(self, transforms: Any) -> None:
         self.transforms = [as_transform(transform) for transform in as_sequence(transforms)]
+        self.children = self.transforms
 
     @property
     def clips(self) -> bool:  # type: ignore[override]
@@ -162,14 +171,6 @@ class Chain(GradientTransform):
     @property
     def row_sparse(self) -> bool:  # type: ignore[override]
         return all(transform.row_sparse for transform in self.transforms)
-
-    @property
-    def variables(self) -> list[keras.Variable]:
-        return [v for transform in self.transforms for v in transform.variables]
-
-    @property
-    def held_variables(self) -> list[keras.Variable]:
-        return [v for transform in self.transforms for v in transform.held_variables]
 
     def build(self, variables: Sequence[keras.Variable]) -> None:
         for transform in self.transforms:

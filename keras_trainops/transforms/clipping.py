@@ -117,7 +117,7 @@ class ClipByGlobalNorm(_ClipByNumber):
         # Keras's own operations in their own order, so that the bits are the same: finite norms
         # add 0 at the end, others turn the factor into NaN.
         factor = limit * ops.minimum(1.0 / norm, 1.0 / limit) + (norm - norm)
-        return [None if g is None else _scaled(g, factor) for g in gradients]
+        return [None if g is None else scaled(g, factor) for g in gradients]
 
 
 @keras.saving.register_keras_serializable(package="keras_trainops")
@@ -162,6 +162,7 @@ def global_norm(gradients: Sequence[Gradient]) -> Any:
     return ops.sqrt(ops.sum(ops.stack([ops.sum(ops.square(wide(g))) for g in gradients])))
 
 
-def _scaled(gradient: Gradient, factor: Any) -> Gradient:
+def scaled(gradient: Gradient, factor: Any) -> Gradient:
+    """`gradient` times a scalar, in its own dtype."""
     values = wide(gradient)
     return ops.cast(values * ops.cast(factor, values.dtype), gradient.dtype)

@@ -68,7 +68,7 @@ def value_of(number: Number) -> Any:
     Raises:
         RuntimeError: If `number` is a schedule and no optimizer runs the transform.
     """
-    if not is_schedule(number):
+    if not isinstance(number, keras.optimizers.schedules.LearningRateSchedule):
         return number
     return number(_current("A schedule has a value only while an optimizer runs it").iterations())
 

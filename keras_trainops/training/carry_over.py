@@ -1,0 +1,82 @@
+"""Another choice of variables for an optimizer that has trained already."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+
+from keras_trainops import _keras
+from keras_trainops.training.optimizer import TransformedOptimizer, engine_of
+
+
+def fits(optimizer: Any, variables: list[keras.Variable]) -> bool:
+    """Whether an optimizer was built for just these variables, or for none yet."""
+    built_for = trained_by(optimizer)
+    return not built_for or {id(v) for v in built_for} == {id(v) for v in variables}
+
+
+def trained_by(optimizer: Any) -> list[keras.Variable]:
+    """The variables that an optimizer was built for, or the one inside it; none before that."""
+    while hasattr(optimizer, "inner_optimizer"):
+        optimizer = optimizer.inner_optimizer
+    built = optimizer is not None and optimizer.built
+    return _keras.trained_by(optimizer) if built else []
+
+
+def carried_over(
+    optimizer: keras.optimizers.Optimizer, variables: list[keras.Variable], model: Any
+) -> keras.optimizers.Optimizer:
+    """A new optimizer for `variables`, with the state of the old one for those both train.
+
+    Iterations, the learning rate, the loss scale and the state of transforms go on; variables that
+    were not trained before start with fresh slots.
+
+    Raises:
+        ValueError: If the optimizer cannot be made again from its configuration.
+    """
+    new = _again(optimizer)
+    engine = engine_of(new)
+    if engine is not None:
+        engine.attach(model)
+    new.build(variables)
+    _copy(optimizer, new)
+    return new
+
+
+def _again(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
+    if isinstance(optimizer, getattr(keras.optimizers, "MultiOptimizer", ())):
+        raise ValueError(
+            "The variables to train have changed, and a MultiOptimizer cannot be carried over to "
+            "others: compile with a new one."
+        )
+    if isinstance(optimizer, TransformedOptimizer):
+        transforms = optimizer.chain.transforms
+        return TransformedOptimizer(_again(optimizer.inner_optimizer), transforms, optimizer.name)
+    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+        config = optimizer.get_config()
+        del config["inner_optimizer"]
+        return keras.optimizers.LossScaleOptimizer(_again(optimizer.inner_optimizer), **config)
+    return type(optimizer).from_config(optimizer.get_config())
+
+
+def _copy(old: Any, new: Any) -> None:
+    """Copies state from one optimizer to another of the same kind, inner ones first."""
+    if hasattr(new, "inner_optimizer"):
+        _copy(old.inner_optimizer, new.inner_optimizer)
+    if not old.built:
+        return
+    position = {id(v): i for i, v in enumerate(_keras.trained_by(old))}
+    old_slots, new_slots = _keras.slot_lists(old), _keras.slot_lists(new)
+    for name, slots in new_slots.items():
+        for slot, variable in zip(slots, _keras.trained_by(new), strict=True):
+            if slot is not None and id(variable) in position:
+                slot.assign(old_slots[name][position[id(variable)]])
+    for mine, theirs in zip(_singles(old, old_slots), _singles(new, new_slots), strict=True):
+        theirs.assign(mine)
+
+
+def _singles(optimizer: Any, slots: dict[str, list[Any]]) -> list[keras.Variable]:
+    """The optimizer's own variables that belong to no trained variable."""
+    taken = {id(slot) for values in slots.values() for slot in values}
+    return [v for v in optimizer._variables if id(v) not in taken]

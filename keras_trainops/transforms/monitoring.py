@@ -1,0 +1,132 @@
+"""Watching gradients: norms for the logs, histograms for TensorBoard."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_trainops import paths
+from keras_trainops.transforms.base import Gradient, GradientTransform, wide
+from keras_trainops.transforms.clipping import global_norm
+
+_POSITIVE = 10.0 ** np.arange(-10, 5.5, 0.5)
+HISTOGRAM_EDGES = np.concatenate([-_POSITIVE[::-1], _POSITIVE]).astype("float32")
+
+
+@keras.saving.register_keras_serializable(package="keras_trainops")
+class Monitor(GradientTransform):
+    """Watches the gradients at its place in the chain, and leaves them as they are.
+
+    In a model with `TrainOpsMixin` the L2 norms, averaged over the epoch's weight updates, stand
+    in the logs of `fit` and in the history: `name` for all variables together, `name/label` for
+    each group. Put one before and one after a clip, with two names, to see what the clip does.
+    `keras_trainops.MonitorBoard` draws them, step by step, in TensorBoard.
+
+    Norms that are not finite are not averaged; a callback sees them in `norms`.
+
+    Args:
+        groups: Mapping from label to patterns (see `keras_trainops.paths`), or a list of patterns
+            that are their own labels; None: only the norm of all.
+        name: How the logs call the norm of all; unique in a chain.
+        histogram: Whether to count the elements by size, too, for `MonitorBoard`.
+
+    Attributes:
+        labels: The names in the logs: `name`, then `name/label` of each group.
+        norms: Variable of shape `(labels,)`, float32: the L2 norms in the last weight update.
+        counts: Variable of shape `(labels, buckets)`, float32, with `histogram=True`: how many
+            elements of the last update's gradients lie between the `HISTOGRAM_EDGES`. Of an
+            embedding only rows that occur are counted.
+
+    Returns:
+        The gradients.
+
+    Raises:
+        ValueError: If `name` is empty; at the first build, if a pattern matches no variable.
+
+    Example:
+        >>> import keras_trainops as kt
+        >>> T = kt.transforms
+        >>> chain = [T.Monitor(["head"], name="raw"), T.ClipByGlobalNorm(1.0), T.Monitor()]
+
+    References: `summarize_gradients` of tf.contrib.training.create_train_op.
+    """
+
+    row_sparse = True
+
+    def __init__(
+        self,
+        groups: Mapping[str, paths.Patterns] | paths.Patterns = None,
+        name: str = "gradient_norm",
+        histogram: bool = False,
+    ) -> None:
+        if not isinstance(name, str) or not name:
+            raise ValueError(f"`name` must be a name. Received: name={name!r}")
+        if not isinstance(groups, Mapping):
+            groups = {_label(pattern): [pattern] for pattern in paths.as_list(groups)}
+        self.groups = {label: paths.as_list(patterns) for label, patterns in groups.items()}
+        self.name, self.histogram = name, histogram
+        self.labels = [name, *(f"{name}/{label}" for label in self.groups)]
+
+    def build(self, variables: Sequence[keras.Variable]) -> None:
+        named = paths.by_path(variables)
+        selections = [paths.select(patterns, named) for patterns in self.groups.values()]
+        self._members = [{id(v) for v in variables}] + [
+            {id(v) for v, yes in zip(variables, chosen, strict=True) if yes}
+            for chosen in selections
+        ]
+        count = len(self.labels)
+        self.norms = self.add_variable("norms", (count,), held=False)
+        self.fresh = self.add_variable("fresh", held=False)
+        if self.histogram:
+            buckets = len(HISTOGRAM_EDGES) + 1
+            self.counts = self.add_variable("counts", (count, buckets), held=False)
+
+    def __call__(
+        self, gradients: Sequence[Gradient], variables: Sequence[keras.Variable]
+    ) -> Sequence[Gradient]:
+        pairs = [(g, id(v)) for g, v in zip(gradients, variables, strict=True) if g is not None]
+        groups = [[g for g, key in pairs if key in members] for members in self._members]
+        norms = [global_norm(group) if group else 0.0 for group in groups]
+        self.norms.assign(ops.stack([ops.cast(norm, "float32") for norm in norms]))
+        self.fresh.assign(1.0)
+        if self.histogram:
+            self.counts.assign(ops.stack([_counts(group) for group in groups]))
+        return gradients
+
+    def take(self) -> tuple[Any, Any]:
+        """The norms of an update that just was, and the weight of each in an average: 0 or 1.
+
+        The weights are 0 where there was no update since it was last asked, as between the batches
+        of an accumulation.
+        """
+        finite = ops.isfinite(self.norms.value)
+        weights = ops.cast(finite, "float32") * self.fresh
+        norms = ops.where(finite, self.norms.value, 0.0)
+        self.fresh.assign(0.0)
+        return norms, weights
+
+    def get_config(self) -> dict[str, Any]:
+        groups = {label: paths.serializable(group) for label, group in self.groups.items()}
+        return {"groups": groups, "name": self.name, "histogram": self.histogram}
+
+
+def _label(pattern: paths.Pattern) -> str:
+    if isinstance(pattern, str):
+        return pattern
+    return pattern.path if isinstance(pattern, keras.Variable) else pattern.name
+
+
+def _counts(gradients: Sequence[Gradient]) -> Any:
+    """How many elements lie in each bucket; NaN in the last."""
+    buckets = len(HISTOGRAM_EDGES) + 1
+    total = ops.zeros((buckets,))
+    for gradient in gradients:
+        values = ops.cast(ops.reshape(wide(gradient), (-1,)), "float32")
+        bucket = ops.searchsorted(ops.convert_to_tensor(HISTOGRAM_EDGES), values)
+        ones = ops.ones_like(values)
+        total = total + ops.segment_sum(ones, ops.cast(bucket, "int32"), num_segments=buckets)
+    return total

@@ -1,0 +1,125 @@
+"""Transforms that centre gradients, or bring them to one norm."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_trainops import paths
+from keras_trainops.transforms.base import Gradient, GradientTransform, wide
+from keras_trainops.transforms.clipping import global_norm, scaled
+from keras_trainops.transforms.layouts import Axes, Overrides, unit_axes
+from keras_trainops.transforms.scope import (
+    Number,
+    check_positive,
+    deserialize_number,
+    serialize_number,
+    value_of,
+)
+
+
+@keras.saving.register_keras_serializable(package="keras_trainops")
+class Centralize(GradientTransform):
+    """Subtracts from each output unit's gradient its mean (gradient centralisation).
+
+    `g' = g - mean(g)` over all axes that lead to one output unit, by the layer's own layout (see
+    `AdaptiveClip`). Biases, scales and other whole tensors stay as they are.
+
+    Args:
+        axes: Mapping from pattern to the axes that lead to one unit, as in `AdaptiveClip`.
+
+    Returns:
+        Gradients with the shapes and dtypes they came with; `None` stays `None`.
+
+    Raises:
+        ValueError: At the first build, if it is not known which layer a variable of more than one
+            axis belongs to.
+
+    Example:
+        >>> import keras_trainops as kt
+        >>> centralize = kt.transforms.Centralize()
+
+    References: Yong et al. 2020, "Gradient Centralization: A New Optimization Technique for Deep
+    Neural Networks"; `optax.centralize`, which guesses the layout from the rank.
+    """
+
+    def __init__(self, axes: Overrides = None) -> None:
+        self.axes = paths.as_rules(axes)
+
+    def build(self, variables: Sequence[keras.Variable]) -> None:
+        found = unit_axes(variables, self.axes)
+        self._axes_of = {id(v): axes for v, axes in zip(variables, found, strict=True)}
+
+    def __call__(
+        self, gradients: Sequence[Gradient], variables: Sequence[keras.Variable]
+    ) -> Sequence[Gradient]:
+        return [
+            _centred(g, self._axes_of[id(v)]) for g, v in zip(gradients, variables, strict=True)
+        ]
+
+    def get_config(self) -> dict[str, Any]:
+        return {"axes": paths.serializable_rules(self.axes)}
+
+
+def _centred(gradient: Gradient, axes: Axes) -> Gradient:
+    if gradient is None or not axes:
+        return gradient
+    mean = ops.mean(wide(gradient), axis=axes, keepdims=True)
+    return gradient - ops.cast(mean, gradient.dtype)
+
+
+@keras.saving.register_keras_serializable(package="keras_trainops")
+class Normalize(GradientTransform):
+    """Brings gradients to one L2 norm: only their direction counts.
+
+    `g' = c · g / (‖g‖₂ + ε)`, where `‖g‖₂` is the joint norm of all gradients or, with
+    `scope="variable"`, each one's own.
+
+    Args:
+        norm: The norm `c` to bring them to, > 0; a number or a schedule of the weight updates.
+        scope: `"global"` or `"variable"`.
+        epsilon: The least norm to divide by.
+
+    Returns:
+        Gradients with the shapes and dtypes they came with; `None` stays `None`.
+
+    Raises:
+        ValueError: If an argument does not fit.
+
+    Example:
+        >>> import keras_trainops as kt
+        >>> normalize = kt.transforms.Normalize(1.0)
+
+    References: `optax.normalize_by_update_norm`; Hazan et al. 2015, "Beyond Convexity: Stochastic
+    Quasi-Convex Optimization".
+    """
+
+    row_sparse = True
+
+    def __init__(self, norm: Number = 1.0, scope: str = "global", epsilon: float = 1e-6) -> None:
+        self.norm = check_positive("norm", deserialize_number(norm))
+        self.epsilon = check_positive("epsilon", epsilon)
+        if scope not in ("global", "variable"):
+            raise ValueError(f'`scope` must be "global" or "variable". Received: scope={scope!r}')
+        self.scope = scope
+
+    def __call__(
+        self, gradients: Sequence[Gradient], variables: Sequence[keras.Variable]
+    ) -> Sequence[Gradient]:
+        present = [g for g in gradients if g is not None]
+        if not present:
+            return gradients
+        target = value_of(self.norm)
+        joint = global_norm(present) if self.scope == "global" else None
+        return [
+            None
+            if g is None
+            else scaled(g, target / ((global_norm([g]) if joint is None else joint) + self.epsilon))
+            for g in gradients
+        ]
+
+    def get_config(self) -> dict[str, Any]:
+        return {"norm": serialize_number(self.norm), "scope": self.scope, "epsilon": self.epsilon}

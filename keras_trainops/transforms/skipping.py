@@ -1,0 +1,163 @@
+"""Transforms for gradients that are not finite, or too large to be believed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_trainops.transforms.base import Gradient, GradientTransform
+from keras_trainops.transforms.clipping import global_norm
+from keras_trainops.transforms.scope import (
+    Number,
+    check_number,
+    check_positive,
+    deserialize_number,
+    serialize_number,
+    skip_update_if,
+    value_of,
+)
+
+
+@keras.saving.register_keras_serializable(package="keras_trainops")
+class ZeroNonFinite(GradientTransform):
+    """Replaces the elements of gradients that are NaN or infinite by 0.
+
+    `g' = g` where `g` is finite, else 0. Under mixed precision the `LossScaleOptimizer` still sees
+    the overflow, and skips that step.
+
+    Returns:
+        Gradients with the shapes and dtypes they came with; `None` stays `None`.
+
+    Example:
+        >>> import keras_trainops as kt
+        >>> zero = kt.transforms.ZeroNonFinite()
+
+    References: `optax.zero_nans`, which keeps infinities.
+    """
+
+    row_sparse = True
+
+    def __call__(
+        self, gradients: Sequence[Gradient], variables: Sequence[keras.Variable]
+    ) -> Sequence[Gradient]:
+        return [
+            None if g is None else ops.where(ops.isfinite(g), g, ops.zeros_like(g))
+            for g in gradients
+        ]
+
+
+@keras.saving.register_keras_serializable(package="keras_trainops")
+class SkipNonFinite(GradientTransform):
+    """Skips the weight update where any gradient is NaN or infinite.
+
+    Nothing changes then: no weight, no optimizer state, no iteration count, no other transform's
+    state. `skipped` and `consecutive` count.
+
+    Args:
+        max_consecutive: After that many skipped updates in a row the next bad one is let through,
+            so that a run that is broken for good shows it; None: never. A good one resets the
+            count.
+
+    Attributes:
+        skipped: Variable, how many updates were skipped.
+        consecutive: Variable, how many bad ones there were since the last good one.
+
+    Returns:
+        The gradients.
+
+    Raises:
+        ValueError: If `max_consecutive` is no integer >= 0.
+
+    Example:
+        >>> import keras_trainops as kt
+        >>> skip = kt.transforms.SkipNonFinite(max_consecutive=5)
+
+    References: `optax.apply_if_finite`.
+    """
+
+    row_sparse = True
+
+    def __init__(self, max_consecutive: int | None = None) -> None:
+        if max_consecutive is not None:
+            check_number(
+                "max_consecutive",
+                max_consecutive,
+                "an integer >= 0, or None",
+                lambda n: isinstance(n, int) and n >= 0,
+            )
+        self.max_consecutive = max_consecutive
+
+    def build(self, variables: Sequence[keras.Variable]) -> None:
+        self.skipped = self.add_variable("skipped", dtype="int32", held=False)
+        self.consecutive = self.add_variable("consecutive", dtype="int32", held=False)
+
+    def __call__(
+        self, gradients: Sequence[Gradient], variables: Sequence[keras.Variable]
+    ) -> Sequence[Gradient]:
+        present = [g for g in gradients if g is not None]
+        if not present:
+            return gradients
+        finite = ops.all(ops.stack([ops.all(ops.isfinite(g)) for g in present]))
+        consecutive = ops.where(finite, 0, self.consecutive + 1)
+        skip = ops.logical_not(finite)
+        if self.max_consecutive is not None:
+            skip = ops.logical_and(skip, consecutive <= self.max_consecutive)
+        self.consecutive.assign(consecutive)
+        self.skipped.assign(self.skipped + ops.cast(skip, "int32"))
+        skip_update_if(skip)
+        return gradients
+
+    def get_config(self) -> dict[str, Any]:
+        return {"max_consecutive": self.max_consecutive}
+
+
+@keras.saving.register_keras_serializable(package="keras_trainops")
+class SkipLarge(GradientTransform):
+    """Skips the weight update where the joint L2 norm of the gradients is above a limit.
+
+    A norm that is NaN is above it too. Nothing changes in a skipped update, as in `SkipNonFinite`.
+
+    Args:
+        max_norm: The largest norm of an update that is made, > 0; a number or a schedule of the
+            weight updates.
+
+    Attributes:
+        skipped: Variable, how many updates were skipped.
+
+    Returns:
+        The gradients.
+
+    Raises:
+        ValueError: If `max_norm` is not > 0.
+
+    Example:
+        >>> import keras_trainops as kt
+        >>> skip = kt.transforms.SkipLarge(100.0)
+
+    References: `optax.skip_large_updates`.
+    """
+
+    row_sparse = True
+
+    def __init__(self, max_norm: Number) -> None:
+        self.max_norm = check_positive("max_norm", deserialize_number(max_norm))
+
+    def build(self, variables: Sequence[keras.Variable]) -> None:
+        self.skipped = self.add_variable("skipped", dtype="int32", held=False)
+
+    def __call__(
+        self, gradients: Sequence[Gradient], variables: Sequence[keras.Variable]
+    ) -> Sequence[Gradient]:
+        present = [g for g in gradients if g is not None]
+        if not present:
+            return gradients
+        skip = ops.logical_not(global_norm(present) <= value_of(self.max_norm))
+        self.skipped.assign(self.skipped + ops.cast(skip, "int32"))
+        skip_update_if(skip)
+        return gradients
+
+    def get_config(self) -> dict[str, Any]:
+        return {"max_norm": serialize_number(self.max_norm)}
