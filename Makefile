@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# What is the same on all backends; the rest (readers, real weights, documentation) runs once.
+COMMON_TESTS := tests/transforms tests/training tests/updates tests/callbacks tests/test_keras_private.py
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
 .PHONY: demo test lint docs bench clean
@@ -10,7 +12,9 @@ demo: $(VENV)/.installed
 	$(BIN)/python examples/fine_tune.py
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest
+	KERAS_BACKEND=tensorflow $(BIN)/python -m pytest -n 2
+	KERAS_BACKEND=jax $(BIN)/python -m pytest -n 2 $(COMMON_TESTS)
+	KERAS_BACKEND=torch $(BIN)/python -m pytest -n 2 $(COMMON_TESTS)
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

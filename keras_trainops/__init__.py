@@ -1,6 +1,7 @@
 """Training steps that can be customised, and warm starts from any weights, for Keras 3."""
 
 from keras_trainops import _keras, transforms, updates
+from keras_trainops.callbacks.monitor_board import MonitorBoard
 from keras_trainops.callbacks.warm_start import WarmStart
 from keras_trainops.readers.base import RestoreError, open_checkpoint
 from keras_trainops.restore.api import plan_restore, restore
@@ -13,6 +14,7 @@ from keras_trainops.training.optimizer import TransformedOptimizer
 __version__ = "0.1.0"
 
 __all__ = [
+    "MonitorBoard",
     "NonFiniteLossError",
     "RestoreError",
     "RestoreReport",

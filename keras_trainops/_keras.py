@@ -7,7 +7,7 @@ use to the behaviour relied on here, so that a new Keras that changes one fails 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import keras
@@ -60,12 +60,30 @@ def slot_lists(optimizer: keras.optimizers.Optimizer) -> dict[str, list[Any]]:
     return {
         name: list(value)
         for name, value in vars(optimizer).items()
-        if name != "_trainable_variables"
+        if name not in ("_variables", "_trainable_variables")
         and isinstance(value, list)
         and len(value) == count
         and all(slot is None or isinstance(slot, keras.Variable) for slot in value)
         and any(slot is not None for slot in value)
     }
+
+
+def serialized_function(function: Callable[..., Any]) -> Any:
+    """A function as a saved configuration keeps it: by its registered name.
+
+    Raises:
+        ValueError: If it is not registered, so that no file with it could be loaded.
+    """
+    name = keras.saving.get_registered_name(function)
+    own = str(getattr(function, "__module__", "")).startswith("keras.")
+    if not own and keras.saving.get_registered_object(name) is not function:
+        raise ValueError(
+            f"The function {name!r} cannot be saved: a file keeps the name of a function, and this "
+            "one is not registered. Register it, before saving and before loading, with "
+            "`keras.saving.register_keras_serializable(package=...)(function)`, or save the "
+            "weights alone with `save_weights`."
+        )
+    return keras.saving.serialize_keras_object(function)
 
 
 class SavedEntry(NamedTuple):

@@ -18,3 +18,14 @@ def fresh_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     keras.backend.clear_session()
     keras.utils.set_random_seed(7)
     monkeypatch.chdir(tmp_path)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leaves out, visibly, what is of another backend (`KERAS_BACKEND`) than this run."""
+
+    def is_for_us(item: pytest.Item) -> bool:
+        marks = list(item.iter_markers("backends"))
+        return all(keras.backend.backend() in mark.args for mark in marks)
+
+    config.hook.pytest_deselected(items=[item for item in items if not is_for_us(item)])
+    items[:] = [item for item in items if is_for_us(item)]

@@ -19,15 +19,15 @@ ALLOWED = {
     "_keras": set(),
     "paths": set(),
     "readers": {"readers"},
-    "transforms": {"transforms", "paths"},
-    "updates": {"updates", "paths"},
+    "transforms": {"transforms", "paths", "_keras"},
+    "updates": {"updates", "paths", "_keras"},
     "training": {"training", "transforms", "updates", "paths", "_keras"},
     "restore": {"restore", "readers", "paths", "_keras"},
-    "callbacks": {"callbacks", "restore", "readers", "paths"},
+    "callbacks": {"callbacks", "restore", "readers", "paths", "training", "transforms"},
     "cli": {"readers", "restore", "keras_trainops"},
     "__main__": {"cli"},
 }
-HEAVY = {"tensorflow", "jax", "torch", "orbax", "tf_keras"}
+HEAVY = {"tensorflow", "tensorboardX", "jax", "torch", "orbax", "tf_keras"}
 
 
 def room(path: Path) -> str:

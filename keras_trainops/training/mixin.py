@@ -274,8 +274,9 @@ class TrainOpsMixin:
         if self.built and not state.why_unbuilt:
             self._in_scope(self._build_for_training)
         super().make_train_function(force)  # type: ignore[misc]
-        if state.numerics is not None:
-            self.train_function = backend_steps().raising(self.train_function, self, state.numerics)
+        self.train_function = backend_steps().train_function(
+            self.train_function, self, state.numerics
+        )
         return self.train_function
 
     def _check_variables_to_train(self) -> None:

@@ -14,6 +14,7 @@ from keras_trainops.transforms.scope import (
     Number,
     check_number,
     deserialize_number,
+    is_number,
     serialize_number,
     value_of,
 )
@@ -173,5 +174,9 @@ def _as_pairs(factors: Any) -> list[tuple[paths.Pattern, Number]]:
     if not pairs:
         raise ValueError("`factors` must name at least one pattern. Received: an empty mapping")
     for pattern, factor in pairs:
-        check_number(f"factor of {paths.describe(pattern)}", factor, "a number", lambda _: True)
+        if not is_number(factor):
+            raise ValueError(
+                "A factor must be a finite number or a `LearningRateSchedule`. Received: "
+                f"{factor!r} for {paths.describe(pattern)}"
+            )
     return pairs

@@ -106,6 +106,14 @@ def is_schedule(number: Any) -> bool:
     return isinstance(number, keras.optimizers.schedules.LearningRateSchedule)
 
 
+def is_number(number: Any) -> bool:
+    """Whether `number` is a finite constant or a schedule."""
+    if is_schedule(number):
+        return True
+    constant = isinstance(number, (int, float)) and not isinstance(number, bool)
+    return constant and abs(number) < float("inf")
+
+
 def check_positive(name: str, number: Any) -> Any:
     """Refuses a constant that is not a finite number above 0; schedules pass.
 
@@ -121,10 +129,7 @@ def check_number(name: str, number: Any, must: str, test: Callable[[Any], bool])
     Raises:
         ValueError: If it is not; the message says what it must be.
     """
-    if is_schedule(number):
-        return number
-    is_number = isinstance(number, (int, float)) and not isinstance(number, bool)
-    if not (is_number and abs(number) < float("inf") and test(number)):
+    if not is_number(number) or not (is_schedule(number) or test(number)):
         raise ValueError(f"`{name}` must be {must}. Received: {name}={number!r}")
     return number
 

@@ -154,7 +154,9 @@ class SkipLarge(GradientTransform):
         present = [g for g in gradients if g is not None]
         if not present:
             return gradients
-        skip = ops.logical_not(global_norm(present) <= value_of(self.max_norm))
+        norm = global_norm(present)
+        # Not "not <=": TensorFlow's graph optimizer makes that ">", which lets NaN pass.
+        skip = ops.logical_or(norm > value_of(self.max_norm), ops.logical_not(ops.isfinite(norm)))
         self.skipped.assign(self.skipped + ops.cast(skip, "int32"))
         skip_update_if(skip)
         return gradients

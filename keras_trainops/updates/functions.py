@@ -7,6 +7,7 @@ from typing import Any
 
 import keras
 
+from keras_trainops import _keras
 from keras_trainops.updates.base import Update
 
 
@@ -52,4 +53,4 @@ class Function(Update):
         self.function(model, loss)
 
     def get_config(self) -> dict[str, Any]:
-        return {"function": keras.saving.serialize_keras_object(self.function)}
+        return {"function": _keras.serialized_function(self.function)}

@@ -69,6 +69,7 @@ def test_a_lazily_built_model_with_the_mixin_is_built_in_time() -> None:
     assert_same(first.weights, weights(source))
 
 
+@pytest.mark.backends("tensorflow")
 def test_a_lazily_built_model_without_it_says_what_to_do() -> None:
     model = Lazy()
     model.compile("sgd", "mse")
@@ -79,6 +80,7 @@ def test_a_lazily_built_model_without_it_says_what_to_do() -> None:
     fit(model, kt.WarmStart({"head/bias": np.ones(2)}, verbose=0))
 
 
+@pytest.mark.backends("tensorflow")
 def test_a_model_that_cannot_be_built_says_why() -> None:
     class Broken(kt.TrainOpsMixin, keras.Model):
         def call(self, x: Any) -> Any:
@@ -190,6 +192,7 @@ print("both replicas have it")
 """
 
 
+@pytest.mark.backends("tensorflow")
 def test_both_replicas_of_a_mirrored_variable_get_the_value() -> None:
     run = subprocess.run(
         [sys.executable, "-c", MIRRORED], capture_output=True, text=True, check=False

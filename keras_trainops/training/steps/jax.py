@@ -34,8 +34,8 @@ __all__ = [
     "leave_reduction_to_us",
     "needs_own_step",
     "on_any_replica",
-    "raising",
     "reduce_and_transform",
+    "train_function",
     "train_step",
     "vote_together",
 ]
@@ -153,10 +153,12 @@ def external_variables(updates: Sequence[Any], model: Any) -> list[keras.Variabl
     return [v for key, v in touched.variables.items() if key not in known]
 
 
-def raising(
-    function: Callable[..., Any], model: Any, numerics: NumericsGuard
+def train_function(
+    function: Callable[..., Any], model: Any, numerics: NumericsGuard | None
 ) -> Callable[..., Any]:
-    """A train function that raises where the step found something that is not finite."""
+    """Keras's train function, which raises where the step found something that is not finite."""
+    if numerics is None:
+        return function
 
     @functools.wraps(function)
     def checked(state: Any, iterator: Any) -> Any:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import keras
 import tensorflow as tf
+from keras import ops
 
 from keras_trainops.training.steps.finish import Batch, Outcome, finish
 from keras_trainops.transforms.base import Chain, Gradient
@@ -155,18 +156,28 @@ def external_variables(updates: Sequence[Any], model: Any) -> list[keras.Variabl
     return []
 
 
-def raising(
-    function: Callable[..., Any], model: Any, numerics: NumericsGuard
+def train_function(
+    function: Callable[..., Any], model: Any, numerics: NumericsGuard | None
 ) -> Callable[..., Any]:
-    """A train function that raises, on the host, where the step found something not finite."""
+    """The train function that `fit` calls, made of Keras's.
+
+    It takes the batch before it runs the step. Keras takes it within, where the call that finds no
+    more data still runs whatever does not depend on them: data of unknown length gave one more
+    weight decay, iteration and seed than batches. And it raises, on the host, where the step found
+    something that is not finite.
+    """
 
     @functools.wraps(function)
-    def checked(iterator: Any) -> Any:
+    def run(iterator: Any) -> Any:
+        takes_all = isinstance(iterator, (tf.data.Iterator, tf.distribute.DistributedIterator))
+        if takes_all and model.steps_per_execution == 1:
+            iterator = (next(iterator),)
         logs = function(iterator)
-        numerics.raise_if_bad(lambda v: keras.ops.convert_to_numpy(keras.ops.convert_to_tensor(v)))
+        if numerics is not None:
+            numerics.raise_if_bad(lambda v: ops.convert_to_numpy(ops.convert_to_tensor(v)))
         return logs
 
-    return checked
+    return run
 
 
 def _per_replica_mean(loss: tf.Tensor) -> tf.Tensor:

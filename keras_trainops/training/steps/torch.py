@@ -35,8 +35,8 @@ __all__ = [
     "leave_reduction_to_us",
     "needs_own_step",
     "on_any_replica",
-    "raising",
     "reduce_and_transform",
+    "train_function",
     "train_step",
     "vote_together",
 ]
@@ -86,10 +86,12 @@ def external_variables(updates: Sequence[Any], model: Any) -> list[keras.Variabl
     return []
 
 
-def raising(
-    function: Callable[..., Any], model: Any, numerics: NumericsGuard
+def train_function(
+    function: Callable[..., Any], model: Any, numerics: NumericsGuard | None
 ) -> Callable[..., Any]:
-    """A train function that raises where the step found something that is not finite."""
+    """Keras's train function, which raises where the step found something that is not finite."""
+    if numerics is None:
+        return function
 
     @functools.wraps(function)
     def checked(data: Any) -> Any:
