@@ -107,7 +107,8 @@ class TransformedOptimizer(keras.optimizers.Optimizer):
         def update(*gradients: Gradient) -> None:
             means = [(g + s) / count for g, s in zip(gradients, sums, strict=True)]
             self._update_weights(means, variables)
-            inner._backend_reset_gradient_accumulators()
+            for total in sums:  # Keras's own reset on PyTorch multiplies by 0, and NaN stays NaN
+                total.assign(ops.zeros(total.shape, dtype=total.dtype))
 
         def accumulate(*gradients: Gradient) -> None:
             inner._backend_increment_gradient_accumulators(list(gradients), sums)
@@ -225,6 +226,8 @@ class TransformedOptimizer(keras.optimizers.Optimizer):
     def finalize_variable_values(self, var_list: Any) -> None:
         """Writes the inner optimizer's averages into the weights, where it keeps some."""
         self.inner_optimizer.finalize_variable_values(var_list)
+        if getattr(self.inner_optimizer, "use_ema", False):
+            backend_steps().separate(var_list)
 
     def save_own_variables(self, store: Any) -> None:
         """Stores the state and, as Keras keeps them nowhere, the seeds of the model's layers."""

@@ -46,3 +46,7 @@ def on_any_replica(flags: Any) -> Any:
 
 def vote_together(optimizer: Any) -> None:
     """Nothing: a gradient that is not finite is seen by all."""
+
+
+def separate(variables: Sequence[keras.Variable]) -> None:
+    """Nothing: what is assigned is copied."""

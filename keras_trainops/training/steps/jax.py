@@ -35,6 +35,7 @@ __all__ = [
     "needs_own_step",
     "on_any_replica",
     "reduce_and_transform",
+    "separate",
     "train_function",
     "train_step",
     "vote_together",
@@ -151,6 +152,15 @@ def external_variables(updates: Sequence[Any], model: Any) -> list[keras.Variabl
         jax.eval_shape(lambda loss: [update(model, loss) for update in updates] and None, 0.0)
     known = {id(v) for group in _groups(model) for v in group}
     return [v for key, v in touched.variables.items() if key not in known]
+
+
+def separate(variables: Sequence[keras.Variable]) -> None:
+    """Gives each variable a value of its own.
+
+    One that was assigned another variable shares its value, and a step that is given both fails.
+    """
+    for variable in variables:
+        variable.assign(jax.numpy.copy(variable.value))
 
 
 def train_function(

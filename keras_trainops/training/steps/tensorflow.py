@@ -270,3 +270,7 @@ def _batch_spec(iterator: Any) -> Any:
 def symbolic_build_by_keras(model: Any) -> bool:
     """Whether Keras builds the model before callbacks by itself, as it does under a strategy."""
     return model._distribute_strategy is not None
+
+
+def separate(variables: Sequence[keras.Variable]) -> None:
+    """Nothing: what is assigned is copied."""

@@ -16,6 +16,7 @@ from keras_trainops.training.steps.dense import (
     leave_reduction_to_us,
     on_any_replica,
     reduce_and_transform,
+    separate,
     vote_together,
 )
 from keras_trainops.training.steps.finish import Batch, Outcome, finish
@@ -36,6 +37,7 @@ __all__ = [
     "needs_own_step",
     "on_any_replica",
     "reduce_and_transform",
+    "separate",
     "train_function",
     "train_step",
     "vote_together",
