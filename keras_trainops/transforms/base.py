@@ -82,7 +82,7 @@ class GradientTransform:
             shape=tuple(shape),
             dtype=dtype,
             trainable=False,
-            aggregation="mean",
+            aggregation="only_first_replica",  # all compute the same
             name=name,
         )
         self.__dict__.setdefault("_state", {})[name] = variable

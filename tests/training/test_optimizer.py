@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -281,47 +279,6 @@ def test_a_loss_scale_optimizer_of_ones_own_gets_the_transforms_inside() -> None
     train(model, optimizer, gradient_transforms=T.ClipByNorm(1.0))
     assert model.optimizer is optimizer
     assert isinstance(optimizer.inner_optimizer, kt.TransformedOptimizer)
-
-
-MIRRORED = """
-import sys
-import numpy as np, tensorflow as tf
-cpu = tf.config.list_physical_devices("CPU")[0]
-tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
-import contextlib, keras, keras_trainops as kt
-x = np.random.default_rng(0).normal(size=(32, 6)).astype("float32")
-ids = np.random.default_rng(2).integers(0, 7, size=(32, 3)).astype("int32")
-y = np.random.default_rng(1).normal(size=(32, 2)).astype("float32") * 10
-def run(scope):
-    keras.utils.set_random_seed(3)
-    with scope:
-        a, b = keras.Input((6,)), keras.Input((3,), dtype="int32")
-        h = keras.layers.Flatten()(keras.layers.Embedding(7, 4, name="words")(b))
-        trunk = keras.layers.Dense(8, activation="tanh", name="trunk")(a)
-        h = keras.layers.Concatenate()([trunk, h])
-        model = kt.TrainOpsModel([a, b], keras.layers.Dense(2, name="head")(h))
-        model.compile(keras.optimizers.Adam(0.01), "mse", gradient_transforms=clip)
-    model.fit([x, ids], y, batch_size=8, epochs=3, shuffle=False, verbose=0)
-    return np.concatenate([w.ravel() for w in model.get_weights()])
-clip = kt.transforms.ClipByGlobalNorm(0.5)
-one = run(contextlib.nullcontext())
-two = run(tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope())
-clip = kt.transforms.ClipByGlobalNorm(1e9)
-free = run(contextlib.nullcontext())
-print("difference", np.abs(one - two).max(), "clip", np.abs(one - free).max())
-"""
-
-
-@pytest.mark.backends("tensorflow")
-def test_two_replicas_equal_one_device() -> None:
-    """Stock clips act per replica, before the all-reduce."""
-    run = subprocess.run(
-        [sys.executable, "-c", MIRRORED], capture_output=True, text=True, check=False
-    )
-    assert run.returncode == 0, run.stderr
-    _, difference, _, clip = run.stdout.split()[-4:]
-    assert float(difference) <= 1e-6
-    assert float(clip) > 1e-3
 
 
 def test_saved_in_the_middle_and_continued_equals_the_uninterrupted_run() -> None:

@@ -45,6 +45,9 @@ def reduce_and_transform(
     """
     rows = _sum_duplicate_rows if chain.row_sparse else _dense
     reduced = [rows(g) for g in _sum_over_replicas(gradients)]
+    for gradient, variable in zip(reduced, variables, strict=True):
+        if isinstance(gradient, tf.Tensor):  # a sparse one that became dense lost its shape
+            gradient.set_shape(variable.shape)
     transformed = chain([_values(g) for g in reduced], variables)
     return [_with_values(old, new) for old, new in zip(reduced, transformed, strict=True)]
 

@@ -1,0 +1,144 @@
+"""One number everywhere: the same run by other routes gives the same weights.
+
+Each route is a process of its own (`routes.py`), as backends, devices and saved files need.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+
+PROGRAM = Path(__file__).with_name("routes.py")
+BACKENDS = ("tensorflow", "jax", "torch")
+OURS = keras.backend.backend()
+
+
+def start(*options: str, backend: str = OURS, end: str = "end.npz") -> Any:
+    return subprocess.Popen(
+        [sys.executable, "-W", "ignore", str(PROGRAM), "start.npz", end, *options],
+        env={**os.environ, "KERAS_BACKEND": backend},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(process: Any, end: str = "end.npz") -> dict[str, Any]:
+    out, err = process.communicate()
+    assert process.returncode == 0, err
+    with np.load(end) as archive:
+        result: dict[str, Any] = dict(archive)
+    result["out"] = out
+    return result
+
+
+def run(*options: str, backend: str = OURS) -> dict[str, Any]:
+    return finish(start(*options, backend=backend))
+
+
+def apart(first: dict[str, Any], second: dict[str, Any]) -> float:
+    names = [name for name in first if name.startswith("w")]
+    assert names == [name for name in second if name.startswith("w")]
+    assert len(names) == 11
+    assert first["iterations"] == second["iterations"]
+    np.testing.assert_allclose(first["norms"], second["norms"], rtol=1e-4)
+    return max(float(np.abs(first[name] - second[name]).max()) for name in names)
+
+
+@pytest.mark.backends("tensorflow")  # it starts the others
+def test_the_backends_agree_after_20_steps() -> None:
+    one = run()
+    others = {backend: start(backend=backend, end=f"{backend}.npz") for backend in BACKENDS[1:]}
+    assert one["iterations"] == 20
+    for backend, process in others.items():
+        assert apart(one, finish(process, f"{backend}.npz")) <= 1e-5, backend
+    with np.load("start.npz") as archive:
+        assert max(np.abs(archive[n] - one[n]).max() for n in archive.files) > 1e-2
+
+
+def test_accumulation_equals_the_large_batch() -> None:
+    assert apart(run("--accumulate", "4"), run()) <= 1e-5
+
+
+@pytest.mark.backends("tensorflow")
+@pytest.mark.parametrize("options", [[], ["--accumulate", "2"]], ids=["plain", "accumulation"])
+def test_two_replicas_equal_one_device(options: list[str]) -> None:
+    assert apart(run(*options, "--devices", "mirrored"), run(*options)) <= 1e-6
+
+
+@pytest.mark.backends("jax")
+def test_four_devices_equal_one() -> None:
+    assert apart(run("--devices", "data"), run()) <= 1e-6
+
+
+def test_saved_in_the_middle_and_continued_equals_the_uninterrupted_run() -> None:
+    """In a new process, with noise, dropout and the state of transforms; bit for bit."""
+    whole = run("--seeded", "--epochs", "4")
+    run("--seeded", "--epochs", "2", "--save", "middle.keras")
+    continued = run("--epochs", "2", "--load", "middle.keras")
+    continued["norms"] = np.concatenate([whole["norms"][:2], continued["norms"]])
+    assert apart(continued, whole) == 0
+
+
+DEVICES = [
+    pytest.param("one", id="one"),
+    pytest.param("mirrored", id="mirrored", marks=pytest.mark.backends("tensorflow")),
+    pytest.param("data", id="data", marks=pytest.mark.backends("jax")),
+]
+
+
+@pytest.mark.parametrize("devices", DEVICES)
+def test_a_bad_batch_on_one_replica_skips_the_step_on_all(devices: str) -> None:
+    out = run("--devices", devices, "--bad", "skip", "--epochs", "2")
+    assert out["iterations"] == 6  # of 8: one in each epoch
+    assert np.isfinite(out["w0"]).all()
+    if devices != "one":
+        assert apart(out, run("--bad", "skip", "--epochs", "2")) <= 1e-6
+
+
+@pytest.mark.parametrize("devices", DEVICES)
+def test_a_bad_loss_on_one_replica_stops_training(devices: str) -> None:
+    out = run("--devices", devices, "--bad", "loss")
+    assert "The loss became NaN or infinite at step 1 " in out["out"]
+    assert out["iterations"] == 1
+    assert np.isfinite(out["w0"]).all()
+
+
+@pytest.mark.backends("tensorflow")
+def test_an_overflow_on_one_replica_skips_the_step_on_both() -> None:
+    """In stock Keras the loss scale optimizer looks at the first replica's gradients only."""
+    options = ("--policy", "mixed_float16", "--bad", "skip", "--epochs", "2")
+    one, two = run(*options), run(*options, "--devices", "mirrored")
+    assert all(np.isfinite(two[name]).all() for name in two if name.startswith("w"))
+    assert apart(two, one) <= 2e-3  # float16 sums in another order
+    assert one["iterations"] < 8
+
+
+QUIET = """
+import sys
+import keras, numpy as np, keras_trainops as kt
+inputs = keras.Input((4,))
+model = kt.TrainOpsModel(inputs, keras.layers.Dense(2, name="head")(inputs))
+chain = [kt.transforms.Monitor(), kt.transforms.AdaptiveClip(), kt.transforms.ClipByNorm(1.0)]
+model.compile("adam", "mse", gradient_transforms=chain, check_numerics=True,
+              updates=[kt.updates.LayerUpdates()])
+start = kt.WarmStart({"head/bias": np.ones(2)}, verbose=0)
+model.fit(np.ones((8, 4)), np.ones((8, 2)), verbose=0, callbacks=[start])
+print("tensorflow" in sys.modules)
+"""
+
+
+@pytest.mark.backends("jax", "torch")
+def test_tensorflow_is_not_imported() -> None:
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", QUIET], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split()[-1] == "False"
