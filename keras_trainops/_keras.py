@@ -7,7 +7,7 @@ use to the behaviour relied on here, so that a new Keras that changes one fails 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import keras
@@ -52,6 +52,59 @@ def seeds(model: keras.Model) -> list[keras.Variable]:
 def trained_by(optimizer: keras.optimizers.Optimizer) -> list[keras.Variable]:
     """The variables that a built optimizer was built for."""
     return list(optimizer._trainable_variables)
+
+
+def take_over(optimizer: keras.optimizers.Optimizer, apply_batch: Callable[..., None]) -> None:
+    """Has `apply_batch(gradients, variables)` do what `optimizer` does with unscaled gradients.
+
+    What is left to Keras's `apply` before it: to drop variables without a gradient, and unscaling;
+    and after it: constraints, and counting. On the instance, in place of its class's own method, so
+    that doing it again never stacks.
+    """
+    optimizer._backend_apply_gradients = apply_batch
+
+
+def batch_count(optimizer: keras.optimizers.Optimizer) -> keras.Variable:
+    """The count of batches; with accumulation `iterations`, of weight updates, is a part of it."""
+    return optimizer._iterations
+
+
+def accumulators(
+    optimizer: keras.optimizers.Optimizer, variables: Iterable[keras.Variable]
+) -> list[keras.Variable]:
+    """The sums of gradients of an optimizer that accumulates, for these of its variables."""
+    return [optimizer._accumulated_gradients[optimizer._get_variable_index(v)] for v in variables]
+
+
+def accumulate(
+    optimizer: keras.optimizers.Optimizer, gradients: list[Any], sums: list[keras.Variable]
+) -> None:
+    """Adds one batch's gradients to the sums."""
+    optimizer._backend_increment_gradient_accumulators(gradients, sums)
+
+
+def step(
+    optimizer: keras.optimizers.Optimizer, gradients: list[Any], variables: list[keras.Variable]
+) -> None:
+    """One weight update as the optimizer makes it: its own clip, weight decay, the step."""
+    clipped = optimizer._clip_gradients(gradients)
+    optimizer._apply_weight_decay(variables)
+    optimizer._backend_update_step(clipped, variables, optimizer.learning_rate)
+
+
+def update_averages(optimizer: keras.optimizers.Optimizer) -> None:
+    """What `use_ema` does in every batch."""
+    optimizer._update_model_variables_moving_average(optimizer._trainable_variables)
+
+
+def overwrite_with_averages(optimizer: keras.optimizers.Optimizer) -> None:
+    """What `ema_overwrite_frequency` does every so many weight updates."""
+    optimizer._overwrite_model_variables_with_average_value(optimizer._trainable_variables)
+
+
+def track_loss(model: Any, loss: Any, batch_size: Any) -> None:
+    """Adds a batch's loss to the mean that the logs hold."""
+    model._loss_tracker.update_state(loss, sample_weight=batch_size)
 
 
 def slot_lists(optimizer: keras.optimizers.Optimizer) -> dict[str, list[Any]]:

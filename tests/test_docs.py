@@ -51,6 +51,7 @@ def test_the_migration_guide_covers_each_snippet_of_the_old_documentation() -> N
         "Create a train op",
         "Clip gradient norms",
         "Multiply gradients",
+        "Noise, adaptive clips, gradient summaries",
         "Non-gradient updates",
         "Start from a checkpoint",
         "… whose names differ",

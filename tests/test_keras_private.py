@@ -54,29 +54,70 @@ def test_the_saving_walk_leaves_the_optimizer_out() -> None:
     assert not [e for e in _keras.saving_walk(made).entries if "optimizer" in e.group]
 
 
-@pytest.mark.backends("tensorflow")
-def test_gradients_leave_all_reduce_unscaled_and_accumulated_with_their_variables() -> None:
-    import tensorflow as tf
+def of(*numbers: float) -> Any:
+    return keras.ops.convert_to_tensor(np.array(numbers, "float32"))
 
-    optimizer = keras.optimizers.SGD(
-        1.0, loss_scale_factor=4.0, gradient_accumulation_steps=2, global_clipnorm=None
-    )
-    variable = keras.Variable([0.0, 0.0], name="v")
-    optimizer.build([variable])
+
+def test_an_optimizer_hands_over_unscaled_gradients_of_each_batch_and_then_counts() -> None:
+    optimizer = keras.optimizers.SGD(1.0, loss_scale_factor=4.0, gradient_accumulation_steps=2)
+    variable, without = (keras.Variable([0.0, 0.0], name=name) for name in "vw")
+    optimizer.build([variable, without])
     seen: list[Any] = []
-    original = type(optimizer)._all_reduce_sum_gradients
 
-    def spy(pairs: Any) -> Any:
-        pairs = list(original(optimizer, list(pairs)))
-        seen.extend(pairs)
-        return pairs
+    def apply_batch(gradients: Any, variables: Any) -> None:
+        assert [id(v) for v in variables] == [id(variable)]
+        seen.append(value_of(gradients[0]))
+        sums = _keras.accumulators(optimizer, variables)
+        _keras.accumulate(optimizer, list(gradients), sums)
 
-    optimizer._all_reduce_sum_gradients = spy
-    for gradient in ([4.0, 8.0], [12.0, 8.0]):
-        optimizer.apply([tf.constant(gradient)], [variable])
-    ((gradient, raw),) = seen  # once in two steps
-    np.testing.assert_array_equal(gradient, [2.0, 2.0])
-    assert optimizer._trainable_variables[optimizer._get_variable_index(raw)] is variable
+    def value_of(tensor: Any) -> Any:
+        return keras.ops.convert_to_numpy(tensor)
+
+    _keras.take_over(optimizer, apply_batch)
+    for gradient in ((4.0, 8.0), (12.0, 8.0)):
+        with pytest.warns(UserWarning, match="Gradients do not exist for variables"):
+            optimizer.apply([of(*gradient), None], [variable, without])
+    np.testing.assert_array_equal(seen, [[1.0, 2.0], [3.0, 2.0]])
+    np.testing.assert_array_equal(value(_keras.accumulators(optimizer, [variable])[0]), [4, 4])
+    assert value(_keras.batch_count(optimizer)) == 2
+    assert value(variable).tolist() == [0, 0]
+
+
+def test_a_step_clips_decays_and_steps_and_averages_follow() -> None:
+    optimizer = keras.optimizers.SGD(
+        0.5, clipvalue=1.0, weight_decay=0.1, use_ema=True, ema_momentum=0.5
+    )
+    variable = keras.Variable([2.0, 4.0], name="v")
+    optimizer.build([variable])
+    assert [id(v) for v in _keras.trained_by(optimizer)] == [id(variable)]
+    (name,) = _keras.slot_lists(optimizer)
+    assert name == "_model_variables_moving_average"
+    _keras.step(optimizer, [of(9.0, 0.0)], [variable])
+    np.testing.assert_allclose(value(variable), [2 * 0.95 - 0.5, 4 * 0.95], rtol=1e-6)
+    _keras.update_averages(optimizer)
+    average = _keras.slot_lists(optimizer)[name][0]
+    np.testing.assert_allclose(value(average), value(variable), rtol=1e-6)
+    average.assign([7.0, 7.0])
+    _keras.overwrite_with_averages(optimizer)
+    assert value(variable).tolist() == [7, 7]
+
+
+@pytest.mark.backends("tensorflow")
+def test_an_optimizer_takes_gradients_as_reduced_when_told_so() -> None:
+    from keras_trainops.training.steps import backend_steps
+
+    optimizer, variable = keras.optimizers.SGD(1.0), keras.Variable([0.0], name="v")
+    optimizer.build([variable])
+    backend_steps().leave_reduction_to_us(optimizer)
+    _keras.step(optimizer, [of(1.0)], [variable])
+    assert value(variable).tolist() == [-1]
+
+
+def test_the_seeds_of_a_model_are_found_by_name() -> None:
+    inputs = keras.Input((3,))
+    drop = keras.layers.Dropout(0.5, seed=1)
+    (seed,) = _keras.seeds(keras.Model(inputs, keras.layers.Dense(2)(drop(inputs))))
+    assert seed is drop.seed_generator.state
 
 
 def test_a_model_tells_whether_its_layers_are_built() -> None:

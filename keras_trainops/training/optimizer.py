@@ -51,8 +51,7 @@ class TransformedOptimizer(keras.optimizers.Optimizer):
         self.chain = chain
         self._attached: Any = None
         if not self._of_several():
-            # On the instance, in place of its class's own: doing it again never stacks.
-            inner_optimizer._backend_apply_gradients = self._apply_batch
+            _keras.take_over(inner_optimizer, self._apply_batch)
 
     def attach(self, model: Any) -> None:
         """Says whose variables are trained: some transforms ask for the layers they are of."""
@@ -102,7 +101,7 @@ class TransformedOptimizer(keras.optimizers.Optimizer):
         if not count:
             self._update_weights(gradients, variables)
             return
-        sums = [inner._accumulated_gradients[inner._get_variable_index(v)] for v in variables]
+        sums = _keras.accumulators(inner, variables)
 
         def update(*gradients: Gradient) -> None:
             means = [(g + s) / count for g, s in zip(gradients, sums, strict=True)]
@@ -111,11 +110,11 @@ class TransformedOptimizer(keras.optimizers.Optimizer):
                 total.assign(ops.zeros(total.shape, dtype=total.dtype))
 
         def accumulate(*gradients: Gradient) -> None:
-            inner._backend_increment_gradient_accumulators(list(gradients), sums)
+            _keras.accumulate(inner, list(gradients), sums)
             self._update_averages()
 
         backend_steps().conditionally(
-            ops.equal((inner._iterations + 1) % count, 0),
+            ops.equal((_keras.batch_count(inner) + 1) % count, 0),
             update,
             accumulate,
             gradients,
@@ -155,9 +154,7 @@ class TransformedOptimizer(keras.optimizers.Optimizer):
             scale = inner.loss_scale_factor or 1.0
             inner.apply([None if g is None else g * scale for g in gradients], variables)
         else:
-            gradients = inner._clip_gradients(list(gradients))
-            inner._apply_weight_decay(variables)
-            inner._backend_update_step(gradients, variables, inner.learning_rate)
+            _keras.step(inner, list(gradients), list(variables))
         backend_steps().assign_weights(
             [v for v, _ in scaled],
             [w + ops.cast(c, w.dtype) * (v - w) for w, (v, c) in zip(starts, scaled, strict=True)],
@@ -170,22 +167,21 @@ class TransformedOptimizer(keras.optimizers.Optimizer):
         inner = self.inner_optimizer
         if not inner.use_ema:
             return
-        trained = inner._trainable_variables
-        inner._update_model_variables_moving_average(trained)
+        _keras.update_averages(inner)
         if inner.ema_overwrite_frequency:
             backend_steps().conditionally(
                 ops.equal((inner.iterations + 1) % inner.ema_overwrite_frequency, 0),
-                lambda: inner._overwrite_model_variables_with_average_value(trained),
+                lambda: _keras.overwrite_with_averages(inner),
                 lambda: None,
                 (),
-                changes=trained,
+                changes=_keras.trained_by(inner),
             )
 
     def _leave_uncounted(self, *_: Gradient) -> None:
         """Takes the count back that the inner optimizer is about to add for a skipped update."""
         inner = self.inner_optimizer
         if not self._of_several():
-            inner._iterations.assign_sub(inner.gradient_accumulation_steps or 1)
+            _keras.batch_count(inner).assign_sub(inner.gradient_accumulation_steps or 1)
 
     @property
     def variables(self) -> list[keras.Variable]:

@@ -24,6 +24,7 @@ parser.add_argument("--save", default=None, help=".keras file to write after the
 parser.add_argument("--load", default=None, help=".keras file to go on from")
 parser.add_argument("--policy", default="float32")
 parser.add_argument("--bad", default=None, choices=["loss", "gradient", "skip"])
+parser.add_argument("--unknown", action="store_true", help="data of unknown length")
 arguments = parser.parse_args()
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -108,10 +109,14 @@ with scope():
 batch = 8 // (arguments.accumulate or 1)
 if arguments.bad:
     Y[14] = np.nan  # in the second batch, and there on the second of two replicas
+data: Any = {"x": [IMAGES, WORDS], "y": Y, "batch_size": batch}
+if arguments.unknown:
+    import tensorflow as tf
+
+    slices = tf.data.Dataset.from_tensor_slices(((IMAGES, WORDS), Y))
+    data = {"x": slices.batch(batch).filter(lambda x, y: True)}
 try:
-    history = net.fit(
-        [IMAGES, WORDS], Y, batch_size=batch, epochs=arguments.epochs, shuffle=False, verbose=0
-    ).history
+    history = net.fit(**data, epochs=arguments.epochs, shuffle=False, verbose=0).history
 except kt.NonFiniteLossError as error:
     history = {}
     print(error)

@@ -161,7 +161,7 @@ def test_what_the_board_needs() -> None:
         kt.MonitorBoard("logs", update_freq=0)
     model = net()
     model.compile("sgd", "mse", gradient_transforms=T.ClipByNorm(1.0))
-    with pytest.raises(ValueError, match="There is no `keras_trainops.transforms.Monitor`"):
+    with pytest.raises(ValueError, match=r"There is no `keras_trainops\.transforms\.Monitor`"):
         model.fit(X, Y, verbose=0, callbacks=[kt.MonitorBoard("logs")])
 
 

@@ -73,6 +73,13 @@ def test_two_replicas_equal_one_device(options: list[str]) -> None:
     assert apart(run(*options, "--devices", "mirrored"), run(*options)) <= 1e-6
 
 
+@pytest.mark.backends("tensorflow")
+def test_data_of_unknown_length_on_two_replicas() -> None:
+    """Stock Keras counts one update more in each epoch."""
+    known = run("--devices", "mirrored", "--seeded")
+    assert apart(run("--devices", "mirrored", "--seeded", "--unknown"), known) == 0
+
+
 @pytest.mark.backends("jax")
 def test_four_devices_equal_one() -> None:
     assert apart(run("--devices", "data"), run()) <= 1e-6

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import keras
 from keras import ops
 
+from keras_trainops import _keras
 from keras_trainops.training.steps import backend_steps
 from keras_trainops.transforms.base import Gradient
 
@@ -53,7 +54,7 @@ def finish(model: Any, batch: Batch, outcome: Outcome) -> dict[str, Any]:
     options: TrainOps = model.train_ops
     trainable = model.trainable_variables
     size = ops.shape(next(leaf for leaf in keras.tree.flatten(batch.x) if leaf is not None))[0]
-    model._loss_tracker.update_state(outcome.loss, sample_weight=size)
+    _keras.track_loss(model, outcome.loss, size)
     kept = options.policy.chosen(outcome.assigned)
 
     def change_state(loss: Any, *tensors: Any) -> None:
