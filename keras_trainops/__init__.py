@@ -2,6 +2,8 @@
 
 from keras_trainops import _keras, transforms, updates
 from keras_trainops.callbacks.monitor_board import MonitorBoard
+from keras_trainops.callbacks.recalibrate_batch_norm import RecalibrateBatchNorm
+from keras_trainops.callbacks.use_average import UseAverage
 from keras_trainops.callbacks.warm_start import WarmStart
 from keras_trainops.readers.base import RestoreError, open_checkpoint
 from keras_trainops.restore.api import plan_restore, restore
@@ -16,11 +18,13 @@ __version__ = "0.1.0"
 __all__ = [
     "MonitorBoard",
     "NonFiniteLossError",
+    "RecalibrateBatchNorm",
     "RestoreError",
     "RestoreReport",
     "TrainOpsMixin",
     "TrainOpsModel",
     "TransformedOptimizer",
+    "UseAverage",
     "WarmStart",
     "open_checkpoint",
     "plan_restore",

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import keras
 from keras.src.saving import saving_lib
+from keras.src.trainers import data_adapters
 
 TESTED_KERAS = ((3, 12), (3, 15))
 
@@ -47,6 +48,20 @@ def seeds(model: keras.Model) -> list[keras.Variable]:
     """The states of the seed generators in a model's layers, which Keras's files leave out."""
     weights = {id(v) for v in model.weights}
     return [v for v in model.variables if id(v) not in weights and v.name == "seed_generator_state"]
+
+
+def call_in_training(model: Any, x: Any) -> Any:
+    """A forward pass as Keras's training step makes it."""
+    return model(x, training=True) if model._call_has_training_arg else model(x)
+
+
+def batches(data: Any, batch_size: int | None = None) -> Iterator[Any]:
+    """The inputs of each batch of what `fit` takes, in order; of `(x, y)` the `x`."""
+    if isinstance(data, tuple):
+        data, *_ = data
+    adapter = data_adapters.get_data_adapter(data, batch_size=batch_size)
+    for batch in adapter.get_numpy_iterator():
+        yield keras.utils.unpack_x_y_sample_weight(batch)[0]
 
 
 def trained_by(optimizer: keras.optimizers.Optimizer) -> list[keras.Variable]:

@@ -8,6 +8,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_trainops.state import copy_of
 from keras_trainops.training.optimizer import engine_of
 from keras_trainops.transforms.monitoring import HISTOGRAM_EDGES, Monitor
 
@@ -81,16 +82,16 @@ class MonitorBoard(keras.callbacks.Callback):
         self._writer.close()
 
     def _write(self) -> None:
-        step = int(_array(self.model.optimizer.iterations))
+        step = int(copy_of(self.model.optimizer.iterations))
         if step == self._written:
             return
         self._written = step
         for monitor in self._monitors:
-            norms = _array(monitor.norms)
+            norms = copy_of(monitor.norms)
             for i, label in enumerate(monitor.labels):
                 self._writer.add_scalar(label, norms[i], step)
                 if monitor.histogram:
-                    self._add_histogram(f"{label}/elements", _array(monitor.counts)[i], step)
+                    self._add_histogram(f"{label}/elements", copy_of(monitor.counts)[i], step)
 
     def _add_histogram(self, tag: str, counts: np.ndarray, step: int) -> None:
         (filled,) = np.nonzero(counts)
@@ -110,7 +111,3 @@ class MonitorBoard(keras.callbacks.Callback):
             bucket_counts=counts.tolist(),
             global_step=step,
         )
-
-
-def _array(value: Any) -> np.ndarray:
-    return np.asarray(keras.ops.convert_to_numpy(keras.ops.convert_to_tensor(value)))

@@ -85,6 +85,8 @@ class WarmStart(keras.callbacks.Callback):
             )
         else:
             self.report = _restore(model, self._source, self._options)
+            if hasattr(model, "train_ops"):  # averages and target networks start from these
+                model.train_ops.policy.start(model)
             self._say(str(self.report))
         self._done = True
 

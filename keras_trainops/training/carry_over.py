@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import keras
-from keras import ops
 
 from keras_trainops import _keras
+from keras_trainops.state import copy_of
 from keras_trainops.training.optimizer import TransformedOptimizer, engine_of
 
 
@@ -72,17 +72,12 @@ def _copy(old: Any, new: Any) -> None:
     for name, slots in new_slots.items():
         for slot, variable in zip(slots, _keras.trained_by(new), strict=True):
             if slot is not None and id(variable) in position:
-                slot.assign(_value(old_slots[name][position[id(variable)]]))
+                slot.assign(copy_of(old_slots[name][position[id(variable)]]))
     for mine, theirs in zip(_singles(old, old_slots), _singles(new, new_slots), strict=True):
-        theirs.assign(_value(mine))
+        theirs.assign(copy_of(mine))
 
 
 def _singles(optimizer: Any, slots: dict[str, list[Any]]) -> list[keras.Variable]:
     """The optimizer's own variables that belong to no trained variable."""
     taken = {id(slot) for values in slots.values() for slot in values}
     return [v for v in optimizer._variables if id(v) not in taken]
-
-
-def _value(variable: keras.Variable) -> Any:
-    """A copy: on JAX two variables that share a value cannot both be given to a step."""
-    return ops.convert_to_numpy(ops.convert_to_tensor(variable))

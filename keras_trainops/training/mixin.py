@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import keras
 
 from keras_trainops import paths
+from keras_trainops.state import copy_of
 from keras_trainops.training.carry_over import carried_over, fits, trained_by
 from keras_trainops.training.numerics import NumericsGuard
-from keras_trainops.training.optimizer import engine_of, with_transforms
+from keras_trainops.training.optimizer import engine_of, with_engine, with_transforms
 from keras_trainops.training.steps import backend_steps
 from keras_trainops.transforms.monitoring import Monitor
 from keras_trainops.updates.base import Update, as_update
 from keras_trainops.updates.policy import UpdatePolicy
 
 _COMPILE_ARGUMENTS = ("updates", "variables_to_train", "check_numerics")
-
-F = TypeVar("F", bound=Callable[..., Any])
 
 
 @dataclass
@@ -36,6 +37,7 @@ class TrainOps:
         norm_metrics: Their averages.
         shows_norms: Whether the averages are among the model's metrics: not in an evaluation.
         carried: Variables of no layer, metric or optimizer that a step carries to the next.
+        evaluation: What evaluations in `fit` happen in, as with averaged weights; None: nothing.
         why_unbuilt: Why the model could not be built before its first step, if so.
     """
 
@@ -47,13 +49,13 @@ class TrainOps:
     norm_metrics: list[keras.metrics.Metric] = field(default_factory=list)
     shows_norms: bool = True
     carried: list[keras.Variable] = field(default_factory=list)
+    evaluation: Callable[[], AbstractContextManager[None]] | None = None
     why_unbuilt: str = ""
 
-    def needs_own_step(self) -> bool:
-        """Whether Keras's own training step will not do."""
+    def wants_own_step(self) -> bool:
+        """Whether a policy or a check needs another training step than Keras's."""
         policy = self.policy
-        wanted = self.numerics or policy.after_weights or not policy.keeps_layer_updates
-        return bool(wanted) or backend_steps().needs_own_step(self)
+        return bool(self.numerics or policy.after_weights or not policy.keeps_layer_updates)
 
 
 class TrainOpsMixin:
@@ -136,6 +138,8 @@ class TrainOpsMixin:
             optimizer = with_transforms(optimizer, gradient_transforms)
         backend_steps()  # refuses a backend that has none, before anything changes
         policy = UpdatePolicy(updates, state.registered)
+        if policy.after_weights and optimizer is not None:
+            optimizer = with_engine(optimizer)  # which keeps the updates' state
         paths.as_list(variables_to_train)
         state.arguments = {
             "updates": updates,
@@ -147,7 +151,10 @@ class TrainOpsMixin:
         if self.built and not fits(optimizer, self.trainable_variables):
             optimizer = carried_over(optimizer, self.trainable_variables, self)
         super().compile(optimizer, *args, **kwargs)  # type: ignore[misc]
-        engine = engine_of(self.optimizer)
+        self._attach_engine()
+
+    def _attach_engine(self) -> None:
+        state, engine = self.train_ops, engine_of(self.optimizer)
         state.monitors, state.norm_metrics = [], []
         if engine is not None:
             engine.attach(self)
@@ -161,22 +168,32 @@ class TrainOpsMixin:
         with strategy.scope():
             return make()
 
-    def add_update(self, update: F) -> F:
-        """Registers an update that runs after every weight update, unless `compile` says otherwise.
+    def add_update(self, update: Any = None, **options: Any) -> Any:
+        """Registers an update that runs after the weight update, unless `compile` says otherwise.
+
+        Also a decorator, with arguments or without: `@model.add_update(every=10)`.
 
         Args:
             update: An `Update`, or a function `fn(model, loss)` that assigns variables with
-                `keras.ops`. As the method returns it, it may be used as a decorator.
+                `keras.ops`.
+            **options: For a function the arguments of `keras_trainops.updates.Function`:
+                `variables`, `every`, `on`.
 
         Returns:
             `update`.
 
         Raises:
-            ValueError: If it is neither.
+            ValueError: If it is neither, or an option does not fit.
         """
+        if update is None:
+            return functools.partial(self.add_update, **options)
         state = self.train_ops
-        state.registered.append(as_update(update))
-        state.policy = UpdatePolicy(state.arguments.get("updates"), state.registered)
+        registered = [*state.registered, as_update(update, **options)]
+        state.policy = UpdatePolicy(state.arguments.get("updates"), registered)
+        state.registered = registered
+        if getattr(self, "optimizer", None) is not None and state.policy.after_weights:
+            self.optimizer = with_engine(self.optimizer)
+            self._attach_engine()
         self.train_function: Any = None  # the next `fit` traces the step anew
         return update
 
@@ -219,9 +236,17 @@ class TrainOpsMixin:
                     next(metrics).update_state(norms[i], sample_weight=weights[i])
         return super().compute_metrics(x, y, y_pred, sample_weight)  # type: ignore[misc]
 
-    def evaluate(self, *args: Any, **kwargs: Any) -> Any:
+    def fit(self, *args: Any, **kwargs: Any) -> Any:
         """As in Keras."""
-        with self._without_norms():
+        try:
+            return super().fit(*args, **kwargs)  # type: ignore[misc]
+        finally:
+            self.train_ops.evaluation = None
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> Any:
+        """As in Keras; within a `fit` that has a `UseAverage`, with the averaged weights."""
+        within = self.train_ops.evaluation or contextlib.nullcontext
+        with self._without_norms(), within():
             return super().evaluate(*args, **kwargs)  # type: ignore[misc]
 
     def test_on_batch(self, *args: Any, **kwargs: Any) -> Any:
@@ -255,17 +280,18 @@ class TrainOpsMixin:
         Args:
             *args: What Keras passes on the backend: the data, or on JAX the state and the data.
         """
-        if self.train_ops.needs_own_step():
+        if self.train_ops.wants_own_step() or backend_steps().needs_own_step(self):
             return backend_steps().train_step(self, *args)
         return super().train_step(*args)  # type: ignore[misc]
 
     def make_train_function(self, force: bool = False) -> Any:
         """Builds the optimizer and the updates, then the compiled step, as `fit` starts."""
         self._check_variables_to_train()
-        if self.train_function is not None and not force:
-            return self.train_function
         state = self.train_ops
-        if state.why_unbuilt and state.needs_own_step():
+        if self.train_function is not None and not force:
+            self._start_updates()
+            return self.train_function
+        if state.why_unbuilt and state.wants_own_step():
             raise ValueError(
                 "`updates` and `check_numerics` need a model that is built, and this one could not "
                 "be built from the shapes of its data. Call it on a batch before `fit`, as in "
@@ -273,6 +299,8 @@ class TrainOpsMixin:
             )
         if self.built and not state.why_unbuilt:
             self._in_scope(self._build_for_training)
+            self._in_scope(self._check_for_training)
+            self._start_updates()
         super().make_train_function(force)  # type: ignore[misc]
         self.train_function = backend_steps().train_function(
             self.train_function, self, state.numerics
@@ -294,12 +322,23 @@ class TrainOpsMixin:
         optimizer = self.optimizer
         if optimizer is not None and not optimizer.built:
             optimizer.build(self.trainable_variables)
-        state = self.train_ops
-        state.policy.build(self)
+        policy, engine = self.train_ops.policy, engine_of(optimizer)
+        policy.build(self)
+        if engine is not None:
+            engine.hold(policy)
+
+    def _check_for_training(self) -> None:
+        state, steps = self.train_ops, backend_steps()
         state.carried = [] if state.numerics is None else state.numerics.variables
-        if optimizer is not None:
-            backend_steps().vote_together(optimizer)
-            state.carried += backend_steps().external_variables(state.policy.after_weights, self)
+        if self.optimizer is not None:
+            steps.vote_together(self.optimizer)
+            state.carried += state.policy.check(self, steps.trace)
+
+    def _start_updates(self) -> None:
+        """Before the first weight update, what follows the weights takes them over."""
+        policy = self.train_ops.policy
+        if policy.starts_from_weights and not int(copy_of(self.optimizer.iterations)):
+            policy.start(self)
 
     def _maybe_symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
         steps = backend_steps()  # only TensorFlow's trainer asks
@@ -315,6 +354,8 @@ class TrainOpsMixin:
             return config
         arguments = dict(self.train_ops.arguments)
         arguments["variables_to_train"] = paths.serializable(arguments["variables_to_train"])
+        if self.optimizer is not None:  # `add_update` may have wrapped it since
+            arguments["optimizer"] = self.optimizer
         return {**config, **keras.saving.serialize_keras_object(arguments)}
 
     def compile_from_config(self, config: dict[str, Any]) -> None:
@@ -322,7 +363,7 @@ class TrainOpsMixin:
         config = keras.saving.deserialize_keras_object(config)
         self.compile(**config)
         if self.built and self.optimizer is not None:
-            self.optimizer.build(self.trainable_variables)
+            self._in_scope(self._build_for_training)
 
 
 def _norm_metrics(monitors: list[Monitor]) -> list[keras.metrics.Metric]:

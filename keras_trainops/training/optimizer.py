@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import warnings
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
 from keras_trainops import _keras
+from keras_trainops.state import Stateful, copy_of
 from keras_trainops.training.steps import backend_steps
 from keras_trainops.transforms.base import Chain, Gradient
 from keras_trainops.transforms.scope import owners_scope, update_scope
 
-_SEED = "seed_"  # how the keys of seeds in a file begin
+# How the keys of what is saved beside the optimizers' own variables begin.
+_SEED, _UPDATE = "seed_", "update_"
 
 
 @keras.saving.register_keras_serializable(package="keras_trainops")
@@ -50,12 +55,24 @@ class TransformedOptimizer(keras.optimizers.Optimizer):
         self.inner_optimizer = inner_optimizer
         self.chain = chain
         self._attached: Any = None
+        self._updates = Stateful()  # no list of variables: Keras would track it as its own
+        self._awaited: list[np.ndarray] = []
         if not self._of_several():
             _keras.take_over(inner_optimizer, self._apply_batch)
 
     def attach(self, model: Any) -> None:
         """Says whose variables are trained: some transforms ask for the layers they are of."""
         self._attached = weakref.ref(model)
+
+    def hold(self, updates: Stateful) -> None:
+        """Keeps the state of updates, so that it is carried, saved and resumed with the optimizer.
+
+        What a file held of it, where the updates were not there yet when it was loaded, they get.
+        """
+        self._updates = updates
+        if updates.variables and self._awaited:
+            _assign_all(updates.variables, self._awaited)
+            self._awaited = []
 
     def build(self, variables: Sequence[keras.Variable]) -> None:
         """Builds the inner optimizer and the transforms for the variables to train."""
@@ -185,8 +202,8 @@ class TransformedOptimizer(keras.optimizers.Optimizer):
 
     @property
     def variables(self) -> list[keras.Variable]:
-        """The transforms' state, then the inner optimizer's variables."""
-        return [*self._variables, *self.inner_optimizer.variables]
+        """The transforms' state, the inner optimizer's variables, then the state of updates."""
+        return [*self._variables, *self.inner_optimizer.variables, *self._updates.variables]
 
     @property
     def learning_rate(self) -> Any:
@@ -227,18 +244,35 @@ class TransformedOptimizer(keras.optimizers.Optimizer):
 
     def save_own_variables(self, store: Any) -> None:
         """Stores the state and, as Keras keeps them nowhere, the seeds of the model's layers."""
-        super().save_own_variables(store)
-        for i, seed in enumerate(self._seeds()):
-            store[f"{_SEED}{i}"] = ops.convert_to_numpy(ops.convert_to_tensor(seed))
+        with self._without_updates() as updates:
+            super().save_own_variables(store)
+        for start, variables in ((_SEED, self._seeds()), (_UPDATE, updates.variables)):
+            for i, variable in enumerate(variables):
+                store[f"{start}{i}"] = copy_of(variable)
 
     def load_own_variables(self, store: Any) -> None:
-        """The inverse, of files without seeds too."""
+        """The inverse, of files without seeds and updates too."""
         keys = list(store.keys())
-        super().load_own_variables({k: store[k] for k in keys if not k.startswith(_SEED)})
-        seeds = self._seeds()
-        if sum(key.startswith(_SEED) for key in keys) == len(seeds):
-            for i, seed in enumerate(seeds):
-                seed.assign(store[f"{_SEED}{i}"])
+        with self._without_updates() as updates:
+            super().load_own_variables({k: store[k] for k in keys if k.isdigit()})
+
+        def values(start: str) -> list[np.ndarray]:
+            count = sum(key.startswith(start) for key in keys)
+            return [np.asarray(store[f"{start}{i}"]) for i in range(count)]
+
+        seeds, self._awaited = values(_SEED), values(_UPDATE)
+        if len(seeds) == len(self._seeds()):
+            _assign_all(self._seeds(), seeds)
+        self.hold(updates)
+
+    @contextmanager
+    def _without_updates(self) -> Iterator[Stateful]:
+        """Keras numbers the variables in a file: the state of updates has keys of its own."""
+        updates, self._updates = self._updates, Stateful()
+        try:
+            yield updates
+        finally:
+            self._updates = updates
 
     def _seeds(self) -> list[keras.Variable]:
         model = self._attached() if self._attached is not None else None
@@ -263,6 +297,24 @@ class TransformedOptimizer(keras.optimizers.Optimizer):
             [deserialize(t, custom_objects=custom_objects) for t in config["transforms"]],
             name=config["name"],
         )
+
+
+def _assign_all(variables: Sequence[keras.Variable], values: Sequence[np.ndarray]) -> None:
+    """Assigns values from a file, or none of them where they are of other variables."""
+    if [tuple(v.shape) for v in variables] != [value.shape for value in values]:
+        warnings.warn(
+            f"The file holds the state of other updates ({len(values)} variables) than the model "
+            f"has ({len(variables)}): they start anew.",
+            stacklevel=2,
+        )
+        return
+    for variable, value in zip(variables, values, strict=True):
+        variable.assign(value)
+
+
+def with_engine(optimizer: Any) -> keras.optimizers.Optimizer:
+    """`optimizer` with a `TransformedOptimizer` in it: one that transforms nothing, if need be."""
+    return optimizer if engine_of(optimizer) is not None else with_transforms(optimizer, [])
 
 
 def engine_of(optimizer: Any) -> TransformedOptimizer | None:

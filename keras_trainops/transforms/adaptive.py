@@ -9,17 +9,17 @@ import keras
 from keras import ops
 
 from keras_trainops import paths
-from keras_trainops.transforms.base import Gradient, GradientTransform, wide
-from keras_trainops.transforms.clipping import global_norm, scaled
-from keras_trainops.transforms.layouts import Axes, Overrides, unit_axes
-from keras_trainops.transforms.scope import (
+from keras_trainops.numbers import (
     Number,
     check_number,
     check_positive,
     deserialize_number,
     serialize_number,
-    value_of,
 )
+from keras_trainops.transforms.base import Gradient, GradientTransform, wide
+from keras_trainops.transforms.clipping import global_norm, scaled
+from keras_trainops.transforms.layouts import Axes, Overrides, unit_axes
+from keras_trainops.transforms.scope import value_of
 
 
 @keras.saving.register_keras_serializable(package="keras_trainops")

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import keras
 from keras import ops
 
-from keras_trainops.transforms.scope import Number, value_of
+from keras_trainops.numbers import Number
+from keras_trainops.state import Stateful
+from keras_trainops.transforms.scope import value_of
 
 Gradient: TypeAlias = Any  # a backend tensor, or None where the loss does not depend on a variable
 TransformFn: TypeAlias = (
@@ -17,7 +19,7 @@ TransformFn: TypeAlias = (
 )
 
 
-class GradientTransform:
+class GradientTransform(Stateful):
     """Base class of gradient transforms: subclass it, or write a plain function.
 
     A transform sees the gradients as the optimizer is about to use them: unscaled, accumulated,
@@ -38,63 +40,6 @@ class GradientTransform:
 
     clips: bool = False
     row_sparse: bool = False
-    children: Sequence[GradientTransform] = ()
-
-    def walk(self) -> Iterator[GradientTransform]:
-        """This transform and all that it is made of."""
-        yield self
-        for child in self.children:
-            yield from child.walk()
-
-    @property
-    def variables(self) -> list[keras.Variable]:
-        """The state, saved and resumed with the optimizer."""
-        return [v for part in self.walk() for v in part.__dict__.get("_state", {}).values()]
-
-    @property
-    def held_variables(self) -> list[keras.Variable]:
-        """What of the state stays as it is where the weight update is skipped."""
-        free = {id(v) for part in self.walk() for v in part.__dict__.get("_free", ())}
-        return [v for v in self.variables if id(v) not in free]
-
-    def add_variable(
-        self,
-        name: str,
-        shape: Sequence[int] = (),
-        dtype: str = "float32",
-        initializer: Any = "zeros",
-        held: bool = True,
-    ) -> keras.Variable:
-        """Creates a variable of the transform's state; call it from `build`.
-
-        Args:
-            name: Its name.
-            shape: Its shape.
-            dtype: Its dtype.
-            initializer: A Keras initializer.
-            held: Whether it stays as it is where a transform skips the weight update.
-
-        Returns:
-            The variable; assign to it in `__call__`.
-        """
-        variable = keras.Variable(
-            initializer=keras.initializers.get(initializer),
-            shape=tuple(shape),
-            dtype=dtype,
-            trainable=False,
-            aggregation="only_first_replica",  # all compute the same
-            name=name,
-        )
-        self.__dict__.setdefault("_state", {})[name] = variable
-        if not held:
-            self.__dict__.setdefault("_free", []).append(variable)
-        return variable
-
-    def add_seed(self, seed: int) -> keras.random.SeedGenerator:
-        """Creates a source of random seeds whose state is part of the transform's."""
-        generator = keras.random.SeedGenerator(seed)
-        self.__dict__.setdefault("_state", {})["seed"] = generator.state
-        return generator
 
     def step_factors(self, variables: Sequence[keras.Variable]) -> Sequence[Number | None]:
         """By what the *step* of each variable is multiplied, after the optimizer made it.

@@ -8,14 +8,9 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_trainops.numbers import Number, check_positive, deserialize_number, serialize_number
 from keras_trainops.transforms.base import Gradient, GradientTransform, wide
-from keras_trainops.transforms.scope import (
-    Number,
-    check_positive,
-    deserialize_number,
-    serialize_number,
-    value_of,
-)
+from keras_trainops.transforms.scope import value_of
 
 
 class _ClipByNumber(GradientTransform):

@@ -9,8 +9,8 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_trainops.numbers import check_number
 from keras_trainops.transforms.base import Gradient, GradientTransform, wide
-from keras_trainops.transforms.scope import check_number
 
 
 @keras.saving.register_keras_serializable(package="keras_trainops")

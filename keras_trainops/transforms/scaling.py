@@ -9,15 +9,15 @@ import keras
 from keras import ops
 
 from keras_trainops import paths
-from keras_trainops.transforms.base import Gradient, GradientTransform
-from keras_trainops.transforms.scope import (
+from keras_trainops.numbers import (
     Number,
     check_number,
     deserialize_number,
     is_number,
     serialize_number,
-    value_of,
 )
+from keras_trainops.transforms.base import Gradient, GradientTransform
+from keras_trainops.transforms.scope import value_of
 
 Factors: TypeAlias = "Number | Mapping[str, Number] | Iterable[tuple[paths.Pattern, Number]]"
 

@@ -6,12 +6,12 @@ import contextvars
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any
 
 import keras
 from keras import ops
 
-Number: TypeAlias = "float | keras.optimizers.schedules.LearningRateSchedule"
+from keras_trainops.numbers import Number, is_schedule, value_at
 
 
 @dataclass
@@ -68,9 +68,10 @@ def value_of(number: Number) -> Any:
     Raises:
         RuntimeError: If `number` is a schedule and no optimizer runs the transform.
     """
-    if not isinstance(number, keras.optimizers.schedules.LearningRateSchedule):
+    if not is_schedule(number):
         return number
-    return number(_current("A schedule has a value only while an optimizer runs it").iterations())
+    why = "A schedule has a value only while an optimizer runs it"
+    return value_at(number, _current(why).iterations())
 
 
 def _current(complaint: str) -> UpdateScope:
@@ -99,46 +100,3 @@ def owners_scope(layers: Sequence[keras.layers.Layer]) -> Iterator[None]:
 def owner_of(variable: keras.Variable) -> keras.layers.Layer | None:
     """The layer that `variable` belongs to, where it is known while transforms are built."""
     return _owners.get({}).get(id(variable))
-
-
-def is_schedule(number: Any) -> bool:
-    """Whether `number` is a schedule of the weight updates."""
-    return isinstance(number, keras.optimizers.schedules.LearningRateSchedule)
-
-
-def is_number(number: Any) -> bool:
-    """Whether `number` is a finite constant or a schedule."""
-    if is_schedule(number):
-        return True
-    constant = isinstance(number, (int, float)) and not isinstance(number, bool)
-    return constant and abs(number) < float("inf")
-
-
-def check_positive(name: str, number: Any) -> Any:
-    """Refuses a constant that is not a finite number above 0; schedules pass.
-
-    Raises:
-        ValueError: If it is not.
-    """
-    return check_number(name, number, "> 0", lambda value: value > 0)
-
-
-def check_number(name: str, number: Any, must: str, test: Callable[[Any], bool]) -> Any:
-    """Refuses a constant that is not a finite number for which `test` holds; schedules pass.
-
-    Raises:
-        ValueError: If it is not; the message says what it must be.
-    """
-    if not is_number(number) or not (is_schedule(number) or test(number)):
-        raise ValueError(f"`{name}` must be {must}. Received: {name}={number!r}")
-    return number
-
-
-def serialize_number(number: Number) -> Any:
-    """A number or schedule as a saved configuration keeps it."""
-    return keras.saving.serialize_keras_object(number) if is_schedule(number) else number
-
-
-def deserialize_number(number: Any) -> Number:
-    """The inverse of `serialize_number`."""
-    return keras.saving.deserialize_keras_object(number) if isinstance(number, dict) else number

@@ -8,8 +8,8 @@ from typing import Any
 import keras
 
 from keras_trainops import paths
+from keras_trainops.numbers import Number
 from keras_trainops.transforms.base import Chain, Gradient, GradientTransform, as_transform
-from keras_trainops.transforms.scope import Number
 
 
 @keras.saving.register_keras_serializable(package="keras_trainops")

@@ -8,17 +8,16 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_trainops.transforms.base import Gradient, GradientTransform
-from keras_trainops.transforms.clipping import global_norm
-from keras_trainops.transforms.scope import (
+from keras_trainops.numbers import (
     Number,
     check_number,
     check_positive,
     deserialize_number,
     serialize_number,
-    skip_update_if,
-    value_of,
 )
+from keras_trainops.transforms.base import Gradient, GradientTransform
+from keras_trainops.transforms.clipping import global_norm
+from keras_trainops.transforms.scope import skip_update_if, value_of
 
 
 @keras.saving.register_keras_serializable(package="keras_trainops")

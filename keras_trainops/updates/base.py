@@ -7,24 +7,63 @@ whatever a user registers. (optax calls the transformed gradients updates; we ne
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import keras
 
+from keras_trainops.numbers import check_number
+from keras_trainops.state import Stateful
 
-class Update:
-    """Base class of updates that run after the weight update: subclass it, or pass a function."""
+On: TypeAlias = Literal["update", "batch"]
+
+
+class Update(Stateful):
+    """Base class of updates that run after the weight update: subclass it, or pass a function.
+
+    Subclasses override `__call__`, `get_config` and, where they have state, `build`; and register
+    themselves with `keras.saving.register_keras_serializable`. State made with `add_variable` is
+    saved and resumed with the optimizer.
+
+    Args:
+        every: It runs once in so many weight updates or batches.
+        on: `"update"` counts weight updates (`optimizer.iterations`): under
+            `gradient_accumulation_steps` there is one in several batches, and in a batch whose
+            update is skipped, as after an overflow, there is none. `"batch"` counts batches.
+
+    Raises:
+        ValueError: If an argument does not fit.
+    """
+
+    every: int = 1
+    on: On = "update"
+
+    def __init__(self, every: int = 1, on: On = "update") -> None:
+        check_number("every", every, "an integer >= 1", lambda n: isinstance(n, int) and n >= 1)
+        if on not in ("update", "batch"):
+            raise ValueError(f'`on` must be "update" or "batch". Received: on={on!r}')
+        self.every, self.on = every, on
 
     def build(self, model: keras.Model) -> None:
-        """Checks the update against the model, before its first step.
+        """Checks the update against the model, before its first step, and creates its state.
+
+        It is called again where the model is compiled again, and then keeps the state.
 
         Raises:
             ValueError: If it does not fit the model.
         """
 
+    def start(self, model: keras.Model) -> None:
+        """Takes from the model what training is to start from.
+
+        Called as training begins, before the first weight update, and again after a `WarmStart`.
+        A resumed run, which has made weight updates, does not call it.
+        """
+
     @abstractmethod
     def __call__(self, model: keras.Model, loss: Any) -> None:
         """Assigns whatever it assigns, with `keras.ops`, inside the training step.
+
+        It may assign the model's variables and its own, no others.
 
         Args:
             model: The model in training.
@@ -38,7 +77,7 @@ class Update:
 
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments, as Keras serialises them."""
-        return {}
+        return {"every": self.every, "on": self.on}
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Update:
@@ -46,18 +85,26 @@ class Update:
         return cls(**config)
 
 
-def as_update(value: Any) -> Update:
+def as_update(value: Any, **options: Any) -> Update:
     """An update out of what users pass as one: an `Update` or a callable.
 
+    Args:
+        value: What was passed.
+        **options: Arguments of `Function`, for a callable.
+
     Raises:
-        ValueError: If it is neither.
+        ValueError: If it is neither, or is an `Update` and there are options.
     """
     from keras_trainops.updates.functions import Function
 
     if isinstance(value, Update):
+        if options:
+            raise ValueError(
+                f"{', '.join(options)} are for functions: give them to {value.name} itself."
+            )
         return value
     if callable(value) and not isinstance(value, type):
-        return Function(value)
+        return Function(value, **options)
     raise ValueError(
         "An update must be an `Update` (see `keras_trainops.updates`) or a callable "
         f"`fn(model, loss)`. Received: {value!r}"

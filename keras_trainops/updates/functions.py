@@ -2,42 +2,57 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
 
 from keras_trainops import _keras
-from keras_trainops.updates.base import Update
+from keras_trainops.updates.base import On, Update
 
 
 @keras.saving.register_keras_serializable(package="keras_trainops")
 class Function(Update):
-    """Runs a function that assigns variables, after the weight update of every step.
+    """Runs a function that assigns variables, after the weight update.
 
     Args:
         function: `fn(model, loss)`, which assigns variables with `keras.ops`; its result is not
-            used. It is traced with the step, so that Python side effects happen once. To be saved
-            in a `.keras` file it must be registered with
+            used. It is traced with the step, so that Python side effects do not happen in every
+            step. To be saved in a `.keras` file it must be registered with
             `keras.saving.register_keras_serializable`.
+        variables: The `keras.Variable`s that it assigns and that are not the model's. They are
+            saved and resumed with the optimizer.
+        every: It runs once in so many weight updates or batches.
+        on: `"update"` or `"batch"`, what `every` counts; see `Update`.
 
     Raises:
-        ValueError: If `function` is not callable.
+        ValueError: If an argument does not fit; at the first build, if the function assigns another
+            variable, or a value of another shape.
 
     Example:
         >>> import keras, keras_trainops as kt
         >>> steps = keras.Variable(0, trainable=False, dtype="int32")
-        >>> count = kt.updates.Function(lambda model, loss: steps.assign(steps + 1))
+        >>> count = kt.updates.Function(lambda model, loss: steps.assign(steps + 1), [steps])
 
     References: `update_ops` of `tf.contrib.training.create_train_op`.
     """
 
-    def __init__(self, function: Callable[[keras.Model, Any], Any]) -> None:
+    def __init__(
+        self,
+        function: Callable[[keras.Model, Any], Any],
+        variables: Sequence[keras.Variable] = (),
+        every: int = 1,
+        on: On = "update",
+    ) -> None:
+        super().__init__(every, on)
         if isinstance(function, dict):
             function = keras.saving.deserialize_keras_object(function)
         if not callable(function):
             raise ValueError(f"`function` must be callable. Received: {function!r}")
+        if not all(isinstance(v, keras.Variable) for v in variables):
+            raise ValueError(f"`variables` must be `keras.Variable`s. Received: {variables!r}")
         self.function = function
+        self.adopt(variables)
 
     @property
     def name(self) -> str:
@@ -53,4 +68,11 @@ class Function(Update):
         self.function(model, loss)
 
     def get_config(self) -> dict[str, Any]:
-        return {"function": _keras.serialized_function(self.function)}
+        if self.variables:
+            raise ValueError(
+                f"The update {self.name!r} has variables of its own, which no configuration can "
+                "hold. Write a subclass of `keras_trainops.updates.Update` that makes them in "
+                "`build` with `add_variable`, or register it with `model.add_update` in the code "
+                "that builds the model."
+            )
+        return {"function": _keras.serialized_function(self.function), **super().get_config()}

@@ -1,18 +1,21 @@
-"""Which updates a training step runs: the meaning of `compile(updates=...)`."""
+"""Which updates a training step runs, and when: the meaning of `compile(updates=...)`."""
 
 from __future__ import annotations
 
+import itertools
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import keras
+from keras import ops
 
+from keras_trainops.state import Stateful
 from keras_trainops.updates.base import Update, as_update
 from keras_trainops.updates.layer_updates import LayerUpdates
 
 
-class UpdatePolicy:
+class UpdatePolicy(Stateful):
     """The chosen updates.
 
     Args:
@@ -27,13 +30,21 @@ class UpdatePolicy:
         self.keeps_layer_updates = updates is None
         chosen = registered if updates is None else [as_update(u) for u in _as_list(updates)]
         self.after_weights = [u for u in chosen if not isinstance(u, LayerUpdates)]
+        self.children = self.after_weights
         self._layer_updates = [u for u in chosen if isinstance(u, LayerUpdates)]
         self._left_out = [update.name for update in registered if update not in chosen]
         self._warned = False
         self._weights: set[int] = set()
+        self._changes: dict[int, list[keras.Variable]] = {}
+        self._batches: keras.Variable | None = None
+
+    @property
+    def starts_from_weights(self) -> bool:
+        """Whether any update takes something from the weights that training starts from."""
+        return any(type(u).start is not Update.start for u in self.after_weights)
 
     def build(self, model: keras.Model) -> None:
-        """Checks the updates against the model.
+        """Checks the updates against the model, and creates their state.
 
         Raises:
             ValueError: If one does not fit, as where a pattern matches no weight.
@@ -41,6 +52,93 @@ class UpdatePolicy:
         for update in [*self._layer_updates, *self.after_weights]:
             update.build(model)
         self._weights = {id(weight) for weight in model.weights}
+        after_updates = [u.name for u in self.after_weights if u.on == "update"]
+        if after_updates and not model.trainable_variables:
+            raise ValueError(
+                f"{', '.join(after_updates)} would never run: there is no weight to train, and so "
+                'no weight update. Use `on="batch"`.'
+            )
+        if self._batches is None and any(map(_counts_batches, self.after_weights)):
+            self._batches = self.add_variable("batches", dtype="int32")
+
+    def start(self, model: keras.Model) -> None:
+        """Lets updates take what they need from the weights that training starts from."""
+        for update in self.after_weights:
+            update.start(model)
+
+    def check(
+        self, model: keras.Model, trace: Callable[[Callable[[], None]], None]
+    ) -> list[keras.Variable]:
+        """Runs each update once without effect, to see which variables it reads and assigns.
+
+        Args:
+            model: The model, built for training.
+            trace: Runs a function as the backend's step would, as far as that is needed to see
+                what it does.
+
+        Returns:
+            Variables that are read, and that are neither the model's nor an update's.
+
+        Raises:
+            ValueError: If an update assigns another variable, or a value of another shape.
+        """
+        known = {id(v) for v in [*model.variables, *model.optimizer.variables, *self.variables]}
+        known |= {id(v) for v in model.metrics_variables}
+        read: dict[int, keras.Variable] = {}
+        for update in self.after_weights:
+            touched = _Touched()
+
+            def run(update: Update = update, touched: _Touched = touched) -> None:
+                with touched:
+                    update(model, ops.zeros(()))
+
+            try:
+                trace(run)
+            except ValueError as error:
+                raise ValueError(f"The update {update.name!r} fails: {error}") from error
+            strangers = [v.path for key, v in touched.assigned.items() if key not in known]
+            if strangers:
+                raise ValueError(
+                    f"The update {update.name!r} assigns variables that are neither the model's "
+                    f"nor its own: {', '.join(strangers)}. On JAX they would be lost, and no file "
+                    "would keep them. Say that they are its own: `Function(fn, variables=[...])`, "
+                    "or make them in an `Update` with `add_variable`."
+                )
+            self._changes[id(update)] = list(touched.assigned.values())
+            read.update({key: v for key, v in touched.read.items() if key not in known})
+        return list(read.values())
+
+    def run(
+        self, model: keras.Model, loss: Any, before: Any, conditionally: Callable[..., None]
+    ) -> None:
+        """Runs the updates that are due, in their order, inside the training step.
+
+        Args:
+            model: The model in training.
+            loss: The step's loss.
+            before: How many weight updates there were before the step's.
+            conditionally: The backend's way to run something under a condition.
+        """
+        if self._batches is not None:
+            self._batches.assign(self._batches + 1)
+        for (on, every), group in itertools.groupby(
+            self.after_weights, lambda update: (update.on, update.every)
+        ):
+            updates = list(group)
+
+            def run(loss: Any, updates: Sequence[Update] = updates) -> None:
+                for update in updates:
+                    update(model, loss)
+
+            if on == "batch" and every == 1:
+                run(loss)
+                continue
+            count = self._batches if on == "batch" else model.optimizer.iterations
+            due = ops.equal(ops.mod(count, every), 0)
+            if on == "update":
+                due = ops.logical_and(due, ops.not_equal(count, before))
+            changes = [v for update in updates for v in self._changes[id(update)]]
+            conditionally(due, run, lambda loss: None, (loss,), changes=changes)
 
     def chosen(
         self, assigned: Iterable[tuple[keras.Variable, Any]]
@@ -69,6 +167,27 @@ class UpdatePolicy:
                 "`updates=None`, if they should run.",
                 stacklevel=2,
             )
+
+
+class _Touched(keras.StatelessScope):
+    """Notes which variables are read and assigned; nothing is written."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.read: dict[int, keras.Variable] = {}
+        self.assigned: dict[int, keras.Variable] = {}
+
+    def add_update(self, update: tuple[keras.Variable, Any]) -> None:
+        self.assigned[id(update[0])] = update[0]
+        super().add_update(update)
+
+    def get_current_value(self, variable: keras.Variable) -> Any:
+        self.read[id(variable)] = variable
+        return super().get_current_value(variable)
+
+
+def _counts_batches(update: Update) -> bool:
+    return update.on == "batch" and update.every > 1
 
 
 def _as_list(updates: Any) -> list[Any]:

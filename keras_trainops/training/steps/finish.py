@@ -59,12 +59,13 @@ def finish(model: Any, batch: Batch, outcome: Outcome) -> dict[str, Any]:
 
     def change_state(loss: Any, *tensors: Any) -> None:
         values, gradients = tensors[: len(kept)], tensors[len(kept) :]
-        for (variable, _), value in zip(kept, values, strict=True):
+        means = backend_steps().mean_over_replicas(values)
+        for (variable, _), value in zip(kept, means, strict=True):
             variable.assign(value)
+        before = ops.copy(ops.convert_to_tensor(model.optimizer.iterations))
         if trainable:
             backend_steps().apply_gradients(model.optimizer, gradients, trainable)
-        for update in options.policy.after_weights:
-            update(model, loss)
+        options.policy.run(model, loss, before, backend_steps().conditionally)
 
     args = (outcome.loss, *(value for _, value in kept), *outcome.gradients)
     if options.numerics is None:

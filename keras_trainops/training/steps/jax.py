@@ -14,6 +14,7 @@ from keras_trainops.training.steps.dense import (
     divisible,
     elements,
     leave_reduction_to_us,
+    mean_over_replicas,
     on_any_replica,
     reduce_and_transform,
     vote_together,
@@ -21,7 +22,6 @@ from keras_trainops.training.steps.dense import (
 from keras_trainops.training.steps.finish import Batch, Outcome, finish
 
 if TYPE_CHECKING:
-    from keras_trainops.training.mixin import TrainOps
     from keras_trainops.training.numerics import NumericsGuard
 
 __all__ = [
@@ -30,21 +30,22 @@ __all__ = [
     "conditionally",
     "divisible",
     "elements",
-    "external_variables",
     "leave_reduction_to_us",
+    "mean_over_replicas",
     "needs_own_step",
     "on_any_replica",
     "reduce_and_transform",
     "separate",
+    "trace",
     "train_function",
     "train_step",
     "vote_together",
 ]
 
 
-def needs_own_step(options: TrainOps) -> bool:
+def needs_own_step(model: Any) -> bool:
     """Keras's step hides the optimizer's variables from metrics, where monitors keep norms."""
-    return bool(options.monitors)
+    return bool(model.train_ops.monitors)
 
 
 def train_step(model: Any, state: Any, data: Any) -> tuple[dict[str, Any], Any]:
@@ -127,31 +128,9 @@ def conditionally(
             variable.assign(jax.numpy.where(predicate, value, variable.value))
 
 
-class _Touched(keras.StatelessScope):
-    """Notes which variables are read or assigned."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.variables: dict[int, keras.Variable] = {}
-
-    def add_update(self, update: tuple[keras.Variable, Any]) -> None:
-        self.variables[id(update[0])] = update[0]
-        super().add_update(update)
-
-    def get_current_value(self, variable: keras.Variable) -> Any:
-        self.variables[id(variable)] = variable
-        return super().get_current_value(variable)
-
-
-def external_variables(updates: Sequence[Any], model: Any) -> list[keras.Variable]:
-    """Variables that updates use and that are in no part of the state yet.
-
-    In a traced step a variable outside the state would be a constant, and writing it be lost.
-    """
-    with _Touched() as touched:
-        jax.eval_shape(lambda loss: [update(model, loss) for update in updates] and None, 0.0)
-    known = {id(v) for group in _groups(model) for v in group}
-    return [v for key, v in touched.variables.items() if key not in known]
+def trace(function: Callable[[], None]) -> None:
+    """Runs a function on shapes alone, as tracing the step would."""
+    jax.eval_shape(function)
 
 
 def separate(variables: Sequence[keras.Variable]) -> None:

@@ -13,12 +13,12 @@ import keras
 import tensorflow as tf
 from keras import ops
 
+from keras_trainops import _keras
 from keras_trainops.training.steps.finish import Batch, Outcome, finish
 from keras_trainops.transforms.base import Chain, Gradient
 from keras_trainops.updates.layer_updates import LayerUpdateScope
 
 if TYPE_CHECKING:
-    from keras_trainops.training.mixin import TrainOps
     from keras_trainops.training.numerics import NumericsGuard
 
 
@@ -94,9 +94,10 @@ def _sum_duplicate_rows(gradient: Gradient) -> Gradient:
     return tf.IndexedSlices(summed, rows, gradient.dense_shape)
 
 
-def needs_own_step(options: TrainOps) -> bool:
-    """Nothing more does."""
-    return False
+def needs_own_step(model: Any) -> bool:
+    """Keras lets what layers assign differ from replica to replica."""
+    several = model.distribute_strategy.num_replicas_in_sync > 1
+    return several and bool(model.non_trainable_weights)
 
 
 def train_step(model: Any, data: Any) -> dict[str, Any]:
@@ -106,9 +107,7 @@ def train_step(model: Any, data: Any) -> dict[str, Any]:
         # The loss belongs in the scope: it may read what layers assigned, and the metrics of a
         # loss are kept per replica.
         with LayerUpdateScope([*model.variables, *model.metrics_variables]) as scope:
-            y_pred = (
-                model(batch.x, training=True) if model._call_has_training_arg else model(batch.x)
-            )
+            y_pred = _keras.call_in_training(model, batch.x)
             loss = model._compute_loss(
                 x=batch.x,
                 y=batch.y,
@@ -154,9 +153,29 @@ def vote_together(optimizer: Any) -> None:
         )
 
 
-def external_variables(updates: Sequence[Any], model: Any) -> list[keras.Variable]:
-    """None: what an update assigns is simply assigned."""
-    return []
+def mean_over_replicas(values: Sequence[Any]) -> Sequence[Any]:
+    """The means of what layers assigned on each replica, so that all replicas hold the same.
+
+    Plain Keras lets each keep its own batch-norm statistics, and saves those of the first. Integers
+    and the like, which count or seed, are the same on all anyway.
+    """
+    replica = tf.distribute.get_replica_context()
+    floats = [value for value in values if value.dtype.is_floating]
+    if replica is None or replica.num_replicas_in_sync == 1 or not floats:
+        return values
+    means = iter(replica.all_reduce(tf.distribute.ReduceOp.MEAN, floats))
+    return [next(means) if value.dtype.is_floating else value for value in values]
+
+
+def trace(function: Callable[[], None]) -> None:
+    """Traces a function as a replica's step is traced, and runs nothing."""
+
+    @tf.function(autograph=False)  # as Keras does it
+    def traced() -> None:
+        strategy = tf.distribute.get_strategy()
+        strategy.run(function) if strategy.num_replicas_in_sync > 1 else function()
+
+    traced.get_concrete_function()
 
 
 def train_function(

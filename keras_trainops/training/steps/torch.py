@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any
 import keras
 import torch
 
+from keras_trainops import _keras
 from keras_trainops.training.steps.dense import (
     assign_weights,
     divisible,
     elements,
     leave_reduction_to_us,
+    mean_over_replicas,
     on_any_replica,
     reduce_and_transform,
     separate,
@@ -23,7 +25,6 @@ from keras_trainops.training.steps.finish import Batch, Outcome, finish
 from keras_trainops.updates.layer_updates import LayerUpdateScope
 
 if TYPE_CHECKING:
-    from keras_trainops.training.mixin import TrainOps
     from keras_trainops.training.numerics import NumericsGuard
 
 __all__ = [
@@ -32,28 +33,29 @@ __all__ = [
     "conditionally",
     "divisible",
     "elements",
-    "external_variables",
     "leave_reduction_to_us",
+    "mean_over_replicas",
     "needs_own_step",
     "on_any_replica",
     "reduce_and_transform",
     "separate",
+    "trace",
     "train_function",
     "train_step",
     "vote_together",
 ]
 
 
-def needs_own_step(options: TrainOps) -> bool:
+def needs_own_step(model: Any) -> bool:
     """Keras's step computes the gradients of all parameters, those not to train too."""
-    return options.arguments.get("variables_to_train") is not None
+    return model.train_ops.arguments.get("variables_to_train") is not None
 
 
 def train_step(model: Any, data: Any) -> dict[str, Any]:
     """One step that collects what layers assign, and differentiates only what is to be trained."""
     batch = Batch(*keras.utils.unpack_x_y_sample_weight(data))
     with LayerUpdateScope([*model.variables, *model.metrics_variables]) as scope:
-        y_pred = model(batch.x, training=True) if model._call_has_training_arg else model(batch.x)
+        y_pred = _keras.call_in_training(model, batch.x)
         loss = model._compute_loss(
             x=batch.x, y=batch.y, y_pred=y_pred, sample_weight=batch.sample_weight, training=True
         )
@@ -83,9 +85,10 @@ def conditionally(
     (then if bool(predicate) else otherwise)(*args)
 
 
-def external_variables(updates: Sequence[Any], model: Any) -> list[keras.Variable]:
-    """None: what an update assigns is simply assigned."""
-    return []
+def trace(function: Callable[[], None]) -> None:
+    """Runs a function: PyTorch has no tracing."""
+    with torch.no_grad():
+        function()
 
 
 def train_function(

@@ -1,0 +1,58 @@
+"""Numbers that users give, each a constant or a schedule of the weight updates."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import keras
+
+Number: TypeAlias = "float | keras.optimizers.schedules.LearningRateSchedule"
+
+
+def value_at(number: Any, iterations: Any) -> Any:
+    """A number's value after so many weight updates: schedules are asked for it."""
+    return number(iterations) if is_schedule(number) else number
+
+
+def is_schedule(number: Any) -> bool:
+    """Whether `number` is a schedule of the weight updates."""
+    return isinstance(number, keras.optimizers.schedules.LearningRateSchedule)
+
+
+def is_number(number: Any) -> bool:
+    """Whether `number` is a finite constant or a schedule."""
+    if is_schedule(number):
+        return True
+    constant = isinstance(number, (int, float)) and not isinstance(number, bool)
+    return constant and abs(number) < float("inf")
+
+
+def check_positive(name: str, number: Any) -> Any:
+    """Refuses a constant that is not a finite number above 0; schedules pass.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    return check_number(name, number, "> 0", lambda value: value > 0)
+
+
+def check_number(name: str, number: Any, must: str, test: Callable[[Any], bool]) -> Any:
+    """Refuses a constant that is not a finite number for which `test` holds; schedules pass.
+
+    Raises:
+        ValueError: If it is not; the message says what it must be.
+    """
+    if not is_number(number) or not (is_schedule(number) or test(number)):
+        raise ValueError(f"`{name}` must be {must}. Received: {name}={number!r}")
+    return number
+
+
+def serialize_number(number: Number) -> Any:
+    """A number or schedule as a saved configuration keeps it."""
+    return keras.saving.serialize_keras_object(number) if is_schedule(number) else number
+
+
+def deserialize_number(number: Any) -> Number:
+    """The inverse of `serialize_number`."""
+    return keras.saving.deserialize_keras_object(number) if isinstance(number, dict) else number

@@ -1,0 +1,86 @@
+"""State of transforms and updates: variables that are saved and resumed with the optimizer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+
+class Stateful:
+    """Something with variables of its own, which it creates in `build`.
+
+    Attributes:
+        children: The parts that it is made of, whose state is a part of its own.
+    """
+
+    children: Sequence[Any] = ()
+
+    def walk(self) -> Iterator[Any]:
+        """This and all that it is made of."""
+        yield self
+        for child in self.children:
+            yield from child.walk()
+
+    @property
+    def variables(self) -> list[keras.Variable]:
+        """The state, saved and resumed with the optimizer."""
+        return [v for part in self.walk() for v in part.__dict__.get("_state", {}).values()]
+
+    @property
+    def held_variables(self) -> list[keras.Variable]:
+        """What of the state stays as it is where the weight update is skipped."""
+        free = {id(v) for part in self.walk() for v in part.__dict__.get("_free", ())}
+        return [v for v in self.variables if id(v) not in free]
+
+    def add_variable(
+        self,
+        name: str,
+        shape: Sequence[int] = (),
+        dtype: str = "float32",
+        initializer: Any = "zeros",
+        held: bool = True,
+    ) -> keras.Variable:
+        """Creates a variable of the state; call it from `build`.
+
+        Args:
+            name: Its name, of which there is one.
+            shape: Its shape.
+            dtype: Its dtype.
+            initializer: A Keras initializer, or the name of one.
+            held: Whether it stays as it is where a transform skips the weight update.
+
+        Returns:
+            The variable; assign to it in `__call__`.
+        """
+        variable = keras.Variable(
+            initializer=keras.initializers.get(initializer),
+            shape=tuple(shape),
+            dtype=dtype,
+            trainable=False,
+            aggregation="only_first_replica",  # all compute the same
+            name=name.replace("/", "_"),
+        )
+        self.__dict__.setdefault("_state", {})[name] = variable
+        if not held:
+            self.__dict__.setdefault("_free", []).append(variable)
+        return variable
+
+    def adopt(self, variables: Iterable[keras.Variable]) -> None:
+        """Makes variables that exist the state, in place of what it was."""
+        self.__dict__["_state"] = {str(i): variable for i, variable in enumerate(variables)}
+        self.__dict__.pop("_free", None)
+
+    def add_seed(self, seed: int) -> keras.random.SeedGenerator:
+        """Creates a source of random seeds whose state is a part of this one's."""
+        generator = keras.random.SeedGenerator(seed)
+        self.__dict__.setdefault("_state", {})["seed"] = generator.state
+        return generator
+
+
+def copy_of(variable: Any) -> np.ndarray:
+    """A copy of a variable's value: some backends would hand out the live buffer."""
+    return np.array(ops.convert_to_numpy(ops.convert_to_tensor(variable)))

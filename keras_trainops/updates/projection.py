@@ -1,0 +1,221 @@
+"""Projections: weights that are put back, after each update, to where they must be."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_trainops import _keras, paths
+from keras_trainops.numbers import check_number, check_positive
+from keras_trainops.state import Stateful, copy_of
+from keras_trainops.updates.base import On, Update
+
+
+class Projection(Stateful):
+    """Base class of projections with state; a plain function `fn(value) -> value` is one, too."""
+
+    def build(self, variable: keras.Variable) -> None:
+        """Creates the state for one variable."""
+
+    def start(self, variable: keras.Variable) -> None:
+        """Takes from the variable what training is to start from."""
+
+    @abstractmethod
+    def __call__(self, value: Any) -> Any:
+        """The projected value, of the same shape and dtype."""
+
+    def get_config(self) -> dict[str, Any]:
+        """The constructor's arguments, as Keras serialises them."""
+        return {}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Projection:
+        """The projection with these constructor arguments."""
+        return cls(**config)
+
+
+@keras.saving.register_keras_serializable(package="keras_trainops")
+class Project(Update):
+    """Projects weights, each for itself, after the weight update.
+
+    Args:
+        patterns: Patterns, variables or layers (see `keras_trainops.paths`).
+        projection: A function `fn(value) -> value` of the same shape, such as a
+            `keras.constraints` object (`UnitNorm(axis=0)`, `NonNeg()`), or a `Projection`.
+        every: It runs once in so many weight updates or batches.
+        on: `"update"` or `"batch"`, what `every` counts; see `Update`.
+
+    Raises:
+        ValueError: If an argument does not fit; at the first build, if a pattern matches no weight
+            or the projection does not fit one.
+
+    Example:
+        >>> import keras, keras_trainops as kt
+        >>> unit = kt.updates.Project("dictionary/kernel", keras.constraints.UnitNorm(axis=0))
+        >>> lipschitz = kt.updates.Project("critic/.*/kernel", kt.updates.SpectralNorm(1.0))
+
+    References: `kernel_constraint` of Keras's layers, which must be known when a layer is made.
+    """
+
+    def __init__(
+        self,
+        patterns: paths.Patterns,
+        projection: Callable[[Any], Any],
+        every: int = 1,
+        on: On = "update",
+    ) -> None:
+        super().__init__(every, on)
+        if isinstance(projection, dict):
+            projection = keras.saving.deserialize_keras_object(projection)
+        if not paths.as_list(patterns):
+            raise ValueError(f"`patterns` must name variables. Received: patterns={patterns!r}")
+        if not callable(projection) or isinstance(projection, type):
+            raise ValueError(f"`projection` must be callable. Received: {projection!r}")
+        self.patterns, self.projection = patterns, projection
+        self._projected: dict[int, tuple[keras.Variable, Callable[[Any], Any]]] = {}
+
+    @property
+    def name(self) -> str:
+        function = self.projection
+        return f"Project({getattr(function, '__name__', type(function).__name__)})"
+
+    def build(self, model: keras.Model) -> None:
+        named = paths.by_path(model.weights)
+        chosen = paths.select(self.patterns, named)
+        variables = [v for (_, v), yes in zip(named, chosen, strict=True) if yes]
+        self._projected = {id(v): self._projected.get(id(v)) or (v, self._of(v)) for v in variables}
+        self.children = [p for _, p in self._projected.values() if isinstance(p, Projection)]
+
+    def _of(self, variable: keras.Variable) -> Callable[[Any], Any]:
+        """The projection of one variable: one with state is made anew for each."""
+        if not isinstance(self.projection, Projection):
+            return self.projection
+        own = type(self.projection).from_config(self.projection.get_config())
+        try:
+            own.build(variable)
+        except ValueError as error:
+            raise ValueError(f"{self.name} does not fit {variable.path!r}: {error}") from error
+        own.start(variable)
+        return own
+
+    def start(self, model: keras.Model) -> None:
+        for variable, projection in self._projected.values():
+            if isinstance(projection, Projection):
+                projection.start(variable)
+
+    def __call__(self, model: keras.Model, loss: Any) -> None:
+        for variable, projection in self._projected.values():
+            variable.assign(projection(ops.convert_to_tensor(variable)))
+
+    def get_config(self) -> dict[str, Any]:
+        plain = callable(self.projection) and not hasattr(self.projection, "get_config")
+        return {
+            "patterns": paths.serializable(self.patterns),
+            "projection": _keras.serialized_function(self.projection)
+            if plain
+            else keras.saving.serialize_keras_object(self.projection),
+            **super().get_config(),
+        }
+
+
+@keras.saving.register_keras_serializable(package="keras_trainops")
+class SpectralNorm(Projection):
+    """Keeps the largest singular value of a kernel at or below a limit.
+
+    `w ← w · c / max(σ, c)`, with `σ = uᵀ W v` from the power iteration `v ← Wᵀ u / ‖Wᵀ u‖`,
+    `u ← W v / ‖W v‖` on `W`, the kernel as a matrix of `(inputs, outputs)`; `u` goes on from update
+    to update.
+
+    Args:
+        limit: The limit `c`, > 0.
+        iterations: Power iterations an update, >= 1. One is enough where weights change slowly.
+
+    Raises:
+        ValueError: If an argument does not fit, or a variable has fewer than two axes.
+
+    Example:
+        >>> import keras_trainops as kt
+        >>> update = kt.updates.Project("dense/kernel", kt.updates.SpectralNorm(1.0))
+
+    References: Miyato et al. 2018, "Spectral Normalization for Generative Adversarial Networks";
+    Gouk et al. 2021, "Regularisation of Neural Networks by Enforcing Lipschitz Continuity".
+    """
+
+    def __init__(self, limit: float = 1.0, iterations: int = 1) -> None:
+        self.limit = check_positive("limit", limit)
+        self.iterations = check_number(
+            "iterations", iterations, "an integer >= 1", lambda n: isinstance(n, int) and n >= 1
+        )
+
+    def build(self, variable: keras.Variable) -> None:
+        shape = tuple(variable.shape)
+        if len(shape) < 2:
+            raise ValueError(f"a spectral norm needs a matrix, and its shape is {shape}")
+        rows = int(np.prod(shape[:-1]))
+        self._vector = self.add_variable("vector", (rows,))
+        start = np.random.default_rng(rows).normal(size=rows)  # any but the zero vector
+        self._vector.assign((start / np.linalg.norm(start)).astype("float32"))
+
+    def __call__(self, value: Any) -> Any:
+        matrix = ops.cast(ops.reshape(value, (-1, value.shape[-1])), "float32")
+        u = ops.convert_to_tensor(self._vector)
+        for _ in range(self.iterations):
+            v = _unit(ops.matmul(ops.transpose(matrix), u))
+            u = _unit(ops.matmul(matrix, v))
+        self._vector.assign(u)
+        sigma = ops.sum(u * ops.matmul(matrix, v))
+        factor = self.limit / ops.maximum(sigma, self.limit)
+        return value * ops.cast(factor, value.dtype)
+
+    def get_config(self) -> dict[str, Any]:
+        return {"limit": self.limit, "iterations": self.iterations}
+
+
+def _unit(vector: Any) -> Any:
+    return vector / ops.maximum(ops.norm(vector), 1e-12)
+
+
+@keras.saving.register_keras_serializable(package="keras_trainops")
+class FixedMask(Projection):
+    """Keeps weights at zero that are zero when training starts: what is pruned stays pruned.
+
+    Args:
+        sparsity: None, or the share of weights, `0 < sparsity < 1`, to prune: those of the least
+            magnitude when training starts.
+
+    Raises:
+        ValueError: If `sparsity` does not fit.
+
+    Example:
+        >>> import keras_trainops as kt
+        >>> pruned = kt.updates.Project(".*/kernel", kt.updates.FixedMask(sparsity=0.8))
+
+    References: Zhu and Gupta 2018, "To prune, or not to prune".
+    """
+
+    def __init__(self, sparsity: float | None = None) -> None:
+        if sparsity is not None:
+            check_number("sparsity", sparsity, "above 0 and below 1, or None", lambda s: 0 < s < 1)
+        self.sparsity = sparsity
+
+    def build(self, variable: keras.Variable) -> None:
+        self._mask = self.add_variable("mask", variable.shape, dtype="bool")
+
+    def start(self, variable: keras.Variable) -> None:
+        value = copy_of(variable)
+        mask = value != 0
+        if self.sparsity is not None:
+            least = np.argsort(np.abs(value), axis=None, kind="stable")
+            mask.flat[least[: round(self.sparsity * value.size)]] = False
+        self._mask.assign(mask)
+
+    def __call__(self, value: Any) -> Any:
+        return ops.where(self._mask, value, ops.zeros_like(value))
+
+    def get_config(self) -> dict[str, Any]:
+        return {"sparsity": self.sparsity}
