@@ -182,6 +182,49 @@ def test_seeds_advance_and_training_is_stock_where_there_is_nothing_to_leave_out
     assert not np.array_equal(seeds[0], fresh[0])
 
 
+class CountingCell(keras.layers.Layer):
+    """A recurrent cell that counts its steps."""
+
+    state_size = output_size = 2
+
+    def build(self, shape: Any) -> None:
+        self.steps = self.add_weight(shape=(), name="steps", trainable=False, initializer="zeros")
+
+    def call(self, x: Any, states: Any, training: bool = False) -> Any:
+        self.steps.assign(self.steps + 1)
+        return x + states[0], [x + states[0]]
+
+
+def recurrent(unroll: bool, model_class: type[keras.Model] = kt.TrainOpsModel) -> Any:
+    keras.utils.set_random_seed(3)
+    inputs = keras.Input((3, 2))
+    x = keras.layers.TimeDistributed(keras.layers.BatchNormalization(name="norm"))(inputs)
+    x = keras.layers.RNN(CountingCell(), unroll=unroll, name="rnn")(x)
+    return model_class(inputs, keras.layers.Dense(2)(x))
+
+
+def test_updates_over_time_steps_are_collected_where_they_are_unrolled() -> None:
+    x = X.reshape(40, 3, 2)
+    found = []
+    for model, updates in (
+        (recurrent(True, keras.Model), {}),
+        (recurrent(True), {"updates": [LayerUpdates()]}),
+    ):
+        model.compile("sgd", "mse", **updates)
+        model.fit(x, Y, batch_size=20, shuffle=False, verbose=0)
+        found.append(weights(model))
+        assert value(model.get_layer("rnn").cell.steps) == 6
+    assert_same_arithmetic(found[1], found[0])
+
+
+@pytest.mark.backends("tensorflow")  # on JAX plain Keras fails, and PyTorch has no graph
+def test_updates_within_a_loop_are_refused_with_what_to_do() -> None:
+    model = recurrent(unroll=False)
+    model.compile("sgd", "mse", updates=[LayerUpdates()])
+    with pytest.raises(ValueError, match=r"assigns .*/steps within a loop.*`unroll=True`"):
+        model.fit(X.reshape(40, 3, 2), Y, verbose=0)
+
+
 def test_frozen_batch_norm_stays_frozen() -> None:
     model = net()
     model.get_layer("first").trainable = False

@@ -108,6 +108,7 @@ def train_step(model: Any, data: Any) -> dict[str, Any]:
         # loss are kept per replica.
         with LayerUpdateScope([*model.variables, *model.metrics_variables]) as scope:
             y_pred = _keras.call_in_training(model, batch.x)
+            _refuse_loops(scope.assigned)
             loss = model._compute_loss(
                 x=batch.x,
                 y=batch.y,
@@ -119,6 +120,18 @@ def train_step(model: Any, data: Any) -> dict[str, Any]:
         scaled = model.optimizer.scale_loss(loss)
     gradients = tape.gradient(scaled, model.trainable_variables)
     return finish(model, batch, Outcome(y_pred, unscaled, gradients, scope.assigned))
+
+
+def _refuse_loops(assigned: Sequence[tuple[keras.Variable, Any]]) -> None:
+    """A value out of the body of a loop cannot be used behind it."""
+    graph = tf.compat.v1.get_default_graph()
+    inside = [v.path for v, value in assigned if getattr(value, "graph", graph) is not graph]
+    if inside:
+        raise ValueError(
+            f"A layer assigns {', '.join(inside)} within a loop, as a recurrent layer runs over "
+            "time steps: such an update cannot be collected. Make the layer with `unroll=True`, "
+            "or train on one device with `updates=None`."
+        )
 
 
 def apply_gradients(
