@@ -26,7 +26,8 @@ docs: $(VENV)/.installed
 	@echo "docs/_build/index.html"
 
 bench: $(VENV)/.installed
-	$(BIN)/python tests/benchmarks/step_time.py
+	KERAS_BACKEND=tensorflow $(BIN)/python tests/benchmarks/step_time.py
+	KERAS_BACKEND=jax $(BIN)/python tests/benchmarks/step_time.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info docs/_build .pytest_cache .mypy_cache .ruff_cache

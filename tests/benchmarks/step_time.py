@@ -5,7 +5,8 @@ round in the opposite order; the first round is dropped. Printed are medians: of
 the rounds' ratios to the variant in the first row, with their quartiles. "Keras again" is that
 variant a second time: what its ratio differs from 1 is noise.
 
-    python tests/benchmarks/step_time.py [--quick] [--case mlp] [step] [first-fit] [optax] [slim]
+    python tests/benchmarks/step_time.py [--quick] [--case mlp] [step] [average] [first-fit]
+        [optax] [slim]
 """
 
 from __future__ import annotations
@@ -112,11 +113,11 @@ def five_transforms() -> list[kt.transforms.GradientTransform]:
     ]
 
 
-def stock(build: Callable[[], keras.Model], loss: Any = "mse", **clip: float) -> keras.Model:
+def stock(build: Callable[[], keras.Model], loss: Any = "mse", **options: Any) -> keras.Model:
     """The model as Keras trains it."""
     keras.utils.set_random_seed(1)
     model = build()
-    model.compile(keras.optimizers.Adam(**(clip or {"global_clipnorm": 1.0})), loss)
+    model.compile(keras.optimizers.Adam(**(options or {"global_clipnorm": 1.0})), loss)
     return model
 
 
@@ -230,6 +231,21 @@ def steps_in_fit(name: str, case: Case, rounds: int) -> None:
     seconds = interleave(runs, rounds, f"step, {name}")
     title = f"Step in fit: {name}, batch 16, {case.steps} steps an epoch, jit_compile={jit}"
     table(title, seconds, case.steps, STEP_TARGETS)
+
+
+def averages(name: str, case: Case, rounds: int) -> None:
+    """Seconds of a step in `fit` that keeps an average of the weights."""
+    fresh()
+    x, y = case.data(case.steps)
+    updates = [kt.updates.LayerUpdates(), kt.updates.MovingAverage(0.99)]
+    models = {
+        "Keras, use_ema": stock(case.build, use_ema=True, ema_momentum=0.99),
+        "Keras again": stock(case.build, use_ema=True, ema_momentum=0.99),
+        "MovingAverage": ours(case.build, None, updates=updates),
+    }
+    runs = {key: functools.partial(epoch_in_fit, model, x, y) for key, model in models.items()}
+    seconds = interleave(runs, rounds, f"average, {name}")
+    table(f"Step in fit with averages: {name}, batch 16", seconds, case.steps)
 
 
 def first_fits(name: str, case: Case, rounds: int) -> None:
@@ -481,7 +497,11 @@ def slim_loop(weights: Sequence[np.ndarray], x: Any, y: Any, batch_size: int) ->
 
 
 def main() -> None:
-    sections = {"tensorflow": ["step", "first-fit", "slim"], "jax": ["step", "first-fit", "optax"]}
+    sections = {
+        "tensorflow": ["step", "average", "first-fit", "slim"],
+        # On JAX plain Keras cannot train again after a fit with `use_ema`.
+        "jax": ["step", "first-fit", "optax"],
+    }
     cases = CASES[BACKEND]
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("sections", nargs="*", help=f"of {', '.join(sections[BACKEND])}")
@@ -505,6 +525,8 @@ def main() -> None:
     for name in names:
         if "step" in chosen:
             steps_in_fit(name, cases[name], rounds(cases[name].rounds))
+        if "average" in chosen:
+            averages(name, cases[name], rounds(cases[name].rounds))
         if "first-fit" in chosen:
             first_fits(name, cases[name], rounds(cases[name].first_fits))
     if "optax" in chosen:
