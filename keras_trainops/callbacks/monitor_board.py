@@ -14,7 +14,7 @@ from keras_trainops.transforms.monitoring import HISTOGRAM_EDGES, Monitor
 
 
 class MonitorBoard(keras.callbacks.Callback):
-    """Writes what the `Monitor`s of the chain see as scalars and histograms for TensorBoard.
+    """Writes what each `Monitor` of the chain sees as scalars and histograms for TensorBoard.
 
     Works on every backend, with a model that has `TrainOpsMixin` or a plain one whose optimizer is
     a `TransformedOptimizer`. Beside `keras.callbacks.TensorBoard`, give it a directory of its own.

@@ -20,7 +20,7 @@ class Function(Update):
             used. It is traced with the step, so that Python side effects do not happen in every
             step. To be saved in a `.keras` file it must be registered with
             `keras.saving.register_keras_serializable`.
-        variables: The `keras.Variable`s that it assigns and that are not the model's. They are
+        variables: Each `keras.Variable` that it assigns and that is not the model's. They are
             saved and resumed with the optimizer.
         every: It runs once in so many weight updates or batches.
         on: `"update"` or `"batch"`, what `every` counts; see `Update`.
