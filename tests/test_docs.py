@@ -53,6 +53,7 @@ def test_the_migration_guide_covers_each_snippet_of_the_old_documentation() -> N
         "Multiply gradients",
         "Noise, adaptive clips, gradient summaries",
         "Non-gradient updates",
+        "Moving averages",
         "Start from a checkpoint",
         "… whose names differ",
         "Restore a part",
