@@ -6,8 +6,10 @@ use to the behaviour relied on here, so that a new Keras that changes one fails 
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, NamedTuple
 
 import keras
@@ -69,14 +71,50 @@ def trained_by(optimizer: keras.optimizers.Optimizer) -> list[keras.Variable]:
     return list(optimizer._trainable_variables)
 
 
-def take_over(optimizer: keras.optimizers.Optimizer, apply_batch: Callable[..., None]) -> None:
+@contextmanager
+def replaced(
+    optimizer: keras.optimizers.Optimizer, method: str, replacement: Callable[..., Any]
+) -> Iterator[None]:
+    """Within it, and on this thread, calls of an optimizer's method reach `replacement`.
+
+    On the thread: the replicas of a strategy are traced in turns, each by a thread of its own.
+    Outside of it the optimizer is as Keras made it, whoever uses it.
+    """
+    stand_in = optimizer.__dict__.get(method)
+    if stand_in is None:
+        stand_in = optimizer.__dict__[method] = _StandIn(getattr(optimizer, method))
+    mine = (threading.get_ident(), replacement)
+    stand_in.replacements.append(mine)
+    try:
+        yield
+    finally:
+        stand_in.replacements.remove(mine)
+        if not stand_in.replacements:
+            optimizer.__dict__.pop(method, None)
+
+
+class _StandIn:
+    """A method of one object, which threads have replaced for themselves for a while."""
+
+    def __init__(self, own: Callable[..., Any]) -> None:
+        self._own = own
+        self.replacements: list[tuple[int, Callable[..., Any]]] = []
+
+    def __call__(self, *args: Any) -> Any:
+        this = threading.get_ident()
+        mine = [function for thread, function in self.replacements if thread == this]
+        return (mine[-1] if mine else self._own)(*args)
+
+
+def applying(
+    optimizer: keras.optimizers.Optimizer, apply_batch: Callable[..., None]
+) -> AbstractContextManager[None]:
     """Has `apply_batch(gradients, variables)` do what `optimizer` does with unscaled gradients.
 
     What is left to Keras's `apply` before it: to drop variables without a gradient, and unscaling;
-    and after it: constraints, and counting. On the instance, in place of its class's own method, so
-    that doing it again never stacks.
+    and after it: constraints, and counting.
     """
-    optimizer._backend_apply_gradients = apply_batch
+    return replaced(optimizer, "_backend_apply_gradients", apply_batch)
 
 
 def batch_count(optimizer: keras.optimizers.Optimizer) -> keras.Variable:

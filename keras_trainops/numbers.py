@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import keras
+import numpy as np
 
 Number: TypeAlias = "float | keras.optimizers.schedules.LearningRateSchedule"
 
@@ -24,26 +26,45 @@ def is_number(number: Any) -> bool:
     """Whether `number` is a finite constant or a schedule."""
     if is_schedule(number):
         return True
-    constant = isinstance(number, (int, float)) and not isinstance(number, bool)
+    constant = isinstance(number, numbers.Real) and not isinstance(number, (bool, np.bool_))
     return constant and abs(number) < float("inf")
 
 
-def check_positive(name: str, number: Any) -> Any:
-    """Refuses a constant that is not a finite number above 0; schedules pass.
+def check_positive(name: str, number: Any, *, scheduled: bool = False) -> Any:
+    """Refuses what is not a finite number above 0, or, if `scheduled`, a schedule.
 
     Raises:
         ValueError: If it is not.
     """
-    return check_number(name, number, "> 0", lambda value: value > 0)
+    return check_number(name, number, "> 0", lambda value: value > 0, scheduled=scheduled)
 
 
-def check_number(name: str, number: Any, must: str, test: Callable[[Any], bool]) -> Any:
-    """Refuses a constant that is not a finite number for which `test` holds; schedules pass.
+def check_whole(name: str, number: Any, least: int) -> int:
+    """Refuses what is not a whole number of at least `least`.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    must = f"an integer >= {least}"
+    return check_number(name, number, must, lambda n: isinstance(n, int) and n >= least)
+
+
+def check_number(
+    name: str, number: Any, must: str, test: Callable[[Any], bool], *, scheduled: bool = False
+) -> Any:
+    """Refuses what is not a finite number for which `test` holds, or, if `scheduled`, a schedule.
+
+    Returns:
+        The number, as a plain Python one.
 
     Raises:
         ValueError: If it is not; the message says what it must be.
     """
-    if not is_number(number) or not (is_schedule(number) or test(number)):
+    if isinstance(number, np.generic):
+        number = number.item()
+    if is_schedule(number) and scheduled:
+        return number
+    if is_schedule(number) or not is_number(number) or not test(number):
         raise ValueError(f"`{name}` must be {must}. Received: {name}={number!r}")
     return number
 

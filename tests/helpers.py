@@ -20,10 +20,16 @@ def numpy(tensor: object) -> np.ndarray:
     return np.array(keras.ops.convert_to_numpy(tensor))
 
 
+def state_of(model: keras.Model) -> list[keras.Variable]:
+    """All weights, seeds, optimizer variables and the state of updates."""
+    optimizer, ops = getattr(model, "optimizer", None), getattr(model, "train_ops", None)
+    state = [*(optimizer.variables if optimizer else []), *(ops.policy.variables if ops else [])]
+    return [*model.variables, *state]
+
+
 def values(model: keras.Model) -> list[np.ndarray]:
-    """Copies of all weights, seeds and optimizer variables."""
-    optimizer = getattr(model, "optimizer", None)
-    return [value(v) for v in [*model.variables, *(optimizer.variables if optimizer else [])]]
+    """Copies of all that training changes."""
+    return [value(v) for v in state_of(model)]
 
 
 def weights(model: keras.Model) -> list[np.ndarray]:
@@ -61,10 +67,11 @@ def randomise(model: keras.Model, seed: int) -> keras.Model:
 @contextlib.contextmanager
 def refused(model: keras.Model, match: str, kind: type[Exception] = ValueError) -> Iterator[None]:
     """The block raises `kind`, and every variable of `model` is bit for bit what it was."""
-    before = values(model)
+    state = state_of(model)
+    before = [value(v) for v in state]
     with pytest.raises(kind, match=match):
         yield
-    assert_same(values(model), before)
+    assert_same([value(v) for v in state], before)
 
 
 def two_layers(seed: int = 0, name: str | None = None) -> keras.Model:

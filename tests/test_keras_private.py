@@ -73,9 +73,11 @@ def test_an_optimizer_hands_over_unscaled_gradients_of_each_batch_and_then_count
     def value_of(tensor: Any) -> Any:
         return keras.ops.convert_to_numpy(tensor)
 
-    _keras.take_over(optimizer, apply_batch)
     for gradient in ((4.0, 8.0), (12.0, 8.0)):
-        with pytest.warns(UserWarning, match="Gradients do not exist for variables"):
+        with (
+            pytest.warns(UserWarning, match="Gradients do not exist for variables"),
+            _keras.applying(optimizer, apply_batch),
+        ):
             optimizer.apply([of(*gradient), None], [variable, without])
     np.testing.assert_array_equal(seen, [[1.0, 2.0], [3.0, 2.0]])
     np.testing.assert_array_equal(value(_keras.accumulators(optimizer, [variable])[0]), [4, 4])
@@ -108,8 +110,10 @@ def test_an_optimizer_takes_gradients_as_reduced_when_told_so() -> None:
 
     optimizer, variable = keras.optimizers.SGD(1.0), keras.Variable([0.0], name="v")
     optimizer.build([variable])
-    backend_steps().leave_reduction_to_us(optimizer)
-    _keras.step(optimizer, [of(1.0)], [variable])
+    with backend_steps().with_reduced(optimizer):
+        assert "_all_reduce_sum_gradients" in vars(optimizer)
+        _keras.step(optimizer, [of(1.0)], [variable])
+    assert "_all_reduce_sum_gradients" not in vars(optimizer)
     assert value(variable).tolist() == [-1]
 
 

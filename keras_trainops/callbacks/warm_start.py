@@ -86,7 +86,7 @@ class WarmStart(keras.callbacks.Callback):
         else:
             self.report = _restore(model, self._source, self._options)
             if hasattr(model, "train_ops"):  # averages and target networks start from these
-                model.train_ops.policy.start(model)
+                model.start_updates(anew=True)
             self._say(str(self.report))
         self._done = True
 

@@ -34,8 +34,16 @@ def carried_over(
     were not trained before start with fresh slots.
 
     Raises:
-        ValueError: If the optimizer cannot be made again from its configuration.
+        ValueError: If the optimizer cannot be made again from its configuration, was built for
+            another model, or holds state that cannot be carried over.
     """
+    built_for, own = trained_by(optimizer), {id(v) for v in model.weights}
+    if not any(id(v) in own for v in built_for):
+        raise ValueError(
+            f"The optimizer {optimizer.name!r} has trained another model: it was built for "
+            f"{built_for[0].path!r} and other variables that are not of {model.name!r}. Compile "
+            "with a new one."
+        )
     new = _again(optimizer)
     engine = engine_of(new)
     if engine is not None:
@@ -73,7 +81,13 @@ def _copy(old: Any, new: Any) -> None:
         for slot, variable in zip(slots, _keras.trained_by(new), strict=True):
             if slot is not None and id(variable) in position:
                 slot.assign(copy_of(old_slots[name][position[id(variable)]]))
-    for mine, theirs in zip(_singles(old, old_slots), _singles(new, new_slots), strict=True):
+    before, after = _singles(old, old_slots), _singles(new, new_slots)
+    if [tuple(v.shape) for v in before] != [tuple(v.shape) for v in after]:
+        raise ValueError(
+            f"{old.name!r} keeps state that depends on which variables are trained, and those have "
+            "changed. It cannot be carried over: compile with a new optimizer and new transforms."
+        )
+    for mine, theirs in zip(before, after, strict=True):
         theirs.assign(copy_of(mine))
 
 

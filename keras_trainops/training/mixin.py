@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import keras
 
 from keras_trainops import paths
-from keras_trainops.state import copy_of
 from keras_trainops.training.carry_over import carried_over, fits, trained_by
 from keras_trainops.training.numerics import NumericsGuard
 from keras_trainops.training.optimizer import engine_of, with_engine, with_transforms
@@ -42,7 +41,7 @@ class TrainOps:
     """
 
     registered: list[Update] = field(default_factory=list)
-    arguments: dict[str, Any] = field(default_factory=dict)
+    arguments: dict[str, Any] = field(default_factory=lambda: dict.fromkeys(_COMPILE_ARGUMENTS))
     policy: UpdatePolicy = field(default_factory=lambda: UpdatePolicy(None, []))
     numerics: NumericsGuard | None = None
     monitors: list[Monitor] = field(default_factory=list)
@@ -137,7 +136,7 @@ class TrainOpsMixin:
         if gradient_transforms is not None:
             optimizer = with_transforms(optimizer, gradient_transforms)
         backend_steps()  # refuses a backend that has none, before anything changes
-        policy = UpdatePolicy(updates, state.registered)
+        policy = UpdatePolicy(updates, state.registered, state.policy)
         if policy.after_weights and optimizer is not None:
             optimizer = with_engine(optimizer)  # which keeps the updates' state
         paths.as_list(variables_to_train)
@@ -189,7 +188,7 @@ class TrainOpsMixin:
             return functools.partial(self.add_update, **options)
         state = self.train_ops
         registered = [*state.registered, as_update(update, **options)]
-        state.policy = UpdatePolicy(state.arguments.get("updates"), registered)
+        state.policy = UpdatePolicy(state.arguments["updates"], registered, state.policy)
         state.registered = registered
         if getattr(self, "optimizer", None) is not None and state.policy.after_weights:
             self.optimizer = with_engine(self.optimizer)
@@ -247,7 +246,11 @@ class TrainOpsMixin:
         """As in Keras; within a `fit` that has a `UseAverage`, with the averaged weights."""
         within = self.train_ops.evaluation or contextlib.nullcontext
         with self._without_norms(), within():
-            return super().evaluate(*args, **kwargs)  # type: ignore[misc]
+            try:
+                return super().evaluate(*args, **kwargs)  # type: ignore[misc]
+            except BaseException:
+                backend_steps().settle(self)
+                raise
 
     def test_on_batch(self, *args: Any, **kwargs: Any) -> Any:
         """As in Keras."""
@@ -289,7 +292,7 @@ class TrainOpsMixin:
         self._check_variables_to_train()
         state = self.train_ops
         if self.train_function is not None and not force:
-            self._start_updates()
+            self.start_updates(anew=False)
             return self.train_function
         if state.why_unbuilt and state.wants_own_step():
             raise ValueError(
@@ -300,7 +303,7 @@ class TrainOpsMixin:
         if self.built and not state.why_unbuilt:
             self._in_scope(self._build_for_training)
             self._in_scope(self._check_for_training)
-            self._start_updates()
+            self.start_updates(anew=False)
         super().make_train_function(force)  # type: ignore[misc]
         self.train_function = backend_steps().train_function(
             self.train_function, self, state.numerics
@@ -325,20 +328,23 @@ class TrainOpsMixin:
         policy, engine = self.train_ops.policy, engine_of(optimizer)
         policy.build(self)
         if engine is not None:
+            engine.build(self.trainable_variables)  # one that was put into a built optimizer
             engine.hold(policy)
 
     def _check_for_training(self) -> None:
         state, steps = self.train_ops, backend_steps()
         state.carried = [] if state.numerics is None else state.numerics.variables
+        state.carried += state.policy.variables
         if self.optimizer is not None:
             steps.vote_together(self.optimizer)
             state.carried += state.policy.check(self, steps.trace)
 
-    def _start_updates(self) -> None:
-        """Before the first weight update, what follows the weights takes them over."""
+    def start_updates(self, *, anew: bool) -> None:
+        """Has updates take what they start from: as training begins, `anew` after a warm start."""
         policy = self.train_ops.policy
-        if policy.starts_from_weights and not int(copy_of(self.optimizer.iterations)):
-            policy.start(self)
+        if policy.start(self, anew=anew) and self.optimizer is not None:
+            shared = [*self.variables, *self.optimizer.variables, *policy.variables]
+            backend_steps().separate(shared)
 
     def _maybe_symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
         steps = backend_steps()  # only TensorFlow's trainer asks

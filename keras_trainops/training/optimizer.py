@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 import weakref
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -57,15 +57,13 @@ class TransformedOptimizer(keras.optimizers.Optimizer):
         self._attached: Any = None
         self._updates = Stateful()  # no list of variables: Keras would track it as its own
         self._awaited: list[np.ndarray] = []
-        if not self._of_several():
-            _keras.take_over(inner_optimizer, self._apply_batch)
 
     def attach(self, model: Any) -> None:
         """Says whose variables are trained: some transforms ask for the layers they are of."""
         self._attached = weakref.ref(model)
 
     def hold(self, updates: Stateful) -> None:
-        """Keeps the state of updates, so that it is carried, saved and resumed with the optimizer.
+        """Saves and resumes the state of updates with the optimizer's.
 
         What a file held of it, where the updates were not there yet when it was loaded, they get.
         """
@@ -82,8 +80,9 @@ class TransformedOptimizer(keras.optimizers.Optimizer):
             self.inner_optimizer.build(variables)
         for leaf in _leaves(self.inner_optimizer):
             _check_leaf(leaf, self.chain, self._of_several())
-            backend_steps().leave_reduction_to_us(leaf)
         model = self._attached() if self._attached is not None else None
+        for transform in self.chain.walk():
+            transform.serve(variables if model is None else model.weights)
         with owners_scope(_keras.all_layers(model) if model is not None else []):
             self.chain.build(variables)
         for variable in self.chain.variables:
@@ -97,7 +96,8 @@ class TransformedOptimizer(keras.optimizers.Optimizer):
                 self.build(list(trainable_variables))
         gradients = backend_steps().divisible(grads, self.inner_optimizer)
         if not self._of_several():
-            self.inner_optimizer.apply(gradients, trainable_variables)  # and `_apply_batch`
+            with _keras.applying(self.inner_optimizer, self._apply_batch):
+                self.inner_optimizer.apply(gradients, trainable_variables)
             return
         scale = self.inner_optimizer.loss_scale_factor or 1.0
         self._update_weights(
@@ -167,11 +167,14 @@ class TransformedOptimizer(keras.optimizers.Optimizer):
             factors = self.chain.step_factors(variables)
         scaled = [(v, c) for v, c in zip(variables, factors, strict=True) if c is not None]
         starts = [ops.copy(v.value) for v, _ in scaled]
-        if self._of_several():
-            scale = inner.loss_scale_factor or 1.0
-            inner.apply([None if g is None else g * scale for g in gradients], variables)
-        else:
-            _keras.step(inner, list(gradients), list(variables))
+        with contextlib.ExitStack() as reduced:
+            for leaf in _leaves(inner):
+                reduced.enter_context(backend_steps().with_reduced(leaf))
+            if self._of_several():
+                scale = inner.loss_scale_factor or 1.0
+                inner.apply([None if g is None else g * scale for g in gradients], variables)
+            else:
+                _keras.step(inner, list(gradients), list(variables))
         backend_steps().assign_weights(
             [v for v, _ in scaled],
             [w + ops.cast(c, w.dtype) * (v - w) for w, (v, c) in zip(starts, scaled, strict=True)],
@@ -202,8 +205,8 @@ class TransformedOptimizer(keras.optimizers.Optimizer):
 
     @property
     def variables(self) -> list[keras.Variable]:
-        """The transforms' state, the inner optimizer's variables, then the state of updates."""
-        return [*self._variables, *self.inner_optimizer.variables, *self._updates.variables]
+        """The transforms' state, then the inner optimizer's variables."""
+        return [*self._variables, *self.inner_optimizer.variables]
 
     @property
     def learning_rate(self) -> Any:
@@ -232,6 +235,11 @@ class TransformedOptimizer(keras.optimizers.Optimizer):
     def _has_inner(self) -> bool:
         return "inner_optimizer" in self.__dict__
 
+    def exclude_from_weight_decay(self, *args: Any, **kwargs: Any) -> None:
+        """As in Keras: the inner optimizer is the one that decays weights."""
+        for leaf in _leaves(self.inner_optimizer):
+            leaf.exclude_from_weight_decay(*args, **kwargs)
+
     def scale_loss(self, loss: Any) -> Any:
         """Scales the loss as the inner optimizer does."""
         return self.inner_optimizer.scale_loss(loss)
@@ -244,17 +252,16 @@ class TransformedOptimizer(keras.optimizers.Optimizer):
 
     def save_own_variables(self, store: Any) -> None:
         """Stores the state and, as Keras keeps them nowhere, the seeds of the model's layers."""
-        with self._without_updates() as updates:
-            super().save_own_variables(store)
-        for start, variables in ((_SEED, self._seeds()), (_UPDATE, updates.variables)):
-            for i, variable in enumerate(variables):
-                store[f"{start}{i}"] = copy_of(variable)
+        super().save_own_variables(store)
+        updates = list(self._awaited) or [copy_of(v) for v in self._updates.variables]
+        for start, values in ((_SEED, map(copy_of, self._seeds())), (_UPDATE, updates)):
+            for i, value in enumerate(values):
+                store[f"{start}{i}"] = value
 
     def load_own_variables(self, store: Any) -> None:
         """The inverse, of files without seeds and updates too."""
         keys = list(store.keys())
-        with self._without_updates() as updates:
-            super().load_own_variables({k: store[k] for k in keys if k.isdigit()})
+        super().load_own_variables({k: store[k] for k in keys if k.isdigit()})
 
         def values(start: str) -> list[np.ndarray]:
             count = sum(key.startswith(start) for key in keys)
@@ -263,16 +270,7 @@ class TransformedOptimizer(keras.optimizers.Optimizer):
         seeds, self._awaited = values(_SEED), values(_UPDATE)
         if len(seeds) == len(self._seeds()):
             _assign_all(self._seeds(), seeds)
-        self.hold(updates)
-
-    @contextmanager
-    def _without_updates(self) -> Iterator[Stateful]:
-        """Keras numbers the variables in a file: the state of updates has keys of its own."""
-        updates, self._updates = self._updates, Stateful()
-        try:
-            yield updates
-        finally:
-            self._updates = updates
+        self.hold(self._updates)
 
     def _seeds(self) -> list[keras.Variable]:
         model = self._attached() if self._attached is not None else None

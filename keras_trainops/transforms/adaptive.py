@@ -62,7 +62,7 @@ class AdaptiveClip(GradientTransform):
     def __init__(
         self, clipping: Number = 0.01, epsilon: float = 1e-3, axes: Overrides = None
     ) -> None:
-        self.clipping = check_positive("clipping", deserialize_number(clipping))
+        self.clipping = check_positive("clipping", deserialize_number(clipping), scheduled=True)
         self.epsilon = check_positive("epsilon", epsilon)
         self.axes = paths.as_rules(axes)
 

@@ -21,7 +21,8 @@ class _ClipByNumber(GradientTransform):
     _argument = ""
 
     def __init__(self, limit: Number) -> None:
-        setattr(self, self._argument, check_positive(self._argument, deserialize_number(limit)))
+        name = self._argument
+        setattr(self, name, check_positive(name, deserialize_number(limit), scheduled=True))
 
     def _limit(self) -> Any:
         return value_of(getattr(self, self._argument))

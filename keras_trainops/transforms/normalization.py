@@ -95,7 +95,7 @@ class Normalize(GradientTransform):
     row_sparse = True
 
     def __init__(self, norm: Number = 1.0, scope: str = "global", epsilon: float = 1e-6) -> None:
-        self.norm = check_positive("norm", deserialize_number(norm))
+        self.norm = check_positive("norm", deserialize_number(norm), scheduled=True)
         self.epsilon = check_positive("epsilon", epsilon)
         if scope not in ("global", "variable"):
             raise ValueError(f'`scope` must be "global" or "variable". Received: scope={scope!r}')

@@ -81,7 +81,7 @@ class SkipNonFinite(GradientTransform):
 
     def __init__(self, max_consecutive: int | None = None) -> None:
         if max_consecutive is not None:
-            check_number(
+            max_consecutive = check_number(
                 "max_consecutive",
                 max_consecutive,
                 "an integer >= 0, or None",
@@ -142,7 +142,7 @@ class SkipLarge(GradientTransform):
     row_sparse = True
 
     def __init__(self, max_norm: Number) -> None:
-        self.max_norm = check_positive("max_norm", deserialize_number(max_norm))
+        self.max_norm = check_positive("max_norm", deserialize_number(max_norm), scheduled=True)
 
     def build(self, variables: Sequence[keras.Variable]) -> None:
         self.skipped = self.add_variable("skipped", dtype="int32", held=False)

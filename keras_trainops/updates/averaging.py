@@ -15,6 +15,8 @@ from keras_trainops import paths
 from keras_trainops.numbers import (
     Number,
     check_number,
+    check_positive,
+    check_whole,
     deserialize_number,
     serialize_number,
     value_at,
@@ -78,8 +80,12 @@ class WeightAverage(Update):
         dtype = variable.dtype
         dtype = "float32" if dtype in ("float16", "bfloat16") else dtype
         average = self.add_variable(f"average_of_{variable.name}", variable.shape, dtype)
-        average.assign(ops.cast(variable, dtype))
+        average.assign((copy_of(variable) * self._share()).astype(average.dtype))
         return average
+
+    def _share(self) -> float:
+        """What an average holds of the weights that it starts from, while others go on."""
+        return 1.0
 
     def _make_numbers(self) -> dict[str, keras.Variable]:
         """Counts and the like; `count` says how often it ran."""
@@ -201,7 +207,7 @@ class MovingAverage(WeightAverage):
         on: On = "update",
     ) -> None:
         super().__init__(patterns, statistics, every, on)
-        self.decay = check_decay(deserialize_number(decay))
+        self.decay = check_decay(deserialize_number(decay), scheduled=True)
         self.debias = debias
 
     def _make_numbers(self) -> dict[str, keras.Variable]:
@@ -218,6 +224,10 @@ class MovingAverage(WeightAverage):
         product = self.numbers["product"]
         product.assign(decay * ops.where(later > 0, product.value, 1.0))
         return later * decay, 1 - decay
+
+    def _share(self) -> float:
+        ran = self.debias and self.numbers and int(copy_of(self.numbers["count"]))
+        return 1 - float(copy_of(self.numbers["product"])) if ran else 1.0
 
     def correction(self) -> float:
         return 1 / (1 - float(copy_of(self.numbers["product"]))) if self.debias else 1.0
@@ -264,9 +274,7 @@ class StochasticWeightAverage(WeightAverage):
         on: On = "update",
     ) -> None:
         super().__init__(patterns, statistics, every, on)
-        self.first = check_number(
-            "start", start, "an integer >= 0", lambda n: isinstance(n, int) and n >= 0
-        )
+        self.first = check_whole("start", start, 0)
 
     def kept(self, model: keras.Model) -> tuple[Any, Any]:
         count = ops.cast(self.numbers["count"], "float32")
@@ -309,9 +317,9 @@ class WarmUp(keras.optimizers.schedules.LearningRateSchedule):
     def __init__(self, decay: float, power: float | None = None, gamma: float = 1.0) -> None:
         self.decay = check_decay(decay)
         if power is not None:
-            check_number("power", power, "> 0, or None", lambda value: value > 0)
+            power = check_number("power", power, "> 0, or None", lambda value: value > 0)
         self.power = power
-        self.gamma = check_number("gamma", gamma, "> 0", lambda value: value > 0)
+        self.gamma = check_positive("gamma", gamma)
 
     def __call__(self, step: Any) -> Any:
         step = ops.cast(step, "float32")
@@ -325,13 +333,14 @@ class WarmUp(keras.optimizers.schedules.LearningRateSchedule):
         return {"decay": self.decay, "power": self.power, "gamma": self.gamma}
 
 
-def check_decay(decay: Any) -> Any:
-    """Refuses a constant that is no decay; schedules pass.
+def check_decay(decay: Any, *, scheduled: bool = False) -> Any:
+    """Refuses what is no decay or, if `scheduled`, a schedule.
 
     Raises:
         ValueError: If it is none.
     """
-    return check_number("decay", decay, "at least 0 and below 1", lambda d: 0 <= d < 1)
+    must = "at least 0 and below 1"
+    return check_number("decay", decay, must, lambda d: 0 <= d < 1, scheduled=scheduled)
 
 
 def _updates_before(model: keras.Model) -> Any:

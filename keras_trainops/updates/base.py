@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeAlias
 
 import keras
 
-from keras_trainops.numbers import check_number
+from keras_trainops.numbers import check_whole
 from keras_trainops.state import Stateful
 
 On: TypeAlias = Literal["update", "batch"]
@@ -38,7 +38,7 @@ class Update(Stateful):
     on: On = "update"
 
     def __init__(self, every: int = 1, on: On = "update") -> None:
-        check_number("every", every, "an integer >= 1", lambda n: isinstance(n, int) and n >= 1)
+        every = check_whole("every", every, 1)
         if on not in ("update", "batch"):
             raise ValueError(f'`on` must be "update" or "batch". Received: on={on!r}')
         self.every, self.on = every, on
@@ -55,9 +55,14 @@ class Update(Stateful):
     def start(self, model: keras.Model) -> None:
         """Takes from the model what training is to start from.
 
-        Called as training begins, before the first weight update, and again after a `WarmStart`.
-        A resumed run, which has made weight updates, does not call it.
+        Called as training with it begins, and again after a `WarmStart`. A run that is resumed
+        does not call it.
         """
+
+    @property
+    def starts_from_weights(self) -> bool:
+        """Whether it takes anything as training begins."""
+        return type(self).start is not Update.start
 
     @abstractmethod
     def __call__(self, model: keras.Model, loss: Any) -> None:

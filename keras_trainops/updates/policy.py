@@ -10,7 +10,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_trainops.state import Stateful
+from keras_trainops.state import Stateful, copy_of
 from keras_trainops.updates.base import Update, as_update
 from keras_trainops.updates.layer_updates import LayerUpdates
 
@@ -21,12 +21,15 @@ class UpdatePolicy(Stateful):
     Args:
         updates: None: every layer's own updates and all registered ones. A list: exactly these.
         registered: What `model.add_update` registered, in order.
+        before: The policy that it takes the place of, whose count of batches goes on.
 
     Raises:
-        ValueError: If something in the list is no update.
+        ValueError: If something in the list is no update, or is in it twice.
     """
 
-    def __init__(self, updates: Any, registered: Sequence[Update]) -> None:
+    def __init__(
+        self, updates: Any, registered: Sequence[Update], before: UpdatePolicy | None = None
+    ) -> None:
         self.keeps_layer_updates = updates is None
         chosen = registered if updates is None else [as_update(u) for u in _as_list(updates)]
         self.after_weights = [u for u in chosen if not isinstance(u, LayerUpdates)]
@@ -36,12 +39,12 @@ class UpdatePolicy(Stateful):
         self._warned = False
         self._weights: set[int] = set()
         self._changes: dict[int, list[keras.Variable]] = {}
-        self._batches: keras.Variable | None = None
-
-    @property
-    def starts_from_weights(self) -> bool:
-        """Whether any update takes something from the weights that training starts from."""
-        return any(type(u).start is not Update.start for u in self.after_weights)
+        self._batches: keras.Variable | None = before._batches if before is not None else None
+        self._starting: list[tuple[Update, keras.Variable]] = []
+        self._all_started = False
+        twice = [u.name for i, u in enumerate(chosen) if any(u is v for v in chosen[:i])]
+        if twice:
+            raise ValueError(f"An update must be in the list once. Received twice: {twice[0]}")
 
     def build(self, model: keras.Model) -> None:
         """Checks the updates against the model, and creates their state.
@@ -50,7 +53,10 @@ class UpdatePolicy(Stateful):
             ValueError: If one does not fit, as where a pattern matches no weight.
         """
         for update in [*self._layer_updates, *self.after_weights]:
+            update.serve(model.weights)
             update.build(model)
+        starting = [u for u in self.after_weights if u.starts_from_weights]
+        self._starting = [(u, u.keep("started", dtype="bool")) for u in starting]
         self._weights = {id(weight) for weight in model.weights}
         after_updates = [u.name for u in self.after_weights if u.on == "update"]
         if after_updates and not model.trainable_variables:
@@ -58,13 +64,29 @@ class UpdatePolicy(Stateful):
                 f"{', '.join(after_updates)} would never run: there is no weight to train, and so "
                 'no weight update. Use `on="batch"`.'
             )
-        if self._batches is None and any(map(_counts_batches, self.after_weights)):
-            self._batches = self.add_variable("batches", dtype="int32")
+        if any(map(_counts_batches, self.after_weights)):
+            batches = self._batches or self.add_variable("batches", dtype="int32")
+            self.adopt([batches])
+            self._batches = batches
 
-    def start(self, model: keras.Model) -> None:
-        """Lets updates take what they need from the weights that training starts from."""
-        for update in self.after_weights:
-            update.start(model)
+    def start(self, model: keras.Model, *, anew: bool) -> bool:
+        """Lets updates take what they need from the weights that training starts from.
+
+        Args:
+            model: The model, before a step.
+            anew: Whether those do, too, that did already: after a warm start.
+
+        Returns:
+            Whether there was anything to do.
+        """
+        if self._all_started and not anew:
+            return False  # so that the flags are not read before each step of `train_on_batch`
+        for update, started in self._starting:
+            if anew or not bool(copy_of(started)):
+                update.start(model)
+                started.assign(True)
+        self._all_started = True
+        return True
 
     def check(
         self, model: keras.Model, trace: Callable[[Callable[[], None]], None]

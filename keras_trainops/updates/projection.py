@@ -11,7 +11,7 @@ import numpy as np
 from keras import ops
 
 from keras_trainops import _keras, paths
-from keras_trainops.numbers import check_number, check_positive
+from keras_trainops.numbers import check_number, check_positive, check_whole
 from keras_trainops.state import Stateful, copy_of
 from keras_trainops.updates.base import On, Update
 
@@ -148,9 +148,7 @@ class SpectralNorm(Projection):
 
     def __init__(self, limit: float = 1.0, iterations: int = 1) -> None:
         self.limit = check_positive("limit", limit)
-        self.iterations = check_number(
-            "iterations", iterations, "an integer >= 1", lambda n: isinstance(n, int) and n >= 1
-        )
+        self.iterations = check_whole("iterations", iterations, 1)
 
     def build(self, variable: keras.Variable) -> None:
         shape = tuple(variable.shape)
@@ -167,7 +165,9 @@ class SpectralNorm(Projection):
         for _ in range(self.iterations):
             v = _unit(ops.matmul(ops.transpose(matrix), u))
             u = _unit(ops.matmul(matrix, v))
-        self._vector.assign(u)
+        # A kernel of zeros has no direction: the one of before stays.
+        known = ops.sum(ops.square(u)) > 0.5
+        self._vector.assign(ops.where(known, u, self._vector.value))
         sigma = ops.sum(u * ops.matmul(matrix, v))
         factor = self.limit / ops.maximum(sigma, self.limit)
         return value * ops.cast(factor, value.dtype)
@@ -200,7 +200,9 @@ class FixedMask(Projection):
 
     def __init__(self, sparsity: float | None = None) -> None:
         if sparsity is not None:
-            check_number("sparsity", sparsity, "above 0 and below 1, or None", lambda s: 0 < s < 1)
+            sparsity = check_number(
+                "sparsity", sparsity, "above 0 and below 1, or None", lambda s: 0 < s < 1
+            )
         self.sparsity = sparsity
 
     def build(self, variable: keras.Variable) -> None:
@@ -215,7 +217,7 @@ class FixedMask(Projection):
         self._mask.assign(mask)
 
     def __call__(self, value: Any) -> Any:
-        return ops.where(self._mask, value, ops.zeros_like(value))
+        return ops.where(self._mask.value, value, ops.zeros_like(value))
 
     def get_config(self) -> dict[str, Any]:
         return {"sparsity": self.sparsity}

@@ -9,6 +9,7 @@ from typing import Any
 
 import keras
 import numpy as np
+from keras import ops
 
 from keras_trainops import _keras
 from keras_trainops.state import copy_of
@@ -25,8 +26,8 @@ def recalibrate_batch_norm(
 ) -> None:
     """Gives every batch normalisation the exact moments of its inputs (precise batch norm).
 
-    Of batches of `n_b` examples with the means `μ_b` and biased variances `v_b`, in one pass:
-    `μ = Σ n_b μ_b / N` and `v = Σ n_b (v_b + μ_b²) / N − μ²`.
+    Of batches with `n_b` values of a channel, their means `μ_b` and biased variances `v_b`, in one
+    pass: `μ = Σ n_b μ_b / N` and `v = Σ n_b (v_b + μ_b²) / N − μ²`.
 
     In that pass each layer normalises with its batch's moments, as in training, so that what
     deeper layers see depends on the batches. With `layer_by_layer` there is a pass per layer, in
@@ -43,8 +44,9 @@ def recalibrate_batch_norm(
         verbose: 1 shows the progress, and says how long it took.
 
     Raises:
-        ValueError: If the model has no `BatchNormalization` that is trained, or there is no data.
-            The statistics are as they were then, and after any other error.
+        ValueError: If the model has no `BatchNormalization` that is trained, or there is no data,
+            or a generator where there are several passes. The statistics are as they were then, and
+            after any other error.
     """
     started = time.perf_counter()
     layers = [layer for layer in _batch_norms(model) if layer.trainable]
@@ -53,26 +55,126 @@ def recalibrate_batch_norm(
             f"{model.name!r} has no `keras.layers.BatchNormalization` that is not frozen, so there "
             "is nothing to recalibrate."
         )
-    momenta = [layer.momentum for layer in layers]
+    if layer_by_layer and isinstance(data, Iterator):
+        raise ValueError(
+            "`layer_by_layer=True` goes through the data several times, and `data` is a generator: "
+            "pass arrays, a dataset or a `PyDataset`."
+        )
     before = _values_of_statistics(model)
     try:
-        for layer in layers:
-            layer.momentum = 0.0  # so that it assigns the moments of the batch themselves
-        todo = _in_call_order(model, layers, data, batch_size) if layer_by_layer else [layers]
-        for i, now in enumerate(todo):
-            batches = _shown(data, steps, batch_size, verbose, f"batch norm {i + 1}/{len(todo)}")
-            _assign_moments(model, now, batches)
-            for layer in now if layer_by_layer else ():
-                layer.trainable = False  # it normalises with its statistics from here on
+        with _watched(layers) as watches:
+            todo = [watches]
+            if layer_by_layer:
+                _forward(model, next(_keras.batches(data, batch_size)))
+                todo = [[watch] for watch in sorted(watches, key=lambda w: w.turn) if watch.turn]
+            for i, now in enumerate(todo):
+                label = f"batch norm {i + 1}/{len(todo)}"
+                _recalibrate(model, now, _shown(data, steps, batch_size, verbose, label))
+                for watch in now:
+                    watch.settled = True
     except BaseException:
         _assign(before)
         raise
-    finally:
-        for layer, momentum in zip(layers, momenta, strict=True):
-            layer.momentum, layer.trainable = momentum, True
     if verbose:
         seconds = time.perf_counter() - started
         print(f"Recalibrated {len(layers)} batch normalizations in {seconds:.1f} s", flush=True)
+
+
+class _Watch:
+    """Takes the place of a batch normalisation's `call`, and adds up what it is given."""
+
+    def __init__(self, layer: keras.layers.BatchNormalization, turns: Iterator[int]) -> None:
+        self.layer, self._call, self._turns = layer, layer.call, turns
+        self.turn = 0  # in which turn it is called first, from 1; 0: never
+        self.settled = False
+        self.clear()
+
+    def clear(self) -> None:
+        """Forgets what was added up."""
+        self.count: Any = 0.0
+        self.first: Any = 0.0
+        self.second: Any = 0.0
+
+    def __call__(self, inputs: Any, training: Any = None, mask: Any = None) -> Any:
+        if training and not self.settled:
+            self.turn = self.turn or next(self._turns)
+            self._add(ops.cast(inputs, "float32"), mask)
+        return self._call(inputs, training=training and not self.settled, mask=mask)
+
+    def _add(self, inputs: Any, mask: Any) -> None:
+        rank = len(inputs.shape)
+        axes = [i for i in range(rank) if i != self.layer.axis % rank]
+        if mask is None:
+            weights = ops.ones_like(inputs)
+        else:
+            weights = ops.broadcast_to(ops.cast(mask, "float32")[..., None], ops.shape(inputs))
+        count = ops.sum(weights, axes)
+        mean = ops.sum(weights * inputs, axes, keepdims=True) / ops.maximum(
+            ops.sum(weights, axes, keepdims=True), 1.0
+        )
+        square = ops.sum(weights * ops.square(inputs - mean), axes)  # about the mean: exact enough
+        count, mean, square = (
+            np.asarray(ops.convert_to_numpy(part), "float64").reshape(-1)
+            for part in (count, mean, square)
+        )
+        self.count = self.count + count
+        self.first = self.first + count * mean
+        self.second = self.second + square + count * mean**2
+
+    def moments(self) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and biased variance of all that was added up.
+
+        Raises:
+            ValueError: If there was nothing.
+        """
+        if not np.all(self.count):
+            raise ValueError(
+                f"`data` holds nothing that reaches {self.layer.name!r}, so that there is nothing "
+                "to recalibrate it from."
+            )
+        mean = self.first / self.count
+        return mean, np.maximum(self.second / self.count - mean**2, 0.0)
+
+
+@contextlib.contextmanager
+def _watched(layers: Iterable[keras.layers.BatchNormalization]) -> Iterator[list[_Watch]]:
+    turns = iter(range(1, 1_000_000))
+    watches = [_Watch(layer, turns) for layer in layers]
+    try:
+        for watch in watches:
+            watch.layer.__dict__["call"] = watch  # on the instance, beside Keras's tracking
+        yield watches
+    finally:
+        for watch in watches:
+            watch.layer.__dict__.pop("call", None)
+
+
+def _recalibrate(model: keras.Model, watches: list[_Watch], batches: Iterable[Any]) -> None:
+    for watch in watches:
+        watch.clear()
+    for x in batches:
+        _forward(model, x)
+    for watch in watches:
+        if watch.turn:
+            for variable, value in zip(_statistics(watch.layer), watch.moments(), strict=True):
+                variable.assign(value.astype(variable.dtype))
+    if not any(watch.turn for watch in watches):
+        watches[0].moments()  # says that there was nothing
+
+
+def _forward(model: keras.Model, x: Any) -> None:
+    """A forward pass as in training, which changes nothing."""
+    with _no_gradients(), LayerUpdateScope(model.variables):
+        _keras.call_in_training(model, x)
+
+
+def _no_gradients() -> contextlib.AbstractContextManager[Any]:
+    """On PyTorch, which keeps what gradients need unless it is told; elsewhere nothing."""
+    if keras.backend.backend() != "torch":
+        return contextlib.nullcontext()
+    import torch
+
+    return torch.no_grad()
 
 
 @contextlib.contextmanager
@@ -101,57 +203,6 @@ def _batch_norms(model: keras.Model) -> list[keras.layers.BatchNormalization]:
 
 def _statistics(layer: keras.layers.BatchNormalization) -> list[keras.Variable]:
     return [layer.moving_mean, layer.moving_variance]
-
-
-def _forward(model: keras.Model, x: Any) -> dict[int, np.ndarray]:
-    """What layers would assign to their variables in a training step on `x`."""
-    with _no_gradients(), LayerUpdateScope(model.variables) as scope:
-        _keras.call_in_training(model, x)
-    return {id(v): np.array(keras.ops.convert_to_numpy(value)) for v, value in scope.assigned}
-
-
-def _no_gradients() -> contextlib.AbstractContextManager[Any]:
-    """On PyTorch, which keeps what gradients need unless it is told; elsewhere nothing."""
-    if keras.backend.backend() != "torch":
-        return contextlib.nullcontext()
-    import torch
-
-    return torch.no_grad()
-
-
-def _in_call_order(
-    model: keras.Model, layers: list[Any], data: Any, batch_size: int | None
-) -> list[list[Any]]:
-    """The layers that a forward pass comes to, each by itself, in its order."""
-    first = next(iter(_keras.batches(data, batch_size)), None)
-    order = {} if first is None else {v: i for i, v in enumerate(_forward(model, first))}
-    called = [layer for layer in layers if id(layer.moving_mean) in order]
-    return [[layer] for layer in sorted(called, key=lambda la: order[id(la.moving_mean)])]
-
-
-def _assign_moments(model: keras.Model, layers: list[Any], batches: Iterable[Any]) -> None:
-    total = 0
-    sums: dict[int, tuple[Any, Any]] = {}
-    for x in batches:
-        count = len(keras.tree.flatten(x)[0])
-        assigned = _forward(model, x)
-        total += count
-        for layer in layers:
-            mean, variance = (
-                assigned.get(id(v), copy_of(v)).astype("float64") for v in _statistics(layer)
-            )
-            first, second = sums.get(id(layer), (0.0, 0.0))
-            sums[id(layer)] = (
-                first + count * mean,
-                second + count * (variance + mean**2),
-            )
-    if not total:
-        raise ValueError("`data` holds no batch, so that there is nothing to recalibrate from.")
-    for layer in layers:
-        mean, square = (part / total for part in sums[id(layer)])
-        variance = np.maximum(square - mean**2, 0.0)
-        for variable, value in zip(_statistics(layer), (mean, variance), strict=True):
-            variable.assign(value.astype(variable.dtype))
 
 
 def _shown(

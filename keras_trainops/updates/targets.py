@@ -9,6 +9,7 @@ from keras import ops
 
 from keras_trainops import _keras, paths
 from keras_trainops.numbers import check_number
+from keras_trainops.state import copy_of
 from keras_trainops.updates.base import On, Update
 
 
@@ -79,7 +80,7 @@ class TargetNetwork(Update):
 
     def start(self, model: keras.Model) -> None:
         for source, target in self._pairs:
-            target.assign(ops.convert_to_tensor(source))
+            target.assign(copy_of(source))
 
     def __call__(self, model: keras.Model, loss: Any) -> None:
         for source, target in self._pairs:

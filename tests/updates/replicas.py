@@ -66,7 +66,8 @@ with scope:
         for variable in model.get_layer("norm").non_trainable_variables:
             keep(f"{policy}/{variable.name}", variable)
     model = net(norm=False)
-    total = keras.Variable(0.0, trainable=False, aggregation="mean", name="total")
+    # The loss of the step is that of the whole batch: on the first replica, too.
+    total = keras.Variable(0.0, trainable=False, aggregation="only_first_replica", name="total")
     average = kt.updates.MovingAverage(0.9)
     model.compile(
         keras.optimizers.Adam(0.05),

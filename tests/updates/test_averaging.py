@@ -9,7 +9,7 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
-from helpers import assert_same, differ, two_layers, value, values, weights
+from helpers import assert_same, assert_same_arithmetic, differ, two_layers, value, values, weights
 
 import keras_trainops as kt
 
@@ -254,26 +254,24 @@ def test_validation_uses_the_average_and_training_its_own_weights() -> None:
 
 def test_a_validation_that_fails_leaves_the_model_its_own_weights() -> None:
     model = kt.with_train_ops(two_layers())
-    model.compile("sgd", "mse")
+    model.compile(keras.optimizers.SGD(0.05), "mse")
     average = model.add_update(U.MovingAverage(0.9))
-    seen: list[Any] = []
-
-    class Fails(keras.callbacks.Callback):
-        def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-            seen.append(weights(self.model))
-
-        def on_test_end(self, logs: Any = None) -> None:
-            if seen:
-                seen.append(weights(self.model))
-                raise KeyError("in validation")
-
+    plain = two_layers()
+    plain.compile(keras.optimizers.SGD(0.05), "mse")
+    plain.fit(X, Y, batch_size=4, shuffle=False, verbose=0)
     with pytest.raises(KeyError, match="in validation"):
         model.fit(
-            X, Y, epochs=2, verbose=0, validation_data=(X, Y), callbacks=[kt.UseAverage(), Fails()]
+            X,
+            Y,
+            batch_size=4,
+            shuffle=False,
+            verbose=0,
+            validation_data=(X, Y),
+            validation_batch_size=8,
+            callbacks=[kt.UseAverage(), FailsInTheSecond()],
         )
-    inside = seen[-1]
-    assert_same(inside, [array for _, array in average.averages()])
-    assert differ(weights(model), inside) > 1e-4
+    assert_same_arithmetic(weights(model), weights(plain))
+    assert differ(weights(model), [array for _, array in average.averages()]) > 1e-4
     loss = model.evaluate(X, Y, verbose=0)  # outside of `fit`: the model's own
     plain = two_layers()
     plain.set_weights(weights(model))
@@ -337,6 +335,29 @@ def test_other_variables_to_train_keep_the_averages_that_go_on() -> None:
     model.fit(X, Y, epochs=0, verbose=0)
     assert len(average.averages()) == 4
     np.testing.assert_array_equal(of_head(average, model), before)
+
+
+@pytest.mark.parametrize("debias", [False, True])
+def test_variables_that_are_trained_later_are_averaged_from_what_they_are(debias: bool) -> None:
+    model = kt.with_train_ops(two_layers())
+    average = U.MovingAverage(0.9, debias=debias)
+    updates = [U.LayerUpdates(), average]
+    model.compile(keras.optimizers.SGD(0.0), "mse", updates=updates, variables_to_train="head")
+    model.fit(X, Y, batch_size=6, verbose=0)
+    model.compile(model.optimizer, "mse", updates=updates)
+    model.fit(X, Y, batch_size=24, verbose=0)
+    for variable, array in average.averages():
+        np.testing.assert_allclose(array, value(variable), rtol=1e-5)
+
+
+def test_one_average_serves_one_model() -> None:
+    average = U.MovingAverage(0.9)
+    model, _ = train(average)
+    with pytest.raises(ValueError, match="This MovingAverage belongs to another model already"):
+        train(average)
+    assert average.averages()[0][0] is model.weights[0]
+    del model
+    train(average)  # of a model that is gone it is free again
 
 
 @pytest.mark.parametrize(

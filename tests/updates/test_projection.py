@@ -5,7 +5,7 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
-from helpers import assert_same, refused, two_layers, value, values
+from helpers import assert_same, numpy, refused, two_layers, value, values
 
 import keras_trainops as kt
 
@@ -65,6 +65,15 @@ def test_a_spectral_norm_below_the_limit_changes_nothing() -> None:
     assert_same(
         [kernel(fit(net(U.Project("trunk/kernel", U.SpectralNorm(100.0)))))], [kernel(fit(net()))]
     )
+
+
+def test_a_spectral_norm_comes_back_from_a_kernel_of_zeros() -> None:
+    projection = U.SpectralNorm(1.0)
+    variable = keras.Variable(np.zeros((3, 2)))
+    projection.build(variable)
+    assert_same([numpy(projection(variable.value))], [np.zeros((3, 2), "float32")])
+    ones = keras.ops.convert_to_tensor(100 * np.ones((3, 2), "float32"))
+    assert np.linalg.norm(numpy(projection(ones)), 2) == pytest.approx(1.0, rel=1e-5)
 
 
 def test_kernels_of_convolutions_are_matrices_of_inputs_and_outputs() -> None:

@@ -105,6 +105,37 @@ def test_data_of_other_kinds_and_so_many_steps(steps: int | None) -> None:
     assert_same(weights(model), weights(other))
 
 
+def test_a_layer_called_twice_has_the_moments_of_both_calls() -> None:
+    first, second = keras.Input((3,)), keras.Input((3,))
+    norm = keras.layers.BatchNormalization(name="norm")
+    model = keras.Model([first, second], norm(first) + norm(second))
+    a, b = RNG.normal(1, 2, size=(10, 3)), RNG.normal(5, 1, size=(10, 3))
+    kt.updates.recalibrate_batch_norm(model, [a, b], batch_size=4)
+    both = np.concatenate([a, b])
+    np.testing.assert_allclose(moments(model, "norm"), (both.mean(0), both.var(0)), rtol=1e-5)
+
+
+@pytest.mark.parametrize("batch_size", [10, 3])
+def test_what_is_masked_does_not_count(batch_size: int) -> None:
+    inputs = keras.Input((4, 3))
+    x = keras.layers.Masking()(inputs)
+    model = keras.Model(inputs, keras.layers.BatchNormalization(name="norm")(x))
+    data = RNG.normal(2, 3, size=(10, 4, 3)).astype("float32")
+    lengths = np.arange(10) % 4 + 1
+    data[np.arange(4) >= lengths[:, None]] = 0
+    kt.updates.recalibrate_batch_norm(model, data, batch_size=batch_size)
+    there = data[np.arange(4) < lengths[:, None]]
+    np.testing.assert_allclose(moments(model, "norm"), (there.mean(0), there.var(0)), rtol=1e-4)
+
+
+def test_what_is_frozen_stays_frozen() -> None:
+    model = net()
+    model.get_layer("first").gamma.trainable = False
+    kt.updates.recalibrate_batch_norm(model, X, layer_by_layer=True)
+    assert not model.get_layer("first").gamma.trainable
+    assert "call" not in vars(model.get_layer("first"))
+
+
 def test_it_shows_what_it_does(capsys: pytest.CaptureFixture[str]) -> None:
     kt.updates.recalibrate_batch_norm(net(), X, batch_size=8, verbose=1)
     assert "Recalibrated 2 batch normalizations in " in capsys.readouterr().out
@@ -124,6 +155,8 @@ def test_what_fails_changes_nothing() -> None:
         kt.updates.recalibrate_batch_norm(without, np.zeros((2, 3)))
     with refused(model, "`data` holds no batch"):
         kt.updates.recalibrate_batch_norm(model, X, steps=0)
+    with refused(model, "goes through the data several times, and `data` is a generator"):
+        kt.updates.recalibrate_batch_norm(model, broken(), layer_by_layer=True)
     with pytest.raises(ValueError, match=r"`steps` must be >= 1, or None\. Received: steps=0"):
         kt.RecalibrateBatchNorm(X, steps=0)
     assert values(model)

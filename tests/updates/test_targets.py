@@ -79,6 +79,20 @@ def test_it_starts_from_warm_started_weights_and_not_again_when_resumed() -> Non
     assert not all((weight == 2).all() for weight in of(model, "online"))
 
 
+def test_it_starts_when_training_with_it_begins_and_only_then() -> None:
+    model = net(TargetNetwork("online", "target", every=1000))
+    model.compile(model.optimizer, "mse")
+    fit(model)
+    update = TargetNetwork("online", "target", every=1000)
+    model.compile(model.optimizer, "mse", updates=[kt.updates.LayerUpdates(), update])
+    start = of(model, "online")
+    fit(model)
+    assert_same(of(model, "target"), start)
+    model.compile(keras.optimizers.SGD(0.1), "mse", updates=[kt.updates.LayerUpdates(), update])
+    fit(model)
+    assert_same(of(model, "target"), start)
+
+
 def test_it_is_saved_by_names_and_goes_on() -> None:
     def update() -> Any:
         return TargetNetwork("online", "target", tau=0.1, every=2)

@@ -225,6 +225,17 @@ def test_updates_within_a_loop_are_refused_with_what_to_do() -> None:
         model.fit(X.reshape(40, 3, 2), Y, verbose=0)
 
 
+@pytest.mark.backends("tensorflow")
+def test_updates_within_a_loop_run_where_nothing_is_chosen() -> None:
+    model, stock = recurrent(unroll=False), recurrent(False, keras.Model)
+    average = model.add_update(kt.updates.MovingAverage(0.9))
+    for each in (model, stock):
+        each.compile("sgd", "mse")
+        each.fit(X.reshape(40, 3, 2), Y, shuffle=False, verbose=0)
+    assert_same(weights(model), weights(stock))
+    assert len(average.averages()) == 4
+
+
 def test_frozen_batch_norm_stays_frozen() -> None:
     model = net()
     model.get_layer("first").trainable = False

@@ -165,6 +165,59 @@ def test_state_of_other_updates_in_a_file_is_told() -> None:
     assert ran(log)[0] == 2
 
 
+def test_state_that_waits_is_saved_again() -> None:
+    model = net()
+    model.add_update(Log(every=5))
+    fit(model)
+    model.save("1.keras")
+    keras.saving.load_model("1.keras").save("2.keras")
+    loaded = keras.saving.load_model("2.keras")
+    log = loaded.add_update(Log(every=5))
+    fit(loaded)
+    assert ran(log) == (4, 20)
+
+
+def test_the_count_of_batches_goes_on_when_compiled_again() -> None:
+    log = Log(every=7, on="batch")
+    model = net(updates=[log])
+    fit(model, x=X[:8], y=Y[:8])
+    model.compile(model.optimizer, "mse", updates=[log])
+    fit(model, x=X[:8], y=Y[:8])
+    assert ran(log)[0] == 1
+
+
+def mixed() -> Any:
+    keras.config.set_dtype_policy("mixed_float16")
+    try:
+        model = kt.with_train_ops(two_layers())
+    finally:
+        keras.config.set_dtype_policy("float32")
+    model.compile(keras.optimizers.SGD(1e-3), "mse")
+    return model
+
+
+def test_an_update_that_is_added_after_a_fit_in_mixed_precision() -> None:
+    model = mixed()
+    fit(model)
+    log = model.add_update(Log())
+    fit(model)
+    assert ran(log)[0] in range(1, 13)  # less what overflowed
+
+
+def test_the_loss_scale_is_resumed_whatever_updates_there_are() -> None:
+    model = mixed()
+    model.add_update(Log())
+    fit(model)
+    model.optimizer.dynamic_scale.assign(8.0)
+    model.save("model.keras")
+    loaded = keras.saving.load_model("model.keras")
+    assert value(loaded.optimizer.dynamic_scale) == 8
+    fit(loaded)
+    log = loaded.add_update(Log())
+    fit(loaded)
+    assert ran(log) == (value(model.optimizer.iterations) + 12, value(loaded.optimizer.iterations))
+
+
 def test_weights_files_know_nothing_of_updates() -> None:
     model = net(updates=[kt.updates.LayerUpdates(), kt.updates.MovingAverage(0.9)])
     fit(model)
@@ -228,6 +281,7 @@ def test_nothing_to_train() -> None:
         (lambda: Log(every=1.5), r"`every` must be an integer >= 1\. Received: every=1\.5"),
         (lambda: Log(on="epoch"), r'`on` must be "update" or "batch"\. Received: on=\'epoch\''),
         (lambda: kt.updates.Function(print, ["a"]), r"`variables` must be `keras\.Variable`s"),
+        (lambda: net(updates=[log := Log(), log]), "must be in the list once. Received twice: Log"),
         (lambda: kt.updates.Function(3), "`function` must be callable"),
         (lambda: net().add_update(Log(), every=2), "every are for functions: give them to Log"),
     ],

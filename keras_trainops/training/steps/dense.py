@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,8 +11,11 @@ import keras
 from keras_trainops.transforms.base import Chain, Gradient
 
 
-def leave_reduction_to_us(optimizer: keras.optimizers.Optimizer) -> None:
+def with_reduced(
+    optimizer: keras.optimizers.Optimizer,
+) -> contextlib.AbstractContextManager[None]:
     """Nothing: such an optimizer reduces nothing."""
+    return contextlib.nullcontext()
 
 
 def divisible(

@@ -67,7 +67,9 @@ def finish(model: Any, batch: Batch, outcome: Outcome) -> dict[str, Any]:
             backend_steps().apply_gradients(model.optimizer, gradients, trainable)
         options.policy.run(model, loss, before, backend_steps().conditionally)
 
-    args = (outcome.loss, *(value for _, value in kept), *outcome.gradients)
+    # Replicas have losses of their own; an update is given that of the whole batch.
+    (loss,) = backend_steps().mean_over_replicas([outcome.loss])
+    args = (loss, *(value for _, value in kept), *outcome.gradients)
     if options.numerics is None:
         change_state(*args)
     else:

@@ -13,11 +13,11 @@ from keras_trainops.training.steps.dense import (
     assign_weights,
     divisible,
     elements,
-    leave_reduction_to_us,
     mean_over_replicas,
     on_any_replica,
     reduce_and_transform,
     vote_together,
+    with_reduced,
 )
 from keras_trainops.training.steps.finish import Batch, Outcome, finish
 
@@ -30,16 +30,17 @@ __all__ = [
     "conditionally",
     "divisible",
     "elements",
-    "leave_reduction_to_us",
     "mean_over_replicas",
     "needs_own_step",
     "on_any_replica",
     "reduce_and_transform",
     "separate",
+    "settle",
     "trace",
     "train_function",
     "train_step",
     "vote_together",
+    "with_reduced",
 ]
 
 
@@ -138,8 +139,20 @@ def separate(variables: Sequence[keras.Variable]) -> None:
 
     One that was assigned another variable shares its value, and a step that is given both fails.
     """
+    seen: set[int] = set()
     for variable in variables:
-        variable.assign(jax.numpy.copy(variable.value))
+        if id(variable.value) in seen:
+            variable.assign(jax.numpy.copy(variable.value))
+        seen.add(id(variable.value))
+
+
+def settle(model: Any) -> None:
+    """Writes the state of the running `fit` or `evaluate` to the model, for good.
+
+    Where an evaluation fails, Keras does so later, over what was assigned meanwhile.
+    """
+    model.jax_state_sync()
+    model._jax_state = None
 
 
 def train_function(

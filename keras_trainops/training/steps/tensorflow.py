@@ -5,8 +5,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import keras
@@ -22,9 +23,11 @@ if TYPE_CHECKING:
     from keras_trainops.training.numerics import NumericsGuard
 
 
-def leave_reduction_to_us(optimizer: keras.optimizers.Optimizer) -> None:
-    """Makes `optimizer` take its gradients as reduced over replicas: `reduce_and_transform` did."""
-    optimizer._all_reduce_sum_gradients = list
+def with_reduced(
+    optimizer: keras.optimizers.Optimizer,
+) -> contextlib.AbstractContextManager[None]:
+    """Within it `optimizer` takes gradients as reduced: `reduce_and_transform` did it."""
+    return _keras.replaced(optimizer, "_all_reduce_sum_gradients", list)
 
 
 def divisible(
@@ -103,12 +106,12 @@ def needs_own_step(model: Any) -> bool:
 def train_step(model: Any, data: Any) -> dict[str, Any]:
     """One step with an update policy or a numeric check; Keras's own step serves the rest."""
     batch = Batch(*keras.utils.unpack_x_y_sample_weight(data))
+    assigned: list[tuple[keras.Variable, Any]] = []
     with tf.GradientTape() as tape:
         # The loss belongs in the scope: it may read what layers assigned, and the metrics of a
         # loss are kept per replica.
-        with LayerUpdateScope([*model.variables, *model.metrics_variables]) as scope:
+        with _collecting(model, assigned):
             y_pred = _keras.call_in_training(model, batch.x)
-            _refuse_loops(scope.assigned)
             loss = model._compute_loss(
                 x=batch.x,
                 y=batch.y,
@@ -119,7 +122,20 @@ def train_step(model: Any, data: Any) -> dict[str, Any]:
         unscaled = _per_replica_mean(loss)
         scaled = model.optimizer.scale_loss(loss)
     gradients = tape.gradient(scaled, model.trainable_variables)
-    return finish(model, batch, Outcome(y_pred, unscaled, gradients, scope.assigned))
+    return finish(model, batch, Outcome(y_pred, unscaled, gradients, assigned))
+
+
+@contextlib.contextmanager
+def _collecting(model: Any, assigned: list[tuple[keras.Variable, Any]]) -> Iterator[None]:
+    """Fills `assigned` with what layers assign; they assign it themselves if all of it is to be."""
+    options = model.train_ops
+    if options.policy.keeps_layer_updates and not options.numerics and not needs_own_step(model):
+        yield
+        return
+    with LayerUpdateScope([*model.variables, *model.metrics_variables]) as scope:
+        yield
+        _refuse_loops(scope.assigned)
+    assigned += scope.assigned
 
 
 def _refuse_loops(assigned: Sequence[tuple[keras.Variable, Any]]) -> None:
@@ -130,7 +146,7 @@ def _refuse_loops(assigned: Sequence[tuple[keras.Variable, Any]]) -> None:
         raise ValueError(
             f"A layer assigns {', '.join(inside)} within a loop, as a recurrent layer runs over "
             "time steps: such an update cannot be collected. Make the layer with `unroll=True`, "
-            "or train on one device with `updates=None`."
+            "or train on one device with `updates=None` and without `check_numerics`."
         )
 
 
@@ -305,6 +321,10 @@ def _batch_spec(iterator: Any) -> Any:
 def symbolic_build_by_keras(model: Any) -> bool:
     """Whether Keras builds the model before callbacks by itself, as it does under a strategy."""
     return model._distribute_strategy is not None
+
+
+def settle(model: Any) -> None:
+    """Nothing: the model holds its state at all times."""
 
 
 def separate(variables: Sequence[keras.Variable]) -> None:

@@ -14,12 +14,12 @@ from keras_trainops.training.steps.dense import (
     assign_weights,
     divisible,
     elements,
-    leave_reduction_to_us,
     mean_over_replicas,
     on_any_replica,
     reduce_and_transform,
     separate,
     vote_together,
+    with_reduced,
 )
 from keras_trainops.training.steps.finish import Batch, Outcome, finish
 from keras_trainops.updates.layer_updates import LayerUpdateScope
@@ -33,16 +33,17 @@ __all__ = [
     "conditionally",
     "divisible",
     "elements",
-    "leave_reduction_to_us",
     "mean_over_replicas",
     "needs_own_step",
     "on_any_replica",
     "reduce_and_transform",
     "separate",
+    "settle",
     "trace",
     "train_function",
     "train_step",
     "vote_together",
+    "with_reduced",
 ]
 
 
@@ -83,6 +84,10 @@ def conditionally(
 ) -> None:
     """Runs `then(*args)` where `predicate` holds, else `otherwise(*args)`."""
     (then if bool(predicate) else otherwise)(*args)
+
+
+def settle(model: Any) -> None:
+    """Nothing: the model holds its state at all times."""
 
 
 def trace(function: Callable[[], None]) -> None:
