@@ -65,9 +65,9 @@ class UpdatePolicy(Stateful):
                 'no weight update. Use `on="batch"`.'
             )
         if any(map(_counts_batches, self.after_weights)):
-            batches = self._batches or self.add_variable("batches", dtype="int32")
-            self.adopt([batches])
-            self._batches = batches
+            if self._batches is None:
+                self._batches = self.add_variable("batches", dtype="int32")
+            self.adopt([self._batches])
 
     def start(self, model: keras.Model, *, anew: bool) -> bool:
         """Lets updates take what they need from the weights that training starts from.

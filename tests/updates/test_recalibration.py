@@ -153,7 +153,7 @@ def test_what_fails_changes_nothing() -> None:
     without = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
     with refused(without, "has no `keras.layers.BatchNormalization` that is not frozen"):
         kt.updates.recalibrate_batch_norm(without, np.zeros((2, 3)))
-    with refused(model, "`data` holds no batch"):
+    with refused(model, "`data` holds nothing that reaches 'first'"):
         kt.updates.recalibrate_batch_norm(model, X, steps=0)
     with refused(model, "goes through the data several times, and `data` is a generator"):
         kt.updates.recalibrate_batch_norm(model, broken(), layer_by_layer=True)
