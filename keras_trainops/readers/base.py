@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 T = TypeVar("T")
+_HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
 
 
 class RestoreError(ValueError):
@@ -106,8 +107,8 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     """Opens a checkpoint of any supported format, recognised by content and not by its name.
 
     Formats: TF1 name-based checkpoints, TF2 object-based checkpoints, SavedModel directories,
-    `.weights.h5`, `.keras` (file or directory), legacy Keras HDF5 (weights or whole model), `.npz`
-    and `.safetensors`.
+    `.weights.h5` and its shards, `.keras` (file or directory), legacy Keras HDF5 (weights or whole
+    model), `.npz`, `.npy`, `.safetensors` and its index, PyTorch state dicts, Orbax directories.
 
     Args:
         path: A file, a directory, or the prefix of a TensorFlow checkpoint.
@@ -126,8 +127,12 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         (2, 3) float32
     """
     text = os.fspath(path)
+    from keras_trainops.readers.limits import refuse_unsafe_names
+
     try:
-        return _recognise(text)(text)
+        checkpoint = _recognise(text)(text)
+        refuse_unsafe_names(checkpoint, text)
+        return checkpoint
     except RestoreError:
         raise
     except Exception as error:  # each library has its own classes for damaged files
@@ -138,34 +143,59 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
 
 def _recognise(text: str) -> Callable[[str], Checkpoint]:
     from keras_trainops.readers import (
+        keras_archive,
         keras_weights,
         legacy_h5,
         npz,
+        orbax_directory,
         safetensors_file,
         tf_checkpoint,
+        torch_file,
     )
 
     path = Path(text)
     if tf_checkpoint.is_prefix(text):
         return tf_checkpoint.open_prefix
     if path.is_dir():
-        if (path / "model.weights.h5").is_file():
-            return keras_weights.open_directory
+        if (path / keras_archive.MEMBER).is_file():
+            return keras_archive.open_directory
         if tf_checkpoint.in_directory(path):
             return tf_checkpoint.open_directory
+        if orbax_directory.in_directory(path):
+            return orbax_directory.OrbaxCheckpoint
         raise RestoreError(_no_checkpoint(text, _listing(path)))
     if not path.exists():
         raise RestoreError(_missing(path))
     head = _first_bytes(path, 16)
-    if head.startswith(b"\x89HDF\r\n\x1a\n"):
+    if head.startswith(_HDF5_MAGIC):
         return legacy_h5.open_file if legacy_h5.is_legacy(text) else keras_weights.open_file
     if zipfile.is_zipfile(path):
-        return keras_weights.open_archive if keras_weights.is_archive(text) else npz.open_file
+        with zipfile.ZipFile(path) as archive:
+            if keras_archive.is_archive(archive):
+                return keras_archive.open_archive
+            return torch_file.open_file if torch_file.is_archive(archive) else npz.open_file
+    if head.startswith(npz.NPY_MAGIC):
+        return npz.open_array
+    if torch_file.is_legacy(head):
+        return torch_file.open_file
     if safetensors_file.has_header(head):
         return safetensors_file.open_file
     if tf_checkpoint.is_v1_file(path):
         return tf_checkpoint.open_prefix
-    raise RestoreError(_no_checkpoint(text, _reading_of(head)))
+    return _recognise_index(text, head)
+
+
+def _recognise_index(text: str, head: bytes) -> Callable[[str], Checkpoint]:
+    """A file of text may be the index of a sharded checkpoint; the shards tell of which kind."""
+    from keras_trainops.readers import keras_shards, safetensors_index, shards
+
+    files = shards.weight_map(text) if head.lstrip().startswith(b"{") else None
+    if files is None:
+        raise RestoreError(_no_checkpoint(text, _reading_of(head)))
+    first = Path(next(iter(files.values()))[0])
+    if _first_bytes(first, len(_HDF5_MAGIC)) == _HDF5_MAGIC:
+        return lambda location: keras_shards.KerasShardsCheckpoint(location, files)
+    return lambda location: safetensors_index.SafetensorsIndexCheckpoint(location, files)
 
 
 def _first_bytes(path: Path, count: int) -> bytes:
@@ -197,6 +227,6 @@ def _reading_of(head: bytes) -> str:
 def _no_checkpoint(text: str, found: str) -> str:
     return (
         f"{text!r} is no checkpoint of a supported format. {found} Supported are TensorFlow "
-        "checkpoints (TF1, TF2, SavedModel), .weights.h5, .keras, legacy Keras HDF5, .npz and "
-        ".safetensors."
+        "checkpoints (TF1, TF2, SavedModel), .weights.h5 and .weights.json, .keras, legacy Keras "
+        "HDF5, .npz, .npy, .safetensors and its index, PyTorch state dicts and Orbax directories."
     )

@@ -2,16 +2,18 @@
 
 Keys are the weights' own names without `:0`, under the layer that the file says owns them:
 `conv2d_1/kernel`. Graph-mode Keras renamed scopes behind the layer's back (`conv2d_1_1/kernel:0` in
-the layer `conv2d_1`): the layer's name is taken, unless two weights would then share a key.
+the layer `conv2d_1`): the layer's name is taken, unless two weights would then share a key. What
+older versions named or laid out otherwise is given as it is today (see `legacy_layouts`).
 """
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import h5py
+import numpy as np
 
 from keras_trainops.readers.base import RestoreError
 from keras_trainops.readers.hdf5 import (
@@ -21,6 +23,7 @@ from keras_trainops.readers.hdf5 import (
     own_item,
     text,
 )
+from keras_trainops.readers.legacy_layouts import Converted, todays
 
 _WHOLE_MODEL = "model_weights"
 _MODELS_OWN = "top_level_model_weights"  # variables that belong to the model and to no layer
@@ -45,8 +48,32 @@ class LegacyHdf5Checkpoint(Hdf5Checkpoint):
         if not found:
             raise RestoreError(f"{self.location!r} is a legacy Keras HDF5 file without any weight.")
         keys = _distinct(found)
-        self._datasets = {key: dataset for key, (_, _, dataset) in zip(keys, found, strict=True)}
+        datasets = {key: dataset for key, (_, _, dataset) in zip(keys, found, strict=True)}
+        places = (weights, file)
+        version, backend = (_first(places, name) for name in ("keras_version", "backend"))
+        self._entries = todays(datasets, version, backend)
+        self._datasets = {
+            key: entry for key, entry in self._entries.items() if not isinstance(entry, Converted)
+        }
         self.training_state = frozenset(self._add_optimizer(file))
+        self._entries.update(self._datasets)
+
+    def _keys(self) -> Mapping[str, h5py.Dataset | Converted]:
+        return self._entries
+
+    def _shape(self, key: str) -> tuple[int, ...]:
+        entry = self._entries[key]
+        return entry.shape if isinstance(entry, Converted) else super()._shape(key)
+
+    def _dtype(self, key: str) -> np.dtype:
+        entry = self._entries[key]
+        return entry.dtype if isinstance(entry, Converted) else super()._dtype(key)
+
+    def _read(self, key: str) -> np.ndarray:
+        entry = self._entries[key]
+        if not isinstance(entry, Converted):
+            return super()._read(key)
+        return entry.read()
 
     def _add_optimizer(self, file: h5py.File) -> list[str]:
         """Adds the optimizer's weights, whose names say nothing of the variables they belong to."""
@@ -60,6 +87,11 @@ class LegacyHdf5Checkpoint(Hdf5Checkpoint):
         for key, path in keys.items():
             self._datasets[key] = own_dataset(optimizer, path, self.location)
         return list(keys)
+
+
+def _first(places: Sequence[h5py.Group], name: str) -> str:
+    """An attribute that the weights of a whole model have, or else the file."""
+    return next((text(place.attrs[name]) for place in places if name in place.attrs), "")
 
 
 def _attribute(group: h5py.Group, name: str) -> list[str]:
