@@ -11,6 +11,8 @@ import ml_dtypes
 import numpy as np
 
 from keras_trainops.readers.base import Checkpoint, RestoreError
+from keras_trainops.readers.hdf5_file import holds_numbers, strings
+from keras_trainops.readers.limits import nbytes, refuse_bomb
 
 
 class Hdf5Checkpoint(Checkpoint):
@@ -55,7 +57,7 @@ class Hdf5Checkpoint(Checkpoint):
 
 def _numpy_dtype(dataset: h5py.Dataset) -> np.dtype:
     # HDF5 has no bfloat16: Keras stores two opaque bytes and says so in an attribute.
-    if dataset.attrs.get("dtype") == "bfloat16":
+    if strings(dataset, "dtype") == ["bfloat16"]:
         return np.dtype(ml_dtypes.bfloat16)
     return dataset.dtype
 
@@ -74,6 +76,11 @@ def own_dataset(group: h5py.Group, name: str, location: str) -> h5py.Dataset:
         or item.shape is None  # HDF5's "null": a data set without a value
     ):
         raise _not_of_this_file(group, name, location, "data set")
+    what = f"the data set {item.name}"
+    if not holds_numbers(item):
+        raise RestoreError(f"{location!r}: {what} looks damaged: its type or size is not right.")
+    claimed = nbytes(item.shape, item.dtype)
+    refuse_bomb(what, claimed, item.id.get_storage_size(), location)
     return item
 
 
@@ -102,11 +109,6 @@ def _not_of_this_file(group: h5py.Group, name: str, location: str, kind: str) ->
         f"{location!r}: {place} is no {kind} of this file (it is missing, empty or a link), so it "
         "is not read."
     )
-
-
-def text(value: str | bytes) -> str:
-    """An HDF5 string attribute, which old files keep as bytes."""
-    return value.decode("utf-8") if isinstance(value, bytes) else str(value)
 
 
 class FileWindow(io.RawIOBase):

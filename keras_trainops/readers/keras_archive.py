@@ -11,10 +11,9 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-import h5py
-
 from keras_trainops.readers.base import RestoreError
 from keras_trainops.readers.hdf5 import FileWindow
+from keras_trainops.readers.hdf5_file import open_hdf5
 from keras_trainops.readers.keras_config import owners_from_config
 from keras_trainops.readers.keras_weights import KerasWeightsCheckpoint
 from keras_trainops.readers.limits import refuse_bomb
@@ -30,7 +29,7 @@ def open_directory(path: str) -> KerasWeightsCheckpoint:
     config = Path(path, _CONFIG)
     fits = config.is_file() and config.stat().st_size <= _MAX_CONFIG
     owners = _owners(config.read_bytes() if fits else b"")
-    file = h5py.File(os.path.join(path, MEMBER), "r")
+    file = open_hdf5(os.path.join(path, MEMBER))
     checkpoint = KerasWeightsCheckpoint(path, file, config_owners=owners)
     checkpoint.format = "Keras model directory (.keras)"
     return checkpoint
@@ -50,7 +49,7 @@ def open_archive(path: str) -> KerasWeightsCheckpoint:
         stored = member.compress_type == zipfile.ZIP_STORED
         data = _window(path, member) if stored else _unpacked(archive, member, path)
     try:
-        file = h5py.File(data, "r")
+        file = open_hdf5(path, data)
         checkpoint = KerasWeightsCheckpoint(path, file, source=data, config_owners=owners)
     except BaseException:
         data.close()

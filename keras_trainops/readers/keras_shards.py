@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import h5py
 
 from keras_trainops.readers.base import RestoreError
+from keras_trainops.readers.hdf5_file import open_hdf5
 from keras_trainops.readers.keras_weights import KerasWeightsCheckpoint, by_number, scan
 
 
@@ -23,7 +24,7 @@ class KerasShardsCheckpoint(KerasWeightsCheckpoint):
         self._shards: dict[str, h5py.File] = {}
         try:
             for path in dict.fromkeys(path for paths in listed.values() for path in paths):
-                self._shards[path] = h5py.File(path, "r")
+                self._shards[path] = open_hdf5(path)
             super().__init__(location, next(iter(self._shards.values())))
         except BaseException:
             self.close()

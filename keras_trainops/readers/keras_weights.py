@@ -17,7 +17,8 @@ from typing import NamedTuple
 import h5py
 
 from keras_trainops.readers.base import RestoreError
-from keras_trainops.readers.hdf5 import Hdf5Checkpoint, own_dataset, text
+from keras_trainops.readers.hdf5 import Hdf5Checkpoint, own_dataset
+from keras_trainops.readers.hdf5_file import open_hdf5, strings
 
 _NORM = ("gamma", "beta", "moving_mean", "moving_variance")
 # Variable names by class (as the file spells it) and number of variables, where that is certain.
@@ -50,7 +51,7 @@ class StoredVariable(NamedTuple):
 
 
 class KerasWeightsCheckpoint(Hdf5Checkpoint):
-    """A Keras 3 weights file; the optimizer's variables in it are training state."""
+    """A Keras 3 weights file; the optimizer's and metrics' variables are training state."""
 
     format = "Keras weights file (.weights.h5)"
 
@@ -79,12 +80,12 @@ class KerasWeightsCheckpoint(Hdf5Checkpoint):
         self._stored = [
             StoredVariable(group, key, dataset.shape)
             for (group, key), dataset in datasets.items()
-            if not _is_optimizer(group)
+            if not _is_training_state(group)
         ]
         names = variable_keys(self._stored, owners)
         for place, dataset in datasets.items():
             self._datasets[names.get(place) or "/".join(place)] = dataset
-        state = ("/".join(place) for place in datasets if _is_optimizer(place[0]))
+        state = ("/".join(place) for place in datasets if _is_training_state(place[0]))
         self.training_state = frozenset(state)
 
     def keys_of_model(
@@ -221,8 +222,8 @@ def _class_of(group: str, owners: Mapping[str, str]) -> str:
     return cell if cell in _LEAVES else _siblings(owners.get(group, cell))
 
 
-def _is_optimizer(group: str) -> bool:
-    return group.partition("/")[0] == "optimizer"
+def _is_training_state(group: str) -> bool:
+    return group.partition("/")[0] in ("optimizer", "metrics")
 
 
 def scan(
@@ -238,7 +239,7 @@ def scan(
         if last != "vars" or not isinstance(item, h5py.Group):
             return
         # A group without a name is kept as well: it counts where layers are counted.
-        owners[group] = text(item.attrs.get("name", ""))
+        owners[group] = "".join(strings(item, "name") or [])
         for key in sorted(item, key=by_number):
             datasets[group, key] = own_dataset(item, key, location)
 
@@ -283,4 +284,4 @@ def _with_parents(group: str) -> list[str]:
 
 def open_file(path: str) -> KerasWeightsCheckpoint:
     """Opens a `.weights.h5` file."""
-    return KerasWeightsCheckpoint(path, h5py.File(path, "r"))
+    return KerasWeightsCheckpoint(path, open_hdf5(path))

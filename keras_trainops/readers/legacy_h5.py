@@ -8,6 +8,7 @@ older versions named or laid out otherwise is given as it is today (see `legacy_
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -21,8 +22,8 @@ from keras_trainops.readers.hdf5 import (
     own_dataset,
     own_group,
     own_item,
-    text,
 )
+from keras_trainops.readers.hdf5_file import open_hdf5, strings
 from keras_trainops.readers.legacy_layouts import Converted, todays
 
 _WHOLE_MODEL = "model_weights"
@@ -91,18 +92,20 @@ class LegacyHdf5Checkpoint(Hdf5Checkpoint):
 
 def _first(places: Sequence[h5py.Group], name: str) -> str:
     """An attribute that the weights of a whole model have, or else the file."""
-    return next((text(place.attrs[name]) for place in places if name in place.attrs), "")
+    return next(("".join(found) for place in places if (found := strings(place, name))), "")
 
 
 def _attribute(group: h5py.Group, name: str) -> list[str]:
     """A list of strings, which Keras splits (`name0`, `name1`, …) where it is long."""
-    if name in group.attrs:
-        return [text(value) for value in group.attrs[name]]
-    values: list[str] = []
-    part = 0
-    while f"{name}{part}" in group.attrs:
-        values.extend(text(value) for value in group.attrs[f"{name}{part}"])
-        part += 1
+    values = strings(group, name)
+    if values is not None:
+        return values
+    values = []
+    for number in itertools.count():
+        part = strings(group, f"{name}{number}")
+        if part is None:
+            break
+        values += part
     return values
 
 
@@ -144,4 +147,4 @@ def is_legacy(path: str) -> bool:
 
 def open_file(path: str) -> LegacyHdf5Checkpoint:
     """Opens a legacy weights or whole-model file."""
-    return LegacyHdf5Checkpoint(path, h5py.File(path, "r"))
+    return LegacyHdf5Checkpoint(path, open_hdf5(path))

@@ -205,6 +205,7 @@ def _names_in_object_graph(
             entry.tensor_name in slot_tensors
             or any(_is_optimizers_own(entry.object_path, place) for place in optimizers)
             or is_counter(entry.full_name or entry.object_path)
+            or entry.object_path.startswith("keras_api/metrics/")
         ):
             state.add(key)
     return names, frozenset(state)
