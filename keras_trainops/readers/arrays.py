@@ -29,7 +29,8 @@ class ArraysCheckpoint(Checkpoint):
         return self._arrays[key].dtype
 
     def _read(self, key: str) -> np.ndarray:
-        return self._arrays[key]
+        # JAX would make an aligned array the variable's own memory, and so share it with the user.
+        return self._arrays[key].copy()
 
 
 def _as_array(key: Any, value: Any) -> np.ndarray:

@@ -20,9 +20,10 @@ class NpzCheckpoint(Checkpoint):
     """An `.npz` archive; shapes and dtypes come from the headers of its members."""
 
     format = "NumPy .npz archive"
+    checksums = True
 
     def __init__(self, location: str) -> None:
-        super().__init__(location)
+        super().__init__(location, [location])
         with zipfile.ZipFile(location) as archive:
             members = [name for name in archive.namelist() if name.endswith(".npy")]
             if not members:

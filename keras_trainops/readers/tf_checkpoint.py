@@ -7,6 +7,7 @@ their path through the objects (`model/layers/3/kernel`).
 
 from __future__ import annotations
 
+import glob
 import os
 import re
 from collections import Counter
@@ -38,8 +39,10 @@ class _Tensor(NamedTuple):
 class TensorFlowCheckpoint(Checkpoint):
     """A checkpoint by its prefix, through TensorFlow's own reader (which checks its checksums)."""
 
+    checksums = True
+
     def __init__(self, prefix: str, location: str, kind: str | None = None) -> None:
-        super().__init__(location)
+        super().__init__(location, glob.glob(f"{glob.escape(prefix)}*"))
         self._reader = _tensorflow().compat.v1.train.NewCheckpointReader(prefix)
         shapes = self._reader.get_variable_to_shape_map()
         dtypes = self._reader.get_variable_to_dtype_map()

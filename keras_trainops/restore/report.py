@@ -28,6 +28,7 @@ class RestoreReport:
         source: Where the values come from, and of which format that is.
         applied: Whether the variables were assigned; False from `plan_restore`.
         restored: Variable path -> checkpoint key.
+        adapted: Variable path -> the adapter that made its tensor fit.
         missing: Paths of selected variables that no key leads to.
         unexpected: Keys that lead to no variable.
         mismatched: Variables whose shape differs from their tensor's.
@@ -44,6 +45,7 @@ class RestoreReport:
     source: str
     applied: bool = False
     restored: Mapping[str, str] = field(default_factory=dict)
+    adapted: Mapping[str, str] = field(default_factory=dict)
     missing: tuple[str, ...] = ()
     unexpected: tuple[str, ...] = ()
     mismatched: tuple[Mismatch, ...] = ()
@@ -56,12 +58,13 @@ class RestoreReport:
     bytes: int = 0
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "restored", MappingProxyType(dict(self.restored)))
+        for name in ("restored", "adapted"):
+            object.__setattr__(self, name, MappingProxyType(dict(getattr(self, name))))
 
     def to_dict(self) -> dict[str, Any]:
         """All fields as plain lists, dicts, strings and numbers, as JSON takes them."""
         plain = dict(vars(self))
-        plain["restored"] = dict(self.restored)
+        plain |= {"restored": dict(self.restored), "adapted": dict(self.adapted)}
         plain["mismatched"] = [
             {
                 name: list(value) if isinstance(value, tuple) else value
