@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from keras_trainops.readers.raw import Extent, Fingerprint
+from keras_trainops.readers.raw import Extent, Fingerprint, aligned
 
 T = TypeVar("T")
 PIECE = 1 << 18  # elements: 1 MB of float32 stays in a processor's cache while it is looked at
@@ -80,7 +80,7 @@ class Checkpoint(Mapping[str, np.ndarray]):
         extent = None if self.checksums else self._extent(key)
         if extent is None:
             return self._read(key)
-        array = np.empty(self._shape(key), self._dtype(key))
+        array = aligned(self._shape(key), self._dtype(key))
         extent.read_into(array)
         return array
 

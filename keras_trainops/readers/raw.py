@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -37,6 +38,14 @@ class Extent(NamedTuple):
             if not count:
                 raise EOFError(f"the file ends {len(view)} bytes too early")
             view = view[count:]
+
+
+def aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """An array to be filled, aligned as backends want it to take it over without a copy."""
+    size = math.prod(shape) * dtype.itemsize
+    memory = np.empty(size + 64, np.uint8)
+    start = -memory.ctypes.data % 64
+    return memory[start : start + size].view(dtype).reshape(shape)
 
 
 class Fingerprint:

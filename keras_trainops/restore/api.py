@@ -17,12 +17,13 @@ from keras_trainops.paths import Patterns
 from keras_trainops.readers.arrays import ArraysCheckpoint, VariablesCheckpoint
 from keras_trainops.readers.base import Checkpoint, RestoreError, open_checkpoint
 from keras_trainops.restore.adapt import Adapt
-from keras_trainops.restore.assign import assign, to_numpy
+from keras_trainops.restore.assign import assign
 from keras_trainops.restore.names import model_weights, without_model_name
 from keras_trainops.restore.plan import Options, Reaction, make_plan, refusal, require_variables
 from keras_trainops.restore.progress import progress_bar
 from keras_trainops.restore.rename import Rename
 from keras_trainops.restore.report import RestoreReport
+from keras_trainops.restore.tensors import to_numpy
 
 Source: TypeAlias = "str | os.PathLike[str] | Mapping[str, Any] | keras.Model | Checkpoint"
 
@@ -55,7 +56,7 @@ def restore(
             its own name.
         include: Patterns (see `keras_trainops.paths`) of the variables to restore; None: all.
         exclude: Patterns of the variables to leave as they are.
-        adapt: From pattern to adapter (see `keras_trainops.adapt`): what a tensor becomes before
+        adapt: From pattern to adapter (see `keras_trainops.restore.adapt`): what a tensor becomes before
             it is assigned, or what becomes of several, where several keys lead to one variable.
         on_missing: What to do with a selected variable that no key leads to: "error", "warn" or
             "ignore". Default "error", for a mapping of arrays "ignore".

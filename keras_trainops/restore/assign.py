@@ -18,6 +18,7 @@ import numpy as np
 from keras_trainops import _keras
 from keras_trainops.readers.base import Checkpoint, RestoreError
 from keras_trainops.restore.plan import Assignment, variable_bytes
+from keras_trainops.restore.tensors import to_numpy, to_tensor
 
 UNDO_BYTES = 32 << 20
 Progress = Callable[[int], None]
@@ -59,11 +60,6 @@ def assign(
             raise
 
 
-def to_numpy(variable: keras.Variable) -> np.ndarray:
-    """A copy of a variable's value: some backends would hand out the live buffer."""
-    return np.array(keras.ops.convert_to_numpy(keras.ops.convert_to_tensor(variable)))
-
-
 class _Undo:
     """The values before, as far as they fit into `UNDO_BYTES`."""
 
@@ -78,7 +74,7 @@ class _Undo:
         if fits:
             self._before.append((variable, to_numpy(variable)))
             self._left -= variable_bytes(variable)
-        variable.assign(value)
+        variable.assign(to_tensor(value))
         self._lost += not fits
 
     def put_back(self, cause: BaseException) -> None:
