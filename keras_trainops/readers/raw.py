@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+ALIGNMENT = 64  # bytes, as the widest vector instructions want it
+
 
 class Extent(NamedTuple):
     """Where a tensor's elements lie, one after the other in C order.
@@ -43,8 +45,8 @@ class Extent(NamedTuple):
 def aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     """An array to be filled, aligned as backends want it to take it over without a copy."""
     size = math.prod(shape) * dtype.itemsize
-    memory = np.empty(size + 64, np.uint8)
-    start = -memory.ctypes.data % 64
+    memory = np.empty(size + ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % ALIGNMENT
     return memory[start : start + size].view(dtype).reshape(shape)
 
 

@@ -7,6 +7,8 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_trainops.readers.raw import ALIGNMENT
+
 _LARGE = 1 << 20  # bytes, below which a second copy costs nothing
 
 
@@ -22,7 +24,11 @@ def to_tensor(array: np.ndarray) -> Any:
     TensorFlow it is copied once, into memory that TensorFlow owns. The other backends take an
     array as it is, or copy it once.
     """
-    if keras.backend.backend() != "tensorflow" or array.nbytes < _LARGE:
+    in_order = array.flags.c_contiguous and array.flags.writeable
+    # TensorFlow aborts the process over a tensor in place that is not aligned.
+    if array.nbytes < _LARGE or not in_order or array.ctypes.data % ALIGNMENT:
+        return array
+    if keras.backend.backend() != "tensorflow":
         return array
     import tensorflow as tf
 

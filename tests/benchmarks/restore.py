@@ -98,11 +98,13 @@ class Files:
         def write(path: str) -> None:
             arrays = self.arrays()
             with tf.Graph().as_default(), tf.compat.v1.Session() as session:
+                value = tf.compat.v1.placeholder(tf.float32, SHAPE)
                 for name, array in arrays.items():
                     variable = tf.compat.v1.get_variable(
                         name, SHAPE, initializer=zeros(), use_resource=True
                     )
-                    variable.load(array, session)
+                    session.run(variable.initializer)
+                    session.run(variable.assign(value), {value: array})
                 tf.compat.v1.train.Saver().save(session, path, write_meta_graph=False)
 
         return self._once("tf1", write)
@@ -178,7 +180,8 @@ def slim_restore(path: str, count: int) -> Callable[[], object]:
     """`assign_from_checkpoint_fn` in a session."""
     import tf_slim as slim
 
-    with tf.Graph().as_default():
+    graph = tf.Graph()
+    with graph.as_default():
         variables = {
             f"layer{i}/kernel": tf.compat.v1.get_variable(
                 f"layer{i}/kernel", SHAPE, initializer=zeros(), use_resource=True
@@ -188,7 +191,12 @@ def slim_restore(path: str, count: int) -> Callable[[], object]:
         init = slim.assign_from_checkpoint_fn(path, variables)
         session = tf.compat.v1.Session()
         session.run(tf.compat.v1.global_variables_initializer())
-    return lambda: init(session)
+
+    def restore() -> None:
+        with graph.as_default():
+            init(session)
+
+    return restore
 
 
 def speed(files: Files, rounds: int) -> None:
@@ -303,7 +311,8 @@ def peak_above(arguments: Sequence[str]) -> float:
         text=True,
         env={**os.environ, "PYTHONPATH": here},
     )
-    assert child.stdin is not None and child.stdout is not None
+    assert child.stdin is not None
+    assert child.stdout is not None
     child.stdout.readline()
     before = peak = anonymous_mb(child.pid)
     os.set_blocking(child.stdout.fileno(), False)
@@ -355,7 +364,8 @@ def planning(rounds: int, most: int) -> None:
             times = []
             for _ in range(max(rounds, 3)):
                 report = kt.plan_restore(model, arrays, rename=rename)
-                assert len(report.restored) == count and not report.problems
+                assert report.problems == ()
+                assert len(report.restored) == count
                 times.append(report.seconds)
             print(f"  {count:10d} {rules:6d} {statistics.median(times):7.3f}", flush=True)
 
