@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -50,9 +50,14 @@ class VariablesCheckpoint(Checkpoint):
     format = "Keras model"
 
     def __init__(
-        self, variables: Mapping[str, Any], location: str, to_numpy: Callable[[Any], np.ndarray]
+        self,
+        variables: Mapping[str, Any],
+        location: str,
+        to_numpy: Callable[[Any], np.ndarray],
+        training_state: Iterable[str] = (),
     ) -> None:
         super().__init__(location)
+        self.training_state = frozenset(training_state)
         self._variables = dict(variables)
         self._to_numpy = to_numpy
 

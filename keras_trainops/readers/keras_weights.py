@@ -55,12 +55,16 @@ class StoredVariable(NamedTuple):
 
 
 class KerasWeightsCheckpoint(Hdf5Checkpoint):
-    """A Keras 3 weights file; the optimizer's variables in it are training state."""
+    """A Keras 3 weights file; the optimizer's variables in it are training state.
+
+    Attributes:
+        owners: The name of the layer, or of the optimizer, that each group of the file belongs to.
+    """
 
     format = "Keras weights file (.weights.h5)"
 
     def _find_datasets(self, file: h5py.File) -> None:
-        owners, datasets = _scan(file, self.location)
+        self.owners, datasets = _scan(file, self.location)
         if not datasets:
             raise RestoreError(f"{self.location!r} is an HDF5 file without Keras weights in it.")
         stored = [
@@ -68,7 +72,7 @@ class KerasWeightsCheckpoint(Hdf5Checkpoint):
             for (group, key), dataset in datasets.items()
             if not _is_optimizer(group)
         ]
-        names = variable_keys(stored, owners)
+        names = variable_keys(stored, self.owners)
         for place, dataset in datasets.items():
             self._datasets[names.get(place) or "/".join(place)] = dataset
         state = ("/".join(place) for place in datasets if _is_optimizer(place[0]))

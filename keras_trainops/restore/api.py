@@ -19,6 +19,7 @@ from keras_trainops.readers.base import Checkpoint, RestoreError, open_checkpoin
 from keras_trainops.restore.adapt import Adapt
 from keras_trainops.restore.assign import assign
 from keras_trainops.restore.names import model_weights, without_model_name
+from keras_trainops.restore.optimizer_state import innermost
 from keras_trainops.restore.plan import Options, Reaction, make_plan, refusal, require_variables
 from keras_trainops.restore.progress import progress_bar
 from keras_trainops.restore.rename import Rename
@@ -56,8 +57,9 @@ def restore(
             its own name.
         include: Patterns (see `keras_trainops.paths`) of the variables to restore; None: all.
         exclude: Patterns of the variables to leave as they are.
-        adapt: From pattern to adapter (see `keras_trainops.restore.adapt`): what a tensor becomes before
-            it is assigned, or what becomes of several, where several keys lead to one variable.
+        adapt: From pattern to adapter (`kt.adapt.Transpose()`, `kt.adapt.Reshape()`, a callable on
+            arrays): what a tensor becomes before it is assigned, or what becomes of several, where
+            several keys lead to one variable.
         on_missing: What to do with a selected variable that no key leads to: "error", "warn" or
             "ignore". Default "error", for a mapping of arrays "ignore".
         on_unexpected: What to do with a key that leads to no variable. Default "ignore" (it is
@@ -86,7 +88,7 @@ def restore(
     `get_variables_to_restore` of tf.contrib.training and tf.contrib.framework.
     """
     started = time.perf_counter()
-    with _opened(source, model) as checkpoint:
+    with _opened(source, model, include_optimizer) as checkpoint:
         options = Options(
             rename,
             include,
@@ -135,7 +137,7 @@ def plan_restore(
         ValueError: If an argument is not of the kind it must be.
     """
     started = time.perf_counter()
-    with _opened(source, model) as checkpoint:
+    with _opened(source, model, include_optimizer) as checkpoint:
         options = Options(
             rename,
             include,
@@ -161,11 +163,11 @@ def _reactions(
 
 
 @contextlib.contextmanager
-def _opened(source: Source, model: keras.Model) -> Iterator[Checkpoint]:
+def _opened(source: Source, model: keras.Model, with_optimizer: bool) -> Iterator[Checkpoint]:
     if isinstance(source, Checkpoint):
         yield source  # the caller opened it, and closes it
     elif isinstance(source, keras.layers.Layer):
-        yield _of_model(source, model)
+        yield _of_model(source, model, with_optimizer)
     elif isinstance(source, Mapping):
         yield ArraysCheckpoint(source)
     elif isinstance(source, (str, os.PathLike)):
@@ -178,15 +180,18 @@ def _opened(source: Source, model: keras.Model) -> Iterator[Checkpoint]:
         )
 
 
-def _of_model(source: keras.Model, target: keras.Model) -> Checkpoint:
+def _of_model(source: keras.Model, target: keras.Model, with_optimizer: bool) -> Checkpoint:
     require_variables(source)
     variables: dict[str, Any] = {without_model_name(p, source): v for p, v in model_weights(source)}
+    state: dict[str, Any] = {}
+    if with_optimizer and getattr(source, "optimizer", None) is not None:
+        state = {v.path: v for v in innermost(source.optimizer).variables}
     location, own = f"model {source.name}", {id(v) for v in getattr(target, "weights", ())}
     if any(id(variable) in own for variable in variables.values()):
         # What both have is copied before it is overwritten.
-        copies = {path: to_numpy(variable) for path, variable in variables.items()}
-        return VariablesCheckpoint(copies, location, np.copy)
-    return VariablesCheckpoint(variables, location, to_numpy)
+        copies = {path: to_numpy(v) for path, v in {**variables, **state}.items()}
+        return VariablesCheckpoint(copies, location, np.copy, state)
+    return VariablesCheckpoint({**variables, **state}, location, to_numpy, state)
 
 
 def _unbuilt_warning(report: RestoreReport) -> list[str]:

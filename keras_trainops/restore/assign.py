@@ -17,7 +17,7 @@ import numpy as np
 
 from keras_trainops import _keras
 from keras_trainops.readers.base import Checkpoint, RestoreError
-from keras_trainops.restore.plan import Assignment, variable_bytes
+from keras_trainops.restore.assignment import Assignment, variable_bytes
 from keras_trainops.restore.tensors import to_numpy, to_tensor
 
 UNDO_BYTES = 32 << 20

@@ -12,31 +12,14 @@ import numpy as np
 from keras_trainops import _keras, paths
 from keras_trainops.readers.base import Checkpoint, RestoreError
 from keras_trainops.restore.adapt import Adapt, Adapter, as_adapter
+from keras_trainops.restore.assignment import Assignment
 from keras_trainops.restore.matching import Matching, pair_by_heuristic
 from keras_trainops.restore.names import NameTable, model_weights
+from keras_trainops.restore.optimizer_state import plan_optimizer
 from keras_trainops.restore.rename import Rename, apply_rules
 from keras_trainops.restore.report import Mismatch, RestoreReport, folded
 
 Reaction = Literal["error", "warn", "ignore"]
-
-
-class Assignment(NamedTuple):
-    """One variable and the key whose tensor it gets; several only with an adapter.
-
-    `copies` are keys under which a weights file holds the same variable again, for another layer
-    that shares it. They must agree.
-    """
-
-    path: str
-    variable: keras.Variable
-    keys: Sequence[str]
-    adapter: Adapter | None = None
-    copies: Sequence[str] = ()
-
-
-def variable_bytes(variable: keras.Variable) -> int:
-    """The bytes that a variable's elements take."""
-    return int(np.prod(tuple(variable.shape), dtype=np.int64)) * np.dtype(variable.dtype).itemsize
 
 
 class Options(NamedTuple):
@@ -101,7 +84,13 @@ def make_plan(model: keras.Model, checkpoint: Checkpoint, options: Options) -> P
     for entry in renaming.renamed:
         matching.add(entry)
     problems += matching.problems()
-    return _finish(model, checkpoint, matching, unbuilt, problems, options)
+    outcome = _outcome(matching, checkpoint)
+    problems += outcome.problems
+    state: list[Assignment] = []
+    if options.include_optimizer:
+        state, why_not = plan_optimizer(model, checkpoint, outcome.assignments)
+        problems += why_not
+    return _plan(model, checkpoint, matching, outcome, state, unbuilt, problems, options)
 
 
 def require_variables(model: keras.Model) -> tuple[str, ...]:
@@ -150,40 +139,56 @@ def _adapters(
         return [None] * len(named)
 
 
-def _finish(
+@dataclass
+class _Outcome:
+    """What the matching of names comes to, once shapes and dtypes are looked at."""
+
+    assignments: list[Assignment] = field(default_factory=list)
+    mismatched: list[Mismatch] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    excluded: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+
+def _outcome(matching: Matching, checkpoint: Checkpoint) -> _Outcome:
+    outcome = _Outcome()
+    for position, (path, variable) in enumerate(matching.named):
+        keys = matching.keys_of(position)
+        if not matching.selected[position]:
+            outcome.excluded.append(path)
+        elif not keys:
+            outcome.missing.append(path)
+        else:
+            adapter, copies = matching.adapters[position], matching.copies_of.get(position, [])
+            assignment = Assignment(path, variable, keys, adapter, copies)
+            outcome.problems += _dtype_problems(assignment, checkpoint)
+            try:
+                shape = _shape(assignment, checkpoint)
+            except ValueError as error:
+                outcome.problems.append(f"! {path}: {error}")
+                continue
+            wanted = tuple(variable.shape)
+            if shape is None or shape == wanted:
+                outcome.assignments.append(assignment)
+            else:
+                outcome.mismatched.append(Mismatch(path, " + ".join(keys), wanted, shape))
+    return outcome
+
+
+def _plan(
     model: keras.Model,
     checkpoint: Checkpoint,
     matching: Matching,
+    outcome: _Outcome,
+    state: list[Assignment],
     unbuilt: tuple[str, ...],
     problems: list[str],
     options: Options,
 ) -> Plan:
-    assignments: list[Assignment] = []
-    mismatched: list[Mismatch] = []
-    missing, excluded = [], []
-    for position, (path, variable) in enumerate(matching.named):
-        keys = matching.keys_of(position)
-        if not matching.selected[position]:
-            excluded.append(path)
-        elif not keys:
-            missing.append(path)
-        else:
-            adapter, copies = matching.adapters[position], matching.copies_of[position]
-            assignment = Assignment(path, variable, keys, adapter, copies)
-            problems += _dtype_problems(assignment, checkpoint)
-            try:
-                shape = _shape(assignment, checkpoint)
-            except ValueError as error:
-                problems.append(f"! {path}: {error}")
-                continue
-            if shape in (None, tuple(variable.shape)):
-                assignments.append(assignment)
-            else:
-                mismatched.append(
-                    Mismatch(path, " + ".join(keys), tuple(variable.shape), shape or ())
-                )
-    slots = [key for key in matching.unused if key in checkpoint.training_state]
-    unexpected = [key for key in matching.unused if key not in checkpoint.training_state]
+    assignments, mismatched, missing = outcome.assignments, outcome.mismatched, outcome.missing
+    restored_state = {key for assignment in state for key in assignment.keys}
+    unused = [key for key in matching.unused if key not in restored_state]
+    unexpected = [key for key in unused if key not in checkpoint.training_state]
     lines = {
         "on_mismatch": [
             f"! {m.path}: {m.model_shape} in the model, {m.checkpoint_shape} under key {m.key!r}"
@@ -204,22 +209,25 @@ def _finish(
         source=f"{checkpoint.location!r} ({checkpoint.format})",
         restored={a.path: " + ".join(a.keys) for a in assignments},
         adapted={a.path: str(a.adapter) for a in assignments if a.adapter is not None},
+        optimizer={a.path: a.keys[0] for a in state},
         missing=tuple(missing),
         unexpected=tuple(unexpected),
         mismatched=tuple(mismatched),
-        excluded=tuple(excluded),
+        excluded=tuple(outcome.excluded),
         ignored=tuple(matching.ignored),
-        slots=tuple(slots),
+        slots=tuple(key for key in unused if key in checkpoint.training_state),
         unbuilt=unbuilt,
         problems=tuple(problems + refused),
-        bytes=sum(_nbytes(checkpoint, key) for key in {k for a in assignments for k in a.keys}),
+        bytes=sum(
+            _nbytes(checkpoint, key) for key in {k for a in [*assignments, *state] for k in a.keys}
+        ),
     )
     failing = [m.path for m in mismatched] if options.on_mismatch == "error" else []
     failing += missing if options.on_missing == "error" else []
     warned = [
         line for what, found in lines.items() if options.reaction(what) == "warn" for line in found
     ]
-    return Plan(assignments, report, failing, warned)
+    return Plan([*assignments, *state], report, failing, warned)
 
 
 def _nothing_matched(checkpoint: Checkpoint, matching: Matching) -> str:
