@@ -4,6 +4,7 @@ from keras_trainops import _keras, transforms, updates
 from keras_trainops.callbacks.monitor_board import MonitorBoard
 from keras_trainops.callbacks.warm_start import WarmStart
 from keras_trainops.readers.base import RestoreError, open_checkpoint
+from keras_trainops.restore import adapt
 from keras_trainops.restore.api import plan_restore, restore
 from keras_trainops.restore.report import RestoreReport
 from keras_trainops.training.mixin import TrainOpsMixin
@@ -22,6 +23,7 @@ __all__ = [
     "TrainOpsModel",
     "TransformedOptimizer",
     "WarmStart",
+    "adapt",
     "open_checkpoint",
     "plan_restore",
     "restore",

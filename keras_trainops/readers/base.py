@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import functools
+import math
 import os
 import zipfile
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
 import numpy as np
 
+from keras_trainops.readers.raw import Extent, Fingerprint, aligned
+
 T = TypeVar("T")
 _HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
+PIECE = 1 << 18  # elements: 1 MB of float32 stays in a processor's cache while it is looked at
 
 
 class RestoreError(ValueError):
@@ -30,15 +35,18 @@ class Checkpoint(Mapping[str, np.ndarray]):
         location: Where it was opened, as the user gave it.
         format: What it is, for people, as in "TF2 object-based checkpoint".
         training_state: Keys that are no weights: optimizer slots, counters, seeds.
+        checksums: Whether `_read` checks the tensor's checksum, and so must read all of it at once.
     """
 
     format: str = ""
     training_state: frozenset[str] = frozenset()
+    checksums: bool = False
 
-    def __init__(self, location: str) -> None:
+    def __init__(self, location: str, files: Sequence[str] = ()) -> None:
         self.location = location
+        self._fingerprint = Fingerprint(files)
 
-    # A reader answers these four; any exception of the last three becomes a `RestoreError`.
+    # A reader answers these; any exception of all but the first becomes a `RestoreError`.
 
     @abstractmethod
     def _keys(self) -> Mapping[str, Any]:
@@ -50,8 +58,13 @@ class Checkpoint(Mapping[str, np.ndarray]):
     @abstractmethod
     def _dtype(self, key: str) -> np.dtype: ...
 
+    def _extent(self, key: str) -> Extent | None:
+        """Where the tensor lies as plain bytes of `_dtype`; None where `_read` has to be asked."""
+        return None
+
     @abstractmethod
-    def _read(self, key: str) -> np.ndarray: ...
+    def _read(self, key: str) -> np.ndarray:
+        """The tensor, checked as the format allows, in an array that nobody else holds."""
 
     def shape(self, key: str) -> tuple[int, ...]:
         """The shape of the tensor under `key`, without reading it."""
@@ -62,7 +75,44 @@ class Checkpoint(Mapping[str, np.ndarray]):
         return self._ask(self._dtype, key)
 
     def __getitem__(self, key: str) -> np.ndarray:
-        return self._ask(self._read, key)
+        return self._ask(self._fetch, key)
+
+    def _fetch(self, key: str) -> np.ndarray:
+        extent = None if self.checksums else self._extent(key)
+        if extent is None:
+            return self._read(key)
+        array = aligned(self._shape(key), self._dtype(key))
+        extent.read_into(array)
+        return array
+
+    def pieces(self, key: str) -> Iterator[np.ndarray]:
+        """The elements in C order, `PIECE` at a time; a piece is valid until the next is asked for.
+
+        Where the tensor lies as plain bytes, no more than a piece of it is in memory.
+        """
+        extent = None if self.checksums else self._ask(self._extent, key)
+        if extent is None:
+            elements = self[key].reshape(-1)
+            yield from (elements[i : i + PIECE] for i in range(0, elements.size, PIECE))
+            return
+        size = math.prod(self.shape(key))
+        buffer = np.empty(min(size, PIECE), self.dtype(key))
+        for start in range(0, size, PIECE):
+            piece = buffer[: size - start]
+            self._ask(functools.partial(_read_piece, extent, piece, start), key)
+            yield piece
+
+    def require_unchanged(self) -> None:
+        """Refuses to go on where somebody has written to the files since they were opened.
+
+        Raises:
+            RestoreError: It names the files.
+        """
+        changed = self._fingerprint.changed()
+        if changed:
+            raise RestoreError(
+                f"{self.location!r} was changed while it was read: {', '.join(map(repr, changed))}."
+            )
 
     def _ask(self, question: Callable[[str], T], key: str) -> T:
         if key not in self._keys():
@@ -101,6 +151,10 @@ class Checkpoint(Mapping[str, np.ndarray]):
 
     def __repr__(self) -> str:
         return f"<{self.format} {self.location!r}: {len(self)} tensors>"
+
+
+def _read_piece(extent: Extent, piece: np.ndarray, start: int, key: str) -> None:
+    extent.read_into(piece, start)
 
 
 def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:

@@ -89,7 +89,7 @@ def _refuse_damaged_heaps(file: h5py.File, content: io.IOBase, path: str) -> Non
     start = file.userblock_size
     length = _size_of_lengths(_read(content, start, 32))
     end = content.seek(0, io.SEEK_END)
-    for begin, stop in _gaps(_data_ranges(file, start), start, end):
+    for begin, stop in _gaps(_data_ranges(file), start, end):
         for place in _find_heaps(content, begin, stop):
             if not _is_whole(content, place, length, end):
                 raise RestoreError(
@@ -102,14 +102,14 @@ def _size_of_lengths(superblock: bytes) -> int:
     return superblock[14] if superblock[8] < 2 else superblock[10]
 
 
-def _data_ranges(file: h5py.File, start: int) -> list[tuple[int, int]]:
+def _data_ranges(file: h5py.File) -> list[tuple[int, int]]:
     """Where the values of the data sets lie that are in one piece, in order."""
     ranges: list[tuple[int, int]] = []
 
     def visit(_: str, item: h5py.Group | h5py.Dataset) -> None:
         offset = item.id.get_offset() if isinstance(item, h5py.Dataset) else None
         if offset is not None:
-            ranges.append((start + offset, start + offset + item.id.get_storage_size()))
+            ranges.append((offset, offset + item.id.get_storage_size()))
 
     file.visititems(visit)
     return sorted(ranges)

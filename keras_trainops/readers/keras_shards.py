@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 from collections.abc import Mapping
 
 import h5py
@@ -9,6 +11,7 @@ import h5py
 from keras_trainops.readers.base import RestoreError
 from keras_trainops.readers.hdf5_file import open_hdf5
 from keras_trainops.readers.keras_weights import KerasWeightsCheckpoint, by_number, scan
+from keras_trainops.readers.raw import Fingerprint
 
 
 class KerasShardsCheckpoint(KerasWeightsCheckpoint):
@@ -22,13 +25,15 @@ class KerasShardsCheckpoint(KerasWeightsCheckpoint):
             for place, paths in listed.items()
         }
         self._shards: dict[str, h5py.File] = {}
-        try:
+        self._plain_files: dict[str, io.FileIO] = {}
+        self._opened = contextlib.ExitStack()
+        with contextlib.ExitStack() as opened:  # closes all of them unless all goes well
             for path in dict.fromkeys(path for paths in listed.values() for path in paths):
-                self._shards[path] = open_hdf5(path)
+                self._shards[path] = opened.enter_context(open_hdf5(path))
+                self._plain_files[path] = opened.enter_context(open(path, "rb", buffering=0))
             super().__init__(location, next(iter(self._shards.values())))
-        except BaseException:
-            self.close()
-            raise
+            self._fingerprint = Fingerprint([location, *self._shards])
+            self._opened = opened.pop_all()
 
     def _find_datasets(self, file: h5py.File) -> None:
         owners: dict[str, str] = {}
@@ -54,6 +59,9 @@ class KerasShardsCheckpoint(KerasWeightsCheckpoint):
         in_order = sorted(found, key=lambda place: (order[place[0]], by_number(place[1])))
         self._name_datasets(owners, {place: found[place] for place in in_order})
 
+    def _plain_file(self, dataset: h5py.Dataset) -> io.FileIO:
+        return self._plain_files[dataset.file.filename]
+
     def close(self) -> None:
-        for shard in self._shards.values():
-            shard.close()
+        super().close()
+        self._opened.close()

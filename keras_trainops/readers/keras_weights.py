@@ -51,7 +51,11 @@ class StoredVariable(NamedTuple):
 
 
 class KerasWeightsCheckpoint(Hdf5Checkpoint):
-    """A Keras 3 weights file; the optimizer's and metrics' variables are training state."""
+    """A Keras 3 weights file; the optimizer's and metrics' variables are training state.
+
+    Attributes:
+        owners: The name of the layer, or of the optimizer, that each group of the file belongs to.
+    """
 
     format = "Keras weights file (.weights.h5)"
 
@@ -73,16 +77,15 @@ class KerasWeightsCheckpoint(Hdf5Checkpoint):
     ) -> None:
         if not datasets:
             raise RestoreError(f"{self.location!r} is an HDF5 file without Keras weights in it.")
-        owners = {group: name for group, name in named.items() if name}
-        if not owners:
-            owners = _confirmed(self._config_owners, named)
-        self._nameless = not owners
+        self.owners = {group: name for group, name in named.items() if name}
+        if not self.owners:
+            self.owners = _confirmed(self._config_owners, named)
         self._stored = [
             StoredVariable(group, key, dataset.shape)
             for (group, key), dataset in datasets.items()
             if not _is_training_state(group)
         ]
-        names = variable_keys(self._stored, owners)
+        names = variable_keys(self._stored, self.owners)
         for place, dataset in datasets.items():
             self._datasets[names.get(place) or "/".join(place)] = dataset
         state = ("/".join(place) for place in datasets if _is_training_state(place[0]))
@@ -101,7 +104,7 @@ class KerasWeightsCheckpoint(Hdf5Checkpoint):
             owners: The layer name that belongs to a group.
         """
         keys = variable_keys(stored, owners)
-        if self._nameless:
+        if not self.owners:
             theirs = variable_keys(self._stored, {})
             for variable, other in _told_by_shapes(stored, self._stored):
                 keys[variable.group, variable.key] = theirs[other.group, other.key]

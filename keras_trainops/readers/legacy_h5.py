@@ -25,6 +25,7 @@ from keras_trainops.readers.hdf5 import (
 )
 from keras_trainops.readers.hdf5_file import open_hdf5, strings
 from keras_trainops.readers.legacy_layouts import Converted, todays
+from keras_trainops.readers.raw import Extent
 
 _WHOLE_MODEL = "model_weights"
 _MODELS_OWN = "top_level_model_weights"  # variables that belong to the model and to no layer
@@ -69,6 +70,9 @@ class LegacyHdf5Checkpoint(Hdf5Checkpoint):
     def _dtype(self, key: str) -> np.dtype:
         entry = self._entries[key]
         return entry.dtype if isinstance(entry, Converted) else super()._dtype(key)
+
+    def _extent(self, key: str) -> Extent | None:
+        return None if isinstance(self._entries[key], Converted) else super()._extent(key)
 
     def _read(self, key: str) -> np.ndarray:
         entry = self._entries[key]

@@ -26,9 +26,10 @@ class NpzCheckpoint(Checkpoint):
     """An `.npz` archive; shapes and dtypes come from the headers of its members."""
 
     format = "NumPy .npz archive"
+    checksums = True
 
     def __init__(self, location: str) -> None:
-        super().__init__(location)
+        super().__init__(location, [location])
         with zipfile.ZipFile(location) as archive:
             members = [m for m in archive.infolist() if m.filename.endswith(".npy")]
             if not members:
@@ -58,12 +59,12 @@ class NpzCheckpoint(Checkpoint):
 
 
 class NpyCheckpoint(Checkpoint):
-    """An `.npy` file, mapped into memory; its key is the file's name without `.npy`."""
+    """An `.npy` file; its key is the file's name without `.npy`."""
 
     format = "NumPy .npy array"
 
     def __init__(self, location: str) -> None:
-        super().__init__(location)
+        super().__init__(location, [location])
         with open(location, "rb") as file:
             header = _header(file)
             _refuse_other_size(

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from keras_trainops.readers.base import Checkpoint, RestoreError
+from keras_trainops.readers.raw import Extent
 from keras_trainops.readers.safetensors_file import SafetensorsCheckpoint
 from keras_trainops.readers.training_state import by_name
 
@@ -17,7 +18,7 @@ class SafetensorsIndexCheckpoint(Checkpoint):
     format = "sharded safetensors"
 
     def __init__(self, location: str, files: Mapping[str, list[str]]) -> None:
-        super().__init__(location)
+        super().__init__(location, [location, *(p for paths in files.values() for p in paths)])
         self._shards: dict[str, SafetensorsCheckpoint] = {}
         try:
             self._shard_of = {key: self._shard(key, paths) for key, paths in files.items()}
@@ -44,6 +45,9 @@ class SafetensorsIndexCheckpoint(Checkpoint):
 
     def _dtype(self, key: str) -> np.dtype:
         return self._shard_of[key].dtype(key)
+
+    def _extent(self, key: str) -> Extent | None:
+        return self._shard_of[key]._extent(key)
 
     def _read(self, key: str) -> np.ndarray:
         return self._shard_of[key][key]

@@ -7,6 +7,7 @@ their path through the objects (`model/layers/3/kernel`).
 
 from __future__ import annotations
 
+import glob
 import os
 import re
 from collections import Counter
@@ -34,8 +35,10 @@ class _Tensor(NamedTuple):
 class TensorFlowCheckpoint(Checkpoint):
     """A checkpoint by its prefix, through TensorFlow's own reader (which checks its checksums)."""
 
+    checksums = True
+
     def __init__(self, prefix: str, location: str, kind: str | None = None) -> None:
-        super().__init__(location)
+        super().__init__(location, glob.glob(f"{glob.escape(prefix)}*"))
         self._reader = _tensorflow().compat.v1.train.NewCheckpointReader(prefix)
         self._stored = sum(path.stat().st_size for path in _files_of(prefix))
         shapes = self._reader.get_variable_to_shape_map()

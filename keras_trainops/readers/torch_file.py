@@ -35,7 +35,7 @@ class TorchCheckpoint(Checkpoint):
     format = "PyTorch state dict"
 
     def __init__(self, location: str) -> None:
-        super().__init__(location)
+        super().__init__(location, [location])
         self._tensors = dict(_flattened(_load(location), "", location, set()))
         if not self._tensors:
             raise RestoreError(f"{location!r} is a PyTorch file without any tensor.")
@@ -63,8 +63,8 @@ class TorchCheckpoint(Checkpoint):
         )
         if str(tensor.dtype) in _FOREIGN:
             integer, dtype = _FOREIGN[str(tensor.dtype)]
-            return tensor.contiguous().view(getattr(torch, integer)).numpy().view(dtype)
-        return tensor.numpy()
+            return tensor.contiguous().view(getattr(torch, integer)).numpy().view(dtype).copy()
+        return tensor.numpy().copy()
 
     def close(self) -> None:
         self._tensors = dict.fromkeys(self._tensors)  # the file stays mapped as long as they live

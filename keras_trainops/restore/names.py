@@ -61,6 +61,7 @@ class NameTable:
 
     Attributes:
         paths: The variables' paths, by position.
+        short_paths: The same without the model's own name.
         stored_as: The names under which a weights file would store each position: several where
             layers share the variable, as tied embeddings do.
     """
@@ -70,10 +71,11 @@ class NameTable:
     ) -> None:
         position = {id(variable): i for i, (_, variable) in enumerate(named)}
         self.paths = [path for path, _ in named]
+        self.short_paths = [without_model_name(path, model) for path in self.paths]
         self._tables = [
             _table((path, i) for i, path in enumerate(self.paths)),
             _table((variable.path, i) for i, (_, variable) in enumerate(named)),
-            _table((without_model_name(path, model), i) for i, path in enumerate(self.paths)),
+            _table((path, i) for i, path in enumerate(self.short_paths)),
         ]
         self.stored_as: dict[int, set[str]] = defaultdict(set)
         if isinstance(checkpoint, KerasWeightsCheckpoint):
