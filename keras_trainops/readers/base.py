@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 import os
@@ -184,9 +185,11 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     from keras_trainops.readers.limits import refuse_unsafe_names
 
     try:
-        checkpoint = _recognise(text)(text)
-        refuse_unsafe_names(checkpoint, text)
-        return checkpoint
+        with contextlib.ExitStack() as refused:
+            checkpoint = refused.enter_context(_recognise(text)(text))
+            refuse_unsafe_names(checkpoint, text)
+            refused.pop_all()  # it stays open
+            return checkpoint
     except RestoreError:
         raise
     except Exception as error:  # each library has its own classes for damaged files

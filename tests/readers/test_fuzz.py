@@ -115,3 +115,25 @@ def test_damage_is_harmless(child: Child, name: str, data: st.DataObject) -> Non
     if not flips and length == size:
         assert answer == "right"
     assert answer in ("right", "refused", *(() if form.checked else ("other values",)))
+
+
+def flips_of(
+    child: Child, name: str, found: bytes, offset: int, new: bytes
+) -> list[tuple[int, int]]:
+    """What makes `new` of the bytes at `offset` behind `found` in the valid file."""
+    whole = (child.directory / FORMATS[name].whole).read_bytes()
+    place = whole.index(found) + offset
+    return [(place + i, whole[place + i] ^ byte) for i, byte in enumerate(new)]
+
+
+@pytest.mark.parametrize("name", ["weights.h5", "legacy h5", "keras"])
+def test_a_heap_at_which_the_hdf5_library_stands_still(child: Child, name: str) -> None:
+    """The first entry of the heap says that it is free space, of no length."""
+    flips = flips_of(child, name, b"GCOL", 16, bytes(16))
+    assert child.answer([name, flips, None]) == "refused"
+
+
+def test_a_type_at_which_the_hdf5_library_crashes(child: Child) -> None:
+    """The string that is a layer's name becomes a sequence of varying length."""
+    flips = flips_of(child, "weights.h5", b"name\0\0\0\0\x19\x01", 9, b"\x05")
+    assert child.answer(["weights.h5", flips, None]) == "refused"
