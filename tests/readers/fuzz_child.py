@@ -2,13 +2,14 @@
 
 Standard input has a line of JSON for each case: the format, and what to damage, as a list of pairs
 (byte, value to xor it with), and to which length to cut the file. Standard output has one line for
-each: `right`, `other values`, `refused`, or `wrong: …`.
+each: `right`, `other values`, `refused`, or `wrong: …`, as where memory grew.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import resource
 import sys
 from pathlib import Path
 
@@ -35,8 +36,16 @@ def outcome(form: Format, model: keras.Model, before: list[np.ndarray]) -> str:
     return "right" if same else "other values"
 
 
+def peak() -> int:
+    """The most memory that this process ever had, in bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
 def main() -> None:
     """Answers cases until there are no more."""
+    for form in FORMATS.values():  # what libraries need for themselves
+        kt.open_checkpoint(form.path).close()
+    bound = peak() + 256 * 2**20
     model = two_layers(seed=1)
     before = values(model)
     for line in sys.stdin:
@@ -54,6 +63,8 @@ def main() -> None:
             answer = outcome(form, model, before)
         except Exception as error:
             answer = f"wrong: {type(error).__name__}: {error}".replace("\n", " ")
+        if peak() > bound:
+            answer = f"wrong: {peak():,} bytes of memory after {answer}"
         for variable, old in zip(model.variables, before, strict=True):
             variable.assign(old)
         Path(form.damaged).write_bytes(whole)  # other formats have the file in common
