@@ -106,12 +106,14 @@ def _data_ranges(file: h5py.File) -> list[tuple[int, int]]:
     """Where the values of the data sets lie that are in one piece, in order."""
     ranges: list[tuple[int, int]] = []
 
-    def visit(_: str, item: h5py.Group | h5py.Dataset) -> None:
-        offset = item.id.get_offset() if isinstance(item, h5py.Dataset) else None
-        if offset is not None:
-            ranges.append((offset, offset + item.id.get_storage_size()))
+    def visit(name: bytes, about: h5py.h5o.ObjInfo) -> None:
+        if about.type == h5py.h5o.TYPE_DATASET:
+            dataset = h5py.h5d.open(file.id, name)
+            offset = dataset.get_offset()
+            if offset is not None:
+                ranges.append((offset, offset + dataset.get_storage_size()))
 
-    file.visititems(visit)
+    h5py.h5o.visit(file.id, visit, info=True)  # as `visititems`, which would make objects of all
     return sorted(ranges)
 
 
