@@ -38,9 +38,10 @@ class TensorFlowCheckpoint(Checkpoint):
     checksums = True
 
     def __init__(self, prefix: str, location: str, kind: str | None = None) -> None:
-        super().__init__(location, glob.glob(f"{glob.escape(prefix)}*"))
+        files = [path for path in _files_of(prefix) if os.path.isfile(path)]
+        super().__init__(location, files)
         self._reader = _tensorflow().compat.v1.train.NewCheckpointReader(prefix)
-        self._stored = sum(path.stat().st_size for path in _files_of(prefix))
+        self._stored = sum(map(os.path.getsize, files))
         shapes = self._reader.get_variable_to_shape_map()
         dtypes = self._reader.get_variable_to_dtype_map()
         if not shapes:
@@ -105,14 +106,10 @@ def is_v1_file(path: Path) -> bool:
         return file.read() == _TABLE_MAGIC
 
 
-def _files_of(prefix: str) -> list[Path]:
-    """The file of a V1 checkpoint, or those with the tensors of a V2 checkpoint."""
-    path = Path(prefix)
-    if path.is_file():
-        return [path]
-    directory, name = os.path.split(prefix)
-    start = f"{name}.data-"
-    return [p for p in Path(directory or ".").iterdir() if p.name.startswith(start)]
+def _files_of(prefix: str) -> list[str]:
+    """The file of a V1 checkpoint, or the index and the data files of a V2 checkpoint."""
+    name = glob.escape(prefix)
+    return [path for end in ("", ".index", ".data-*-of-*") for path in glob.glob(name + end)]
 
 
 def in_directory(directory: Path) -> bool:
