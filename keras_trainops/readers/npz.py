@@ -22,7 +22,22 @@ class _Header(NamedTuple):
     dtype: np.dtype
 
 
-class NpzCheckpoint(Checkpoint):
+class _WithHeaders(Checkpoint):
+    """Arrays whose headers are read as the file is opened."""
+
+    _headers: dict[str, _Header]
+
+    def _keys(self) -> Mapping[str, _Header]:
+        return self._headers
+
+    def _shape(self, key: str) -> tuple[int, ...]:
+        return self._headers[key].shape
+
+    def _dtype(self, key: str) -> np.dtype:
+        return self._headers[key].dtype
+
+
+class NpzCheckpoint(_WithHeaders):
     """An `.npz` archive; shapes and dtypes come from the headers of its members."""
 
     format = "NumPy .npz archive"
@@ -42,15 +57,6 @@ class NpzCheckpoint(Checkpoint):
         self._arrays = np.load(location, allow_pickle=False)
         self.training_state = by_name(self._headers)
 
-    def _keys(self) -> Mapping[str, _Header]:
-        return self._headers
-
-    def _shape(self, key: str) -> tuple[int, ...]:
-        return self._headers[key].shape
-
-    def _dtype(self, key: str) -> np.dtype:
-        return self._headers[key].dtype
-
     def _read(self, key: str) -> np.ndarray:
         return self._arrays[f"{key}.npy"]  # the full name: a key may itself be that of another
 
@@ -58,7 +64,7 @@ class NpzCheckpoint(Checkpoint):
         self._arrays.close()
 
 
-class NpyCheckpoint(Checkpoint):
+class NpyCheckpoint(_WithHeaders):
     """An `.npy` file; its key is the file's name without `.npy`."""
 
     format = "NumPy .npy array"
@@ -71,15 +77,6 @@ class NpyCheckpoint(Checkpoint):
                 "the array", header, os.path.getsize(location) - file.tell(), location
             )
         self._headers = {os.path.basename(location).removesuffix(".npy"): header}
-
-    def _keys(self) -> Mapping[str, _Header]:
-        return self._headers
-
-    def _shape(self, key: str) -> tuple[int, ...]:
-        return self._headers[key].shape
-
-    def _dtype(self, key: str) -> np.dtype:
-        return self._headers[key].dtype
 
     def _read(self, key: str) -> np.ndarray:
         return np.load(self.location, allow_pickle=False)
