@@ -6,6 +6,7 @@ from keras_trainops.callbacks.recalibrate_batch_norm import RecalibrateBatchNorm
 from keras_trainops.callbacks.use_average import UseAverage
 from keras_trainops.callbacks.warm_start import WarmStart
 from keras_trainops.readers.base import RestoreError, open_checkpoint
+from keras_trainops.restore import adapt
 from keras_trainops.restore.api import plan_restore, restore
 from keras_trainops.restore.report import RestoreReport
 from keras_trainops.training.mixin import TrainOpsMixin
@@ -26,6 +27,7 @@ __all__ = [
     "TransformedOptimizer",
     "UseAverage",
     "WarmStart",
+    "adapt",
     "open_checkpoint",
     "plan_restore",
     "restore",

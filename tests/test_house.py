@@ -32,7 +32,7 @@ ALLOWED = {
     "cli": {"readers", "restore", "keras_trainops"},
     "__main__": {"cli"},
 }
-HEAVY = {"tensorflow", "tensorboardX", "jax", "torch", "orbax", "tf_keras"}
+HEAVY = {"tensorflow", "tensorboardX", "tensorstore", "jax", "torch", "orbax", "tf_keras"}
 
 
 def room(path: Path) -> str:

@@ -8,6 +8,7 @@ import keras
 
 from keras_trainops.paths import Patterns
 from keras_trainops.readers.base import RestoreError
+from keras_trainops.restore.adapt import Adapt
 from keras_trainops.restore.api import Source, restore
 from keras_trainops.restore.plan import Reaction
 from keras_trainops.restore.rename import Rename
@@ -27,10 +28,12 @@ class WarmStart(keras.callbacks.Callback):
         rename: From checkpoint key to variable path; see `restore`.
         include: Patterns of the variables to restore; None: all.
         exclude: Patterns of the variables to leave at their initial values.
+        adapt: From pattern to adapter; see `restore`.
         on_missing: "error", "warn" or "ignore"; see `restore`.
         on_unexpected: "error", "warn" or "ignore"; see `restore`.
         on_mismatch: "error", "warn" or "ignore"; see `restore`.
-        verbose: 1 prints the report, 0 nothing.
+        include_optimizer: Whether to restore the optimizer's state as well; see `restore`.
+        verbose: 1 prints the report and, where it takes long, a progress bar; 0 nothing.
 
     Attributes:
         report: The `RestoreReport`, None before it ran or where it was skipped.
@@ -52,9 +55,11 @@ class WarmStart(keras.callbacks.Callback):
         rename: Rename = None,
         include: Patterns = None,
         exclude: Patterns = None,
+        adapt: Adapt = None,
         on_missing: Reaction | None = None,
         on_unexpected: Reaction | None = None,
         on_mismatch: Reaction = "error",
+        include_optimizer: bool = False,
         verbose: int = 1,
     ) -> None:
         super().__init__()
@@ -64,11 +69,13 @@ class WarmStart(keras.callbacks.Callback):
             "rename": rename,
             "include": include,
             "exclude": exclude,
+            "adapt": adapt,
             "on_missing": on_missing,
             "on_unexpected": on_unexpected,
             "on_mismatch": on_mismatch,
+            "include_optimizer": include_optimizer,
+            "verbose": verbose,
         }
-        self._verbose = verbose
         self._done = False
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
@@ -78,21 +85,17 @@ class WarmStart(keras.callbacks.Callback):
         # `self.model` and no other reference: on JAX it brings the variables up to date first.
         model = self.model
         updates = _updates_made(model)
-        if updates:
-            self._say(
+        if updates and self._options["verbose"]:
+            print(
                 f"WarmStart skipped: the optimizer has made {updates} updates, so this run is "
-                "resumed and keeps its weights."
+                "resumed and keeps its weights.",
+                flush=True,
             )
-        else:
+        if not updates:
             self.report = _restore(model, self._source, self._options)
             if hasattr(model, "train_ops"):  # averages and target networks start from these
                 model.start_updates(anew=True)
-            self._say(str(self.report))
         self._done = True
-
-    def _say(self, message: str) -> None:
-        if self._verbose:
-            print(message, flush=True)
 
 
 def _updates_made(model: keras.Model) -> int:

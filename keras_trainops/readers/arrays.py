@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -29,7 +29,8 @@ class ArraysCheckpoint(Checkpoint):
         return self._arrays[key].dtype
 
     def _read(self, key: str) -> np.ndarray:
-        return self._arrays[key]
+        # JAX would make an aligned array the variable's own memory, and so share it with the user.
+        return self._arrays[key].copy()
 
 
 def _as_array(key: Any, value: Any) -> np.ndarray:
@@ -49,9 +50,14 @@ class VariablesCheckpoint(Checkpoint):
     format = "Keras model"
 
     def __init__(
-        self, variables: Mapping[str, Any], location: str, to_numpy: Callable[[Any], np.ndarray]
+        self,
+        variables: Mapping[str, Any],
+        location: str,
+        to_numpy: Callable[[Any], np.ndarray],
+        training_state: Iterable[str] = (),
     ) -> None:
         super().__init__(location)
+        self.training_state = frozenset(training_state)
         self._variables = dict(variables)
         self._to_numpy = to_numpy
 

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import math
 import os
 import zipfile
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
 import numpy as np
 
+from keras_trainops.readers.raw import Extent, Fingerprint, aligned
+
 T = TypeVar("T")
+_HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
+PIECE = 1 << 18  # elements: 1 MB of float32 stays in a processor's cache while it is looked at
 
 
 class RestoreError(ValueError):
@@ -29,15 +36,18 @@ class Checkpoint(Mapping[str, np.ndarray]):
         location: Where it was opened, as the user gave it.
         format: What it is, for people, as in "TF2 object-based checkpoint".
         training_state: Keys that are no weights: optimizer slots, counters, seeds.
+        checksums: Whether `_read` checks the tensor's checksum, and so must read all of it at once.
     """
 
     format: str = ""
     training_state: frozenset[str] = frozenset()
+    checksums: bool = False
 
-    def __init__(self, location: str) -> None:
+    def __init__(self, location: str, files: Sequence[str] = ()) -> None:
         self.location = location
+        self._fingerprint = Fingerprint(files)
 
-    # A reader answers these four; any exception of the last three becomes a `RestoreError`.
+    # A reader answers these; any exception of all but the first becomes a `RestoreError`.
 
     @abstractmethod
     def _keys(self) -> Mapping[str, Any]:
@@ -49,8 +59,13 @@ class Checkpoint(Mapping[str, np.ndarray]):
     @abstractmethod
     def _dtype(self, key: str) -> np.dtype: ...
 
+    def _extent(self, key: str) -> Extent | None:
+        """Where the tensor lies as plain bytes of `_dtype`; None where `_read` has to be asked."""
+        return None
+
     @abstractmethod
-    def _read(self, key: str) -> np.ndarray: ...
+    def _read(self, key: str) -> np.ndarray:
+        """The tensor, checked as the format allows, in an array that nobody else holds."""
 
     def shape(self, key: str) -> tuple[int, ...]:
         """The shape of the tensor under `key`, without reading it."""
@@ -61,7 +76,44 @@ class Checkpoint(Mapping[str, np.ndarray]):
         return self._ask(self._dtype, key)
 
     def __getitem__(self, key: str) -> np.ndarray:
-        return self._ask(self._read, key)
+        return self._ask(self._fetch, key)
+
+    def _fetch(self, key: str) -> np.ndarray:
+        extent = None if self.checksums else self._extent(key)
+        if extent is None:
+            return self._read(key)
+        array = aligned(self._shape(key), self._dtype(key))
+        extent.read_into(array)
+        return array
+
+    def pieces(self, key: str) -> Iterator[np.ndarray]:
+        """The elements in C order, `PIECE` at a time; a piece is valid until the next is asked for.
+
+        Where the tensor lies as plain bytes, no more than a piece of it is in memory.
+        """
+        extent = None if self.checksums else self._ask(self._extent, key)
+        if extent is None:
+            elements = self[key].reshape(-1)
+            yield from (elements[i : i + PIECE] for i in range(0, elements.size, PIECE))
+            return
+        size = math.prod(self.shape(key))
+        buffer = np.empty(min(size, PIECE), self.dtype(key))
+        for start in range(0, size, PIECE):
+            piece = buffer[: size - start]
+            self._ask(functools.partial(_read_piece, extent, piece, start), key)
+            yield piece
+
+    def require_unchanged(self) -> None:
+        """Refuses to go on where somebody has written to the files since they were opened.
+
+        Raises:
+            RestoreError: It names the files.
+        """
+        changed = self._fingerprint.changed()
+        if changed:
+            raise RestoreError(
+                f"{self.location!r} was changed while it was read: {', '.join(map(repr, changed))}."
+            )
 
     def _ask(self, question: Callable[[str], T], key: str) -> T:
         if key not in self._keys():
@@ -102,12 +154,16 @@ class Checkpoint(Mapping[str, np.ndarray]):
         return f"<{self.format} {self.location!r}: {len(self)} tensors>"
 
 
+def _read_piece(extent: Extent, piece: np.ndarray, start: int, key: str) -> None:
+    extent.read_into(piece, start)
+
+
 def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     """Opens a checkpoint of any supported format, recognised by content and not by its name.
 
     Formats: TF1 name-based checkpoints, TF2 object-based checkpoints, SavedModel directories,
-    `.weights.h5`, `.keras` (file or directory), legacy Keras HDF5 (weights or whole model), `.npz`
-    and `.safetensors`.
+    `.weights.h5` and its shards, `.keras` (file or directory), legacy Keras HDF5 (weights or whole
+    model), `.npz`, `.npy`, `.safetensors` and its index, PyTorch state dicts, Orbax directories.
 
     Args:
         path: A file, a directory, or the prefix of a TensorFlow checkpoint.
@@ -126,8 +182,14 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         (2, 3) float32
     """
     text = os.fspath(path)
+    from keras_trainops.readers.limits import refuse_unsafe_names
+
     try:
-        return _recognise(text)(text)
+        with contextlib.ExitStack() as refused:
+            checkpoint = refused.enter_context(_recognise(text)(text))
+            refuse_unsafe_names(checkpoint, text)
+            refused.pop_all()  # it stays open
+            return checkpoint
     except RestoreError:
         raise
     except Exception as error:  # each library has its own classes for damaged files
@@ -138,34 +200,59 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
 
 def _recognise(text: str) -> Callable[[str], Checkpoint]:
     from keras_trainops.readers import (
+        keras_archive,
         keras_weights,
         legacy_h5,
         npz,
+        orbax_directory,
         safetensors_file,
         tf_checkpoint,
+        torch_file,
     )
 
     path = Path(text)
     if tf_checkpoint.is_prefix(text):
         return tf_checkpoint.open_prefix
     if path.is_dir():
-        if (path / "model.weights.h5").is_file():
-            return keras_weights.open_directory
+        if (path / keras_archive.MEMBER).is_file():
+            return keras_archive.open_directory
         if tf_checkpoint.in_directory(path):
             return tf_checkpoint.open_directory
+        if orbax_directory.in_directory(path):
+            return orbax_directory.OrbaxCheckpoint
         raise RestoreError(_no_checkpoint(text, _listing(path)))
     if not path.exists():
         raise RestoreError(_missing(path))
     head = _first_bytes(path, 16)
-    if head.startswith(b"\x89HDF\r\n\x1a\n"):
+    if head.startswith(_HDF5_MAGIC):
         return legacy_h5.open_file if legacy_h5.is_legacy(text) else keras_weights.open_file
     if zipfile.is_zipfile(path):
-        return keras_weights.open_archive if keras_weights.is_archive(text) else npz.open_file
+        with zipfile.ZipFile(path) as archive:
+            if keras_archive.is_archive(archive):
+                return keras_archive.open_archive
+            return torch_file.open_file if torch_file.is_archive(archive) else npz.open_file
+    if head.startswith(npz.NPY_MAGIC):
+        return npz.open_array
+    if torch_file.is_legacy(head):
+        return torch_file.open_file
     if safetensors_file.has_header(head):
         return safetensors_file.open_file
     if tf_checkpoint.is_v1_file(path):
         return tf_checkpoint.open_prefix
-    raise RestoreError(_no_checkpoint(text, _reading_of(head)))
+    return _recognise_index(text, head)
+
+
+def _recognise_index(text: str, head: bytes) -> Callable[[str], Checkpoint]:
+    """A file of text may be the index of a sharded checkpoint; the shards tell of which kind."""
+    from keras_trainops.readers import keras_shards, safetensors_index, shards
+
+    files = shards.weight_map(text) if head.lstrip().startswith(b"{") else None
+    if files is None:
+        raise RestoreError(_no_checkpoint(text, _reading_of(head)))
+    first = Path(next(iter(files.values()))[0])
+    if _first_bytes(first, len(_HDF5_MAGIC)) == _HDF5_MAGIC:
+        return lambda location: keras_shards.KerasShardsCheckpoint(location, files)
+    return lambda location: safetensors_index.SafetensorsIndexCheckpoint(location, files)
 
 
 def _first_bytes(path: Path, count: int) -> bytes:
@@ -197,6 +284,6 @@ def _reading_of(head: bytes) -> str:
 def _no_checkpoint(text: str, found: str) -> str:
     return (
         f"{text!r} is no checkpoint of a supported format. {found} Supported are TensorFlow "
-        "checkpoints (TF1, TF2, SavedModel), .weights.h5, .keras, legacy Keras HDF5, .npz and "
-        ".safetensors."
+        "checkpoints (TF1, TF2, SavedModel), .weights.h5 and .weights.json, .keras, legacy Keras "
+        "HDF5, .npz, .npy, .safetensors and its index, PyTorch state dicts and Orbax directories."
     )

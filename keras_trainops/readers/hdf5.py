@@ -11,6 +11,9 @@ import ml_dtypes
 import numpy as np
 
 from keras_trainops.readers.base import Checkpoint, RestoreError
+from keras_trainops.readers.hdf5_file import holds_numbers, strings
+from keras_trainops.readers.limits import nbytes, refuse_bomb
+from keras_trainops.readers.raw import Extent
 
 
 class Hdf5Checkpoint(Checkpoint):
@@ -20,10 +23,13 @@ class Hdf5Checkpoint(Checkpoint):
     """
 
     def __init__(self, location: str, file: h5py.File, source: io.IOBase | None = None) -> None:
-        super().__init__(location)
         self._file = file
         self._source = source
         self._datasets: dict[str, h5py.Dataset] = {}
+        # Where the HDF5 file lies byte for byte on disk; nowhere if it was unpacked.
+        path, self._start = (file.filename, 0) if source is None else _place(source)
+        super().__init__(location, [path or location])
+        self._plain = open(path, "rb", buffering=0) if path else None  # noqa: SIM115 - see close
         try:
             self._find_datasets(file)
         except BaseException:
@@ -43,19 +49,36 @@ class Hdf5Checkpoint(Checkpoint):
     def _dtype(self, key: str) -> np.dtype:
         return _numpy_dtype(self._datasets[key])
 
+    def _extent(self, key: str) -> Extent | None:
+        dataset = self._datasets[key]
+        offset = dataset.id.get_offset()  # None where the data are in chunks, or in the header
+        is_whole = dataset.id.get_storage_size() == dataset.nbytes
+        plain = self._plain_file(dataset)
+        if plain is None or offset is None or not is_whole or dataset.dtype.hasobject:
+            return None
+        return Extent(plain, self._start + offset)
+
+    def _plain_file(self, dataset: h5py.Dataset) -> io.FileIO | None:
+        """The file that `dataset` lies in, for those who have several."""
+        return self._plain
+
     def _read(self, key: str) -> np.ndarray:
         dataset = self._datasets[key]
         return np.asarray(dataset[()]).view(_numpy_dtype(dataset))
 
     def close(self) -> None:
-        self._file.close()
-        if self._source is not None:
-            self._source.close()
+        for opened in (self._file, self._source, self._plain):
+            if opened is not None:
+                opened.close()
+
+
+def _place(source: io.IOBase) -> tuple[str, int]:
+    return (source.path, source.offset) if isinstance(source, FileWindow) else ("", 0)
 
 
 def _numpy_dtype(dataset: h5py.Dataset) -> np.dtype:
     # HDF5 has no bfloat16: Keras stores two opaque bytes and says so in an attribute.
-    if dataset.attrs.get("dtype") == "bfloat16":
+    if strings(dataset, "dtype") == ["bfloat16"]:
         return np.dtype(ml_dtypes.bfloat16)
     return dataset.dtype
 
@@ -74,6 +97,11 @@ def own_dataset(group: h5py.Group, name: str, location: str) -> h5py.Dataset:
         or item.shape is None  # HDF5's "null": a data set without a value
     ):
         raise _not_of_this_file(group, name, location, "data set")
+    what = f"the data set {item.name}"
+    if not holds_numbers(item):
+        raise RestoreError(f"{location!r}: {what} looks damaged: its type or size is not right.")
+    claimed = nbytes(item.shape, item.dtype)
+    refuse_bomb(what, claimed, item.id.get_storage_size(), location)
     return item
 
 
@@ -104,11 +132,6 @@ def _not_of_this_file(group: h5py.Group, name: str, location: str, kind: str) ->
     )
 
 
-def text(value: str | bytes) -> str:
-    """An HDF5 string attribute, which old files keep as bytes."""
-    return value.decode("utf-8") if isinstance(value, bytes) else str(value)
-
-
 class FileWindow(io.RawIOBase):
     """A read-only window on a part of a file, as an uncompressed member of a zip archive is.
 
@@ -118,7 +141,8 @@ class FileWindow(io.RawIOBase):
 
     def __init__(self, path: str, offset: int, size: int) -> None:
         self._file = open(path, "rb")  # noqa: SIM115 - closed with the window
-        self._offset, self._size, self._position = offset, size, 0
+        self.path, self.offset = path, offset
+        self._size, self._position = size, 0
 
     def readable(self) -> bool:
         return True
@@ -136,7 +160,7 @@ class FileWindow(io.RawIOBase):
 
     def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]
         view = memoryview(buffer)[: max(0, self._size - self._position)]
-        self._file.seek(self._offset + self._position)
+        self._file.seek(self.offset + self._position)
         count = self._file.readinto(view)
         self._position += count
         return count

@@ -1,4 +1,4 @@
-"""Keras 3 weights: `.weights.h5`, and the same inside a `.keras` archive or directory.
+"""Keras 3 weights: `.weights.h5`, as it also lies inside `.keras` files and in shards.
 
 The file keeps each layer's variables by position (`layers/dense_1/vars/0`), and the layers' names
 as attributes. Keys are made of the names: the owning layers', then the variable's, told by the
@@ -10,19 +10,15 @@ that a file and a model agree on every key whose layers agree.
 from __future__ import annotations
 
 import io
-import os
 import re
-import struct
-import zipfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import h5py
 
 from keras_trainops.readers.base import RestoreError
-from keras_trainops.readers.hdf5 import FileWindow, Hdf5Checkpoint, own_dataset, text
-
-_MEMBER = "model.weights.h5"
+from keras_trainops.readers.hdf5 import Hdf5Checkpoint, own_dataset
+from keras_trainops.readers.hdf5_file import open_hdf5, strings
 
 _NORM = ("gamma", "beta", "moving_mean", "moving_variance")
 # Variable names by class (as the file spells it) and number of variables, where that is certain.
@@ -55,24 +51,94 @@ class StoredVariable(NamedTuple):
 
 
 class KerasWeightsCheckpoint(Hdf5Checkpoint):
-    """A Keras 3 weights file; the optimizer's variables in it are training state."""
+    """A Keras 3 weights file; the optimizer's and metrics' variables are training state.
+
+    Attributes:
+        owners: The name of the layer, or of the optimizer, that each group of the file belongs to.
+    """
 
     format = "Keras weights file (.weights.h5)"
 
+    def __init__(
+        self,
+        location: str,
+        file: h5py.File,
+        source: io.IOBase | None = None,
+        config_owners: Mapping[str, str] | None = None,
+    ) -> None:
+        self._config_owners = config_owners or {}
+        super().__init__(location, file, source)
+
     def _find_datasets(self, file: h5py.File) -> None:
-        owners, datasets = _scan(file, self.location)
+        self._name_datasets(*scan(file, self.location))
+
+    def _name_datasets(
+        self, named: Mapping[str, str], datasets: Mapping[tuple[str, str], h5py.Dataset]
+    ) -> None:
         if not datasets:
             raise RestoreError(f"{self.location!r} is an HDF5 file without Keras weights in it.")
-        stored = [
+        self.owners = {group: name for group, name in named.items() if name}
+        if not self.owners:
+            self.owners = _confirmed(self._config_owners, named)
+        self._stored = [
             StoredVariable(group, key, dataset.shape)
             for (group, key), dataset in datasets.items()
-            if not _is_optimizer(group)
+            if not _is_training_state(group)
         ]
-        names = variable_keys(stored, owners)
+        names = variable_keys(self._stored, self.owners)
         for place, dataset in datasets.items():
             self._datasets[names.get(place) or "/".join(place)] = dataset
-        state = ("/".join(place) for place in datasets if _is_optimizer(place[0]))
+        state = ("/".join(place) for place in datasets if _is_training_state(place[0]))
         self.training_state = frozenset(state)
+
+    def keys_of_model(
+        self, stored: Sequence[StoredVariable], owners: Mapping[str, str]
+    ) -> dict[tuple[str, str], str]:
+        """The key in this file of each variable of a model, by group and name in the group.
+
+        In a file without names a layer counts as found where it is the only one of its class and
+        shapes, in the file and in the model: never by its number, which changes with its siblings.
+
+        Args:
+            stored: The model's variables, as they would be stored were the model saved now.
+            owners: The layer name that belongs to a group.
+        """
+        keys = variable_keys(stored, owners)
+        if not self.owners:
+            theirs = variable_keys(self._stored, {})
+            for variable, other in _told_by_shapes(stored, self._stored):
+                keys[variable.group, variable.key] = theirs[other.group, other.key]
+        return keys
+
+
+def _told_by_shapes(
+    ours: Sequence[StoredVariable], theirs: Sequence[StoredVariable]
+) -> Iterator[tuple[StoredVariable, StoredVariable]]:
+    """Pairs of variables whose layers are, on each side, alone with their class and shapes."""
+    sides = [_by_class_and_shapes(side) for side in (ours, theirs)]
+    for kind, groups in sides[0].items():
+        others = sides[1].get(kind, [])
+        if len(groups) == len(others) == 1:
+            yield from zip(groups[0], others[0], strict=True)
+
+
+def _by_class_and_shapes(
+    stored: Sequence[StoredVariable],
+) -> dict[Hashable, list[list[StoredVariable]]]:
+    kinds: dict[Hashable, list[list[StoredVariable]]] = {}
+    for group, variables in _by_group(stored).items():
+        variables = sorted(variables, key=lambda v: by_number(v.key))
+        classes = tuple(_siblings(part) for part in group.split("/"))
+        kind = (classes, tuple((v.key, tuple(v.shape)) for v in variables))
+        kinds.setdefault(kind, []).append(variables)
+    return kinds
+
+
+def _by_group(stored: Iterable[StoredVariable]) -> dict[str, list[StoredVariable]]:
+    layers: dict[str, list[StoredVariable]] = {}
+    for variable in stored:
+        layers.setdefault(variable.group, []).append(variable)
+    return layers
 
 
 def variable_keys(
@@ -85,13 +151,11 @@ def variable_keys(
         owners: The layer name that belongs to a group. A group without one keeps its place in the
             file (`layers/dense_1`), which is never taken for a name.
     """
-    layers: dict[str, list[StoredVariable]] = {}
-    for variable in stored:
-        layers.setdefault(variable.group, []).append(variable)
+    layers = _by_group(stored)
     prefixes = owner_prefixes(layers, owners)
     keys = {}
     for group, variables in layers.items():
-        leaves = _leaf_names(group, variables)
+        leaves = _leaf_names(_class_of(group, owners), variables)
         for variable in variables:
             keys[group, variable.key] = f"{prefixes[group]}{leaves[variable.key]}"
     return keys
@@ -127,21 +191,21 @@ def _owner_chain(group: str, owners: Mapping[str, str]) -> str:
     """
     if group and group not in owners:
         return f"{group}/"
-    parts = group.split("/")
-    prefixes = ("/".join(parts[: end + 1]) for end in range(len(parts)))
-    return "".join(f"{owners[prefix]}/" for prefix in prefixes if prefix and prefix in owners)
+    return "".join(
+        f"{owners[above]}/" for above in _with_parents(group) if above and above in owners
+    )
 
 
-def _leaf_names(group: str, variables: Sequence[StoredVariable]) -> dict[str, str]:
+def _leaf_names(class_name: str, variables: Sequence[StoredVariable]) -> dict[str, str]:
     """Variable names by their keys in the group: known, told by the shapes, or the keys."""
     keys = [variable.key for variable in variables]
     if sorted(keys) != sorted(str(i) for i in range(len(keys))):
         return {key: key for key in keys}  # the layer named them itself
-    for names in _LEAVES.get(_class_of(group), ()):
+    for names in _LEAVES.get(class_name, ()):
         if len(names) == len(keys):
             return {str(i): name for i, name in enumerate(names)}
     ranks = [len(v.shape) for v in sorted(variables, key=lambda v: int(v.key))]
-    kernel_like = _KERNEL_CLASSES.fullmatch(_class_of(group)) is not None
+    kernel_like = _KERNEL_CLASSES.fullmatch(class_name) is not None
     if ranks[0] > 1 and (
         (len(ranks) == 1 and kernel_like) or (len(ranks) == 2 and ranks[1] < ranks[0])
     ):
@@ -149,18 +213,23 @@ def _leaf_names(group: str, variables: Sequence[StoredVariable]) -> dict[str, st
     return {key: key for key in keys}
 
 
-def _class_of(group: str) -> str:
+def _class_of(group: str, owners: Mapping[str, str]) -> str:
+    """The class of a layer as the file spells it, as far as its place tells."""
     parent, _, last = group.rpartition("/")
-    name = re.sub(r"_\d+$", "", last)
+    name = _siblings(last)
+    if name != "cell" or not parent:
+        return name
     # A recurrent layer keeps its cell under `cell`, and so says itself of which class that is.
-    return f"{_class_of(parent)}_cell" if name == "cell" and parent else name
+    # In a bidirectional layer it has no class itself, but its cell then has the class for a name.
+    cell = f"{_class_of(parent, owners)}_cell"
+    return cell if cell in _LEAVES else _siblings(owners.get(group, cell))
 
 
-def _is_optimizer(group: str) -> bool:
-    return group.partition("/")[0] == "optimizer"
+def _is_training_state(group: str) -> bool:
+    return group.partition("/")[0] in ("optimizer", "metrics")
 
 
-def _scan(
+def scan(
     file: h5py.File, location: str
 ) -> tuple[dict[str, str], dict[tuple[str, str], h5py.Dataset]]:
     """Owner names by group, and data sets by group and name, in the order of the file."""
@@ -172,55 +241,50 @@ def _scan(
         group, _, last = path.rpartition("/")
         if last != "vars" or not isinstance(item, h5py.Group):
             return
-        if "name" in item.attrs:
-            owners[group] = text(item.attrs["name"])
-        for key in sorted(item, key=lambda k: (len(k), k)):  # "10" after "9"
+        # A group without a name is kept as well: it counts where layers are counted.
+        owners[group] = "".join(strings(item, "name") or [])
+        for key in sorted(item, key=by_number):
             datasets[group, key] = own_dataset(item, key, location)
 
     file.visititems(visit)
     return owners, datasets
 
 
+def by_number(key: str) -> tuple[int, str]:
+    """Sorts variables by position: `10` after `9`."""
+    return len(key), key
+
+
+def _confirmed(hints: Mapping[str, str], groups: Collection[str]) -> dict[str, str]:
+    """Those names of a configuration that stand for a place in the file beyond doubt.
+
+    A layer's place is its class and number among its siblings. A layer that the writer reached by
+    another way too was not counted, so that the numbers behind it would name other layers: the
+    configuration counts for a class of siblings only where the file has just as many.
+    """
+    counted = {kind: _count(kind, groups) for kind in {_siblings(group) for group in hints}}
+    expected = {kind: _count(kind, hints) for kind in counted}
+    agree = {kind for kind in counted if counted[kind] == expected[kind]}
+    return {
+        group: name
+        for group, name in hints.items()
+        if all(_siblings(above) in agree for above in _with_parents(group) if above in hints)
+    }
+
+
+def _siblings(group: str) -> str:
+    return re.sub(r"_\d+$", "", group)
+
+
+def _count(kind: str, groups: Iterable[str]) -> int:
+    return sum(_siblings(group) == kind for group in groups)
+
+
+def _with_parents(group: str) -> list[str]:
+    parts = group.split("/")
+    return ["/".join(parts[: end + 1]) for end in range(len(parts))]
+
+
 def open_file(path: str) -> KerasWeightsCheckpoint:
     """Opens a `.weights.h5` file."""
-    return KerasWeightsCheckpoint(path, h5py.File(path, "r"))
-
-
-def open_directory(path: str) -> KerasWeightsCheckpoint:
-    """Opens an unzipped `.keras` directory."""
-    checkpoint = KerasWeightsCheckpoint(path, h5py.File(os.path.join(path, _MEMBER), "r"))
-    checkpoint.format = "Keras model directory (.keras)"
-    return checkpoint
-
-
-def is_archive(path: str) -> bool:
-    """Whether a zip archive is a `.keras` file."""
-    with zipfile.ZipFile(path) as archive:
-        return _MEMBER in archive.namelist()
-
-
-def open_archive(path: str) -> KerasWeightsCheckpoint:
-    """Opens a `.keras` file: its weights in place where they are stored, unpacked where not."""
-    with zipfile.ZipFile(path) as archive:
-        member = archive.getinfo(_MEMBER)
-        if member.compress_type == zipfile.ZIP_STORED:
-            data: io.IOBase = _window(path, member)
-        else:
-            data = io.BytesIO(archive.read(member))
-    checkpoint = KerasWeightsCheckpoint(path, h5py.File(data, "r"), source=data)
-    checkpoint.format = "Keras model file (.keras)"
-    return checkpoint
-
-
-def _window(path: str, member: zipfile.ZipInfo) -> FileWindow:
-    """The bytes of a stored member: behind its local header, whose length only it tells."""
-    with open(path, "rb") as file:
-        file.seek(member.header_offset)
-        header = file.read(30)
-    if len(header) < 30 or header[:4] != b"PK\x03\x04":
-        raise RestoreError(f"{path!r}: the archive's entry for {member.filename} is damaged.")
-    name_length, extra_length = struct.unpack("<HH", header[26:30])
-    offset = member.header_offset + len(header) + name_length + extra_length
-    if offset + member.file_size > os.path.getsize(path):
-        raise RestoreError(f"{path!r}: the archive ends inside {member.filename}.")
-    return FileWindow(path, offset, member.file_size)
+    return KerasWeightsCheckpoint(path, open_hdf5(path))

@@ -2,16 +2,19 @@
 
 Keys are the weights' own names without `:0`, under the layer that the file says owns them:
 `conv2d_1/kernel`. Graph-mode Keras renamed scopes behind the layer's back (`conv2d_1_1/kernel:0` in
-the layer `conv2d_1`): the layer's name is taken, unless two weights would then share a key.
+the layer `conv2d_1`): the layer's name is taken, unless two weights would then share a key. What
+older versions named or laid out otherwise is given as it is today (see `legacy_layouts`).
 """
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import h5py
+import numpy as np
 
 from keras_trainops.readers.base import RestoreError
 from keras_trainops.readers.hdf5 import (
@@ -19,8 +22,10 @@ from keras_trainops.readers.hdf5 import (
     own_dataset,
     own_group,
     own_item,
-    text,
 )
+from keras_trainops.readers.hdf5_file import open_hdf5, strings
+from keras_trainops.readers.legacy_layouts import Converted, todays
+from keras_trainops.readers.raw import Extent
 
 _WHOLE_MODEL = "model_weights"
 _MODELS_OWN = "top_level_model_weights"  # variables that belong to the model and to no layer
@@ -45,8 +50,35 @@ class LegacyHdf5Checkpoint(Hdf5Checkpoint):
         if not found:
             raise RestoreError(f"{self.location!r} is a legacy Keras HDF5 file without any weight.")
         keys = _distinct(found)
-        self._datasets = {key: dataset for key, (_, _, dataset) in zip(keys, found, strict=True)}
+        datasets = {key: dataset for key, (_, _, dataset) in zip(keys, found, strict=True)}
+        places = (weights, file)
+        version, backend = (_first(places, name) for name in ("keras_version", "backend"))
+        self._entries = todays(datasets, version, backend)
+        self._datasets = {
+            key: entry for key, entry in self._entries.items() if not isinstance(entry, Converted)
+        }
         self.training_state = frozenset(self._add_optimizer(file))
+        self._entries.update(self._datasets)
+
+    def _keys(self) -> Mapping[str, h5py.Dataset | Converted]:
+        return self._entries
+
+    def _shape(self, key: str) -> tuple[int, ...]:
+        entry = self._entries[key]
+        return entry.shape if isinstance(entry, Converted) else super()._shape(key)
+
+    def _dtype(self, key: str) -> np.dtype:
+        entry = self._entries[key]
+        return entry.dtype if isinstance(entry, Converted) else super()._dtype(key)
+
+    def _extent(self, key: str) -> Extent | None:
+        return None if isinstance(self._entries[key], Converted) else super()._extent(key)
+
+    def _read(self, key: str) -> np.ndarray:
+        entry = self._entries[key]
+        if not isinstance(entry, Converted):
+            return super()._read(key)
+        return entry.read()
 
     def _add_optimizer(self, file: h5py.File) -> list[str]:
         """Adds the optimizer's weights, whose names say nothing of the variables they belong to."""
@@ -62,15 +94,22 @@ class LegacyHdf5Checkpoint(Hdf5Checkpoint):
         return list(keys)
 
 
+def _first(places: Sequence[h5py.Group], name: str) -> str:
+    """An attribute that the weights of a whole model have, or else the file."""
+    return next(("".join(found) for place in places if (found := strings(place, name))), "")
+
+
 def _attribute(group: h5py.Group, name: str) -> list[str]:
     """A list of strings, which Keras splits (`name0`, `name1`, …) where it is long."""
-    if name in group.attrs:
-        return [text(value) for value in group.attrs[name]]
-    values: list[str] = []
-    part = 0
-    while f"{name}{part}" in group.attrs:
-        values.extend(text(value) for value in group.attrs[f"{name}{part}"])
-        part += 1
+    values = strings(group, name)
+    if values is not None:
+        return values
+    values = []
+    for number in itertools.count():
+        part = strings(group, f"{name}{number}")
+        if part is None:
+            break
+        values += part
     return values
 
 
@@ -112,4 +151,4 @@ def is_legacy(path: str) -> bool:
 
 def open_file(path: str) -> LegacyHdf5Checkpoint:
     """Opens a legacy weights or whole-model file."""
-    return LegacyHdf5Checkpoint(path, h5py.File(path, "r"))
+    return LegacyHdf5Checkpoint(path, open_hdf5(path))

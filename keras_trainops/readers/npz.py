@@ -1,14 +1,20 @@
-"""NumPy `.npz` archives. Nothing in them is ever unpickled."""
+"""NumPy archives (`.npz`) and single arrays (`.npy`). Nothing in them is ever unpickled."""
 
 from __future__ import annotations
 
+import os
 import zipfile
+from collections import Counter
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 import numpy as np
 
 from keras_trainops.readers.base import Checkpoint, RestoreError
+from keras_trainops.readers.limits import nbytes, refuse_bomb
+from keras_trainops.readers.training_state import by_name
+
+NPY_MAGIC = b"\x93NUMPY"
 
 
 class _Header(NamedTuple):
@@ -16,19 +22,10 @@ class _Header(NamedTuple):
     dtype: np.dtype
 
 
-class NpzCheckpoint(Checkpoint):
-    """An `.npz` archive; shapes and dtypes come from the headers of its members."""
+class _WithHeaders(Checkpoint):
+    """Arrays whose headers are read as the file is opened."""
 
-    format = "NumPy .npz archive"
-
-    def __init__(self, location: str) -> None:
-        super().__init__(location)
-        with zipfile.ZipFile(location) as archive:
-            members = [name for name in archive.namelist() if name.endswith(".npy")]
-            if not members:
-                raise RestoreError(f"{location!r} is a zip archive without any .npy array.")
-            self._headers = {name[: -len(".npy")]: _header(archive, name) for name in members}
-        self._arrays = np.load(location, allow_pickle=False)
+    _headers: dict[str, _Header]
 
     def _keys(self) -> Mapping[str, _Header]:
         return self._headers
@@ -39,23 +36,93 @@ class NpzCheckpoint(Checkpoint):
     def _dtype(self, key: str) -> np.dtype:
         return self._headers[key].dtype
 
+
+class NpzCheckpoint(_WithHeaders):
+    """An `.npz` archive; shapes and dtypes come from the headers of its members."""
+
+    format = "NumPy .npz archive"
+    checksums = True
+
+    def __init__(self, location: str) -> None:
+        super().__init__(location, [location])
+        with zipfile.ZipFile(location) as archive:
+            members = [m for m in archive.infolist() if m.filename.endswith(".npy")]
+            if not members:
+                raise RestoreError(f"{location!r} is a zip archive without any .npy array.")
+            refuse_repeated(archive, location)
+            self._headers = {
+                member.filename.removesuffix(".npy"): _member_header(archive, member, location)
+                for member in members
+            }
+        self._arrays = np.load(location, allow_pickle=False)
+        self.training_state = by_name(self._headers)
+
     def _read(self, key: str) -> np.ndarray:
-        return self._arrays[key]
+        return self._arrays[f"{key}.npy"]  # the full name: a key may itself be that of another
 
     def close(self) -> None:
         self._arrays.close()
 
 
-def _header(archive: zipfile.ZipFile, member: str) -> _Header:
+class NpyCheckpoint(_WithHeaders):
+    """An `.npy` file; its key is the file's name without `.npy`."""
+
+    format = "NumPy .npy array"
+
+    def __init__(self, location: str) -> None:
+        super().__init__(location, [location])
+        with open(location, "rb") as file:
+            header = _header(file)
+            _refuse_other_size(
+                "the array", header, os.path.getsize(location) - file.tell(), location
+            )
+        self._headers = {os.path.basename(location).removesuffix(".npy"): header}
+
+    def _read(self, key: str) -> np.ndarray:
+        return np.load(self.location, allow_pickle=False)
+
+
+def refuse_repeated(archive: zipfile.ZipFile, location: str) -> None:
+    """Refuses an archive with two members of one name: which of them counts, each tool decides.
+
+    Raises:
+        RestoreError: If there are any.
+    """
+    repeated = [name for name, count in Counter(archive.namelist()).items() if count > 1]
+    if repeated:
+        raise RestoreError(f"{location!r}: the archive holds {repeated[0]!r} more than once.")
+
+
+def _member_header(archive: zipfile.ZipFile, member: zipfile.ZipInfo, location: str) -> _Header:
+    refuse_bomb(f"the member {member.filename!r}", member.file_size, member.compress_size, location)
     with archive.open(member) as file:
-        version = np.lib.format.read_magic(file)
-        read = (
-            np.lib.format.read_array_header_1_0
-            if version == (1, 0)
-            else np.lib.format.read_array_header_2_0
+        header = _header(file)
+        _refuse_other_size(
+            f"the member {member.filename!r}", header, member.file_size - file.tell(), location
         )
-        shape, _, dtype = read(file)
+    return header
+
+
+def _header(file: IO[bytes]) -> _Header:
+    version = np.lib.format.read_magic(file)
+    read = (
+        np.lib.format.read_array_header_1_0
+        if version == (1, 0)
+        else np.lib.format.read_array_header_2_0
+    )
+    shape, _, dtype = read(file)
     return _Header(shape, dtype)
 
 
+def _refuse_other_size(what: str, header: _Header, stored: int, location: str) -> None:
+    """Objects are pickled, so their size says nothing; they are refused when they are asked for."""
+    claimed = nbytes(header.shape, header.dtype)
+    if not header.dtype.hasobject and claimed != stored:
+        raise RestoreError(
+            f"{location!r}: the header of {what} claims {claimed:,} bytes, but {stored:,} follow "
+            "it. It is damaged or cut short."
+        )
+
+
 open_file = NpzCheckpoint
+open_array = NpyCheckpoint

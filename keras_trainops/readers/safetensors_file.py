@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 
 import ml_dtypes
 import numpy as np
 
 from keras_trainops.readers.base import Checkpoint
+from keras_trainops.readers.raw import Extent
 
 # The names of dtypes in the file's header, where NumPy has another name for them.
 _DTYPES = {
@@ -38,10 +40,16 @@ class SafetensorsCheckpoint(Checkpoint):
     def __init__(self, location: str) -> None:
         from safetensors import safe_open
 
-        super().__init__(location)
+        super().__init__(location, [location])
         self._file = safe_open(location, framework="numpy")
         self._file.__enter__()
         self._slices = {key: self._file.get_slice(key) for key in self._file.keys()}  # noqa: SIM118 - no mapping
+        self._plain = open(location, "rb", buffering=0)  # noqa: SIM115 - see close
+        # The library has checked the header, but tells no offsets.
+        length = int.from_bytes(self._plain.read(8), "little")
+        header = json.loads(self._plain.read(length))
+        header.pop("__metadata__", None)
+        self._offsets = {k: 8 + length + entry["data_offsets"][0] for k, entry in header.items()}
 
     def _keys(self) -> Mapping[str, object]:
         return self._slices
@@ -55,12 +63,16 @@ class SafetensorsCheckpoint(Checkpoint):
             raise TypeError(f"NumPy has no dtype for {name}")
         return _DTYPES[name]
 
+    def _extent(self, key: str) -> Extent:
+        return Extent(self._plain, self._offsets[key])
+
     def _read(self, key: str) -> np.ndarray:
         return self._file.get_tensor(key)
 
     def close(self) -> None:
         self._slices = dict.fromkeys(self._slices)
         self._file.__exit__(None, None, None)
+        self._plain.close()
 
 
 def has_header(head: bytes) -> bool:

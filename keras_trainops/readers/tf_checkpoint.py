@@ -7,6 +7,7 @@ their path through the objects (`model/layers/3/kernel`).
 
 from __future__ import annotations
 
+import glob
 import os
 import re
 from collections import Counter
@@ -17,16 +18,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from keras_trainops.readers.base import Checkpoint, RestoreError
+from keras_trainops.readers.limits import nbytes, refuse_bomb
+from keras_trainops.readers.training_state import OPTIMIZER_COUNTERS, by_name, is_counter
 
 _OBJECT_GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
 _VALUE_SUFFIX = "/.ATTRIBUTES/VARIABLE_VALUE"
 _TABLE_MAGIC = bytes.fromhex("57fb808b247547db")  # the footer of a V1 file, and of an `.index`
-_COUNTERS = re.compile(
-    r"(?:.*/)?(?:global_step|save_counter|beta\d?_power(?:_\d+)?|seed_generator_state"
-    r"|current_loss_scale|good_steps)"
-)
-# The objects of a Keras 2 or Keras 3 optimizer that say where an optimizer is.
-_OPTIMIZER_COUNTERS = frozenset({"_iterations", "iterations", "iter"})
 
 
 class _Tensor(NamedTuple):
@@ -38,9 +35,13 @@ class _Tensor(NamedTuple):
 class TensorFlowCheckpoint(Checkpoint):
     """A checkpoint by its prefix, through TensorFlow's own reader (which checks its checksums)."""
 
+    checksums = True
+
     def __init__(self, prefix: str, location: str, kind: str | None = None) -> None:
-        super().__init__(location)
+        files = [path for path in _files_of(prefix) if os.path.isfile(path)]
+        super().__init__(location, files)
         self._reader = _tensorflow().compat.v1.train.NewCheckpointReader(prefix)
+        self._stored = sum(map(os.path.getsize, files))
         shapes = self._reader.get_variable_to_shape_map()
         dtypes = self._reader.get_variable_to_dtype_map()
         if not shapes:
@@ -59,7 +60,7 @@ class TensorFlowCheckpoint(Checkpoint):
             key: _Tensor(name, tuple(shapes[name]), np.dtype(dtypes[name].as_numpy_dtype))
             for key, name in names.items()
         }
-        self.training_state = frozenset(state)
+        self.training_state = state
 
     def _keys(self) -> Mapping[str, _Tensor]:
         return self._tensors
@@ -71,6 +72,8 @@ class TensorFlowCheckpoint(Checkpoint):
         return self._tensors[key].dtype
 
     def _read(self, key: str) -> np.ndarray:
+        claimed = nbytes(self._shape(key), self._dtype(key))
+        refuse_bomb(f"the tensor {key!r}", claimed, self._stored, self.location)
         return self._reader.get_tensor(self._tensors[key].tensor_name)
 
 
@@ -101,6 +104,12 @@ def is_v1_file(path: Path) -> bool:
         file.seek(0, os.SEEK_END)
         file.seek(max(0, file.tell() - len(_TABLE_MAGIC)))
         return file.read() == _TABLE_MAGIC
+
+
+def _files_of(prefix: str) -> list[str]:
+    """The file of a V1 checkpoint, or the index and the data files of a V2 checkpoint."""
+    name = glob.escape(prefix)
+    return [path for end in ("", ".index", ".data-*-of-*") for path in glob.glob(name + end)]
 
 
 def in_directory(directory: Path) -> bool:
@@ -145,10 +154,10 @@ def open_directory(text: str) -> Checkpoint:
     return TensorFlowCheckpoint(f"{text.rstrip(os.sep)}{os.sep}{latest}", location=text)
 
 
-def _name_based_training_state(names: Iterable[str]) -> set[str]:
-    """Slots (TF1 names them after their variable: `conv/weights/Adam`) and counters."""
+def _name_based_training_state(names: Iterable[str]) -> frozenset[str]:
+    """What names tell; and in a graph of TF1 whatever hangs on a variable is made for training."""
     known = set(names)
-    return {n for n in known if n.rpartition("/")[0] in known or _COUNTERS.fullmatch(n)}
+    return by_name(known) | {name for name in known if name.rpartition("/")[0] in known}
 
 
 class _Saved(NamedTuple):
@@ -159,7 +168,7 @@ class _Saved(NamedTuple):
 
 def _names_in_object_graph(
     serialized: bytes, shapes: Mapping[str, Any]
-) -> tuple[dict[str, str], set[str]]:
+) -> tuple[dict[str, str], frozenset[str]]:
     """Key -> tensor name, and the keys of training state, out of a serialized object graph."""
     from tensorflow.core.protobuf import trackable_object_graph_pb2
 
@@ -184,7 +193,7 @@ def _names_in_object_graph(
     optimizers = [
         f"{parent}/"
         for parent, _, name in (entry.object_path.rpartition("/") for entry in saved)
-        if name in _OPTIMIZER_COUNTERS and parent
+        if name in OPTIMIZER_COUNTERS and parent
     ]
     counts = Counter(entry.full_name for entry in saved)
     names, state = {}, set()
@@ -195,10 +204,11 @@ def _names_in_object_graph(
         if (
             entry.tensor_name in slot_tensors
             or any(_is_optimizers_own(entry.object_path, place) for place in optimizers)
-            or _COUNTERS.fullmatch(entry.full_name or entry.object_path)
+            or is_counter(entry.full_name or entry.object_path)
+            or entry.object_path.startswith("keras_api/metrics/")
         ):
             state.add(key)
-    return names, state
+    return names, frozenset(state)
 
 
 def _is_optimizers_own(object_path: str, optimizer: str) -> bool:

@@ -11,15 +11,20 @@ from collections.abc import Iterator, Mapping
 from typing import Any, TypeAlias
 
 import keras
+import numpy as np
 
 from keras_trainops.paths import Patterns
 from keras_trainops.readers.arrays import ArraysCheckpoint, VariablesCheckpoint
 from keras_trainops.readers.base import Checkpoint, RestoreError, open_checkpoint
-from keras_trainops.restore.assign import assign, to_numpy
+from keras_trainops.restore.adapt import Adapt
+from keras_trainops.restore.assign import assign
 from keras_trainops.restore.names import model_weights, without_model_name
-from keras_trainops.restore.plan import Plan, Reaction, make_plan, refusal, require_variables
+from keras_trainops.restore.optimizer_state import innermost
+from keras_trainops.restore.plan import Options, Reaction, make_plan, refusal, require_variables
+from keras_trainops.restore.progress import progress_bar
 from keras_trainops.restore.rename import Rename
 from keras_trainops.restore.report import RestoreReport
+from keras_trainops.restore.tensors import to_numpy
 
 Source: TypeAlias = "str | os.PathLike[str] | Mapping[str, Any] | keras.Model | Checkpoint"
 
@@ -31,9 +36,12 @@ def restore(
     rename: Rename = None,
     include: Patterns = None,
     exclude: Patterns = None,
+    adapt: Adapt = None,
     on_missing: Reaction | None = None,
     on_unexpected: Reaction | None = None,
     on_mismatch: Reaction = "error",
+    include_optimizer: bool = False,
+    verbose: int = 0,
 ) -> RestoreReport:
     r"""Loads weights into `model` by name, from any supported source: all of them, or none.
 
@@ -44,14 +52,22 @@ def restore(
         rename: From key to variable path: an ordered mapping of regular expressions
             (`re.fullmatch` on the key) to a template (`\1` as in `re.sub`), a list of templates
             (one tensor, several variables), a `keras.Variable`, or None (leave the key out); or a
-            callable from key to path or None. A key no rule matches keeps its own name.
+            callable from key to path or None; or "auto", which pairs by the longest common end of
+            the names, then by shape, and refuses what is ambiguous. A key no rule matches keeps
+            its own name.
         include: Patterns (see `keras_trainops.paths`) of the variables to restore; None: all.
         exclude: Patterns of the variables to leave as they are.
+        adapt: From pattern to adapter (`kt.adapt.Transpose()`, `kt.adapt.Reshape()`, a callable on
+            arrays): what a tensor becomes before it is assigned, or what becomes of several, where
+            several keys lead to one variable.
         on_missing: What to do with a selected variable that no key leads to: "error", "warn" or
             "ignore". Default "error", for a mapping of arrays "ignore".
         on_unexpected: What to do with a key that leads to no variable. Default "ignore" (it is
             reported), for a mapping of arrays "error".
         on_mismatch: What to do where shapes differ; unless it is "error" the variable stays.
+        include_optimizer: Whether to restore the state of the model's optimizer as well: its
+            count of updates and its slots, but not its learning rate.
+        verbose: 1 prints the report and, where it takes long, a progress bar; 0 nothing.
 
     Returns:
         What was restored from where, and what was not. Values are cast to the variables' dtypes.
@@ -72,18 +88,29 @@ def restore(
     `get_variables_to_restore` of tf.contrib.training and tf.contrib.framework.
     """
     started = time.perf_counter()
-    with _opened(source) as checkpoint:
-        plan = _plan(
-            model, checkpoint, rename, include, exclude, on_missing, on_unexpected, on_mismatch
+    with _opened(source, model, include_optimizer) as checkpoint:
+        options = Options(
+            rename,
+            include,
+            exclude,
+            adapt,
+            *_reactions(checkpoint, on_missing, on_unexpected),
+            on_mismatch,
+            include_optimizer,
         )
+        plan = make_plan(model, checkpoint, options)
         if plan.report.problems:
             raise RestoreError(refusal(plan))
         # Before anything is assigned: a warning may have been made an error.
         for line in [*plan.warnings, *_unbuilt_warning(plan.report)]:
             warnings.warn(f"{plan.report.source}: {line}", stacklevel=2)
-        assign(model, plan.assignments, checkpoint)
+        with progress_bar(plan.assignments, verbose) as progress:
+            assign(model, plan.assignments, checkpoint, progress)
     seconds = time.perf_counter() - started
-    return dataclasses.replace(plan.report, applied=True, seconds=seconds)
+    report = dataclasses.replace(plan.report, applied=True, seconds=seconds)
+    if verbose:
+        print(report, flush=True)
+    return report
 
 
 def plan_restore(
@@ -93,9 +120,11 @@ def plan_restore(
     rename: Rename = None,
     include: Patterns = None,
     exclude: Patterns = None,
+    adapt: Adapt = None,
     on_missing: Reaction | None = None,
     on_unexpected: Reaction | None = None,
     on_mismatch: Reaction = "error",
+    include_optimizer: bool = False,
 ) -> RestoreReport:
     """What `restore` would do with the same arguments, without reading or changing a value.
 
@@ -108,43 +137,37 @@ def plan_restore(
         ValueError: If an argument is not of the kind it must be.
     """
     started = time.perf_counter()
-    with _opened(source) as checkpoint:
-        plan = _plan(
-            model, checkpoint, rename, include, exclude, on_missing, on_unexpected, on_mismatch
+    with _opened(source, model, include_optimizer) as checkpoint:
+        options = Options(
+            rename,
+            include,
+            exclude,
+            adapt,
+            *_reactions(checkpoint, on_missing, on_unexpected),
+            on_mismatch,
+            include_optimizer,
         )
+        plan = make_plan(model, checkpoint, options)
     return dataclasses.replace(plan.report, seconds=time.perf_counter() - started)
 
 
-def _plan(
-    model: keras.Model,
-    checkpoint: Checkpoint,
-    rename: Rename,
-    include: Patterns,
-    exclude: Patterns,
-    on_missing: Reaction | None,
-    on_unexpected: Reaction | None,
-    on_mismatch: Reaction,
-) -> Plan:
+def _reactions(
+    checkpoint: Checkpoint, on_missing: Reaction | None, on_unexpected: Reaction | None
+) -> tuple[Reaction, Reaction]:
     """A checkpoint must cover the model; arrays somebody put together must be used whole."""
     whole = isinstance(checkpoint, ArraysCheckpoint)
-    return make_plan(
-        model,
-        checkpoint,
-        rename=rename,
-        include=include,
-        exclude=exclude,
-        on_missing=on_missing or ("ignore" if whole else "error"),
-        on_unexpected=on_unexpected or ("error" if whole else "ignore"),
-        on_mismatch=on_mismatch,
+    return (
+        on_missing or ("ignore" if whole else "error"),
+        on_unexpected or ("error" if whole else "ignore"),
     )
 
 
 @contextlib.contextmanager
-def _opened(source: Source) -> Iterator[Checkpoint]:
+def _opened(source: Source, model: keras.Model, with_optimizer: bool) -> Iterator[Checkpoint]:
     if isinstance(source, Checkpoint):
         yield source  # the caller opened it, and closes it
     elif isinstance(source, keras.layers.Layer):
-        yield _of_model(source)
+        yield _of_model(source, model, with_optimizer)
     elif isinstance(source, Mapping):
         yield ArraysCheckpoint(source)
     elif isinstance(source, (str, os.PathLike)):
@@ -157,10 +180,18 @@ def _opened(source: Source) -> Iterator[Checkpoint]:
         )
 
 
-def _of_model(model: keras.Model) -> Checkpoint:
-    require_variables(model)
-    variables = {without_model_name(p, model): v for p, v in model_weights(model)}
-    return VariablesCheckpoint(variables, f"model {model.name}", to_numpy)
+def _of_model(source: keras.Model, target: keras.Model, with_optimizer: bool) -> Checkpoint:
+    require_variables(source)
+    variables: dict[str, Any] = {without_model_name(p, source): v for p, v in model_weights(source)}
+    state: dict[str, Any] = {}
+    if with_optimizer and getattr(source, "optimizer", None) is not None:
+        state = {v.path: v for v in innermost(source.optimizer).variables}
+    location, own = f"model {source.name}", {id(v) for v in getattr(target, "weights", ())}
+    if any(id(variable) in own for variable in variables.values()):
+        # What both have is copied before it is overwritten.
+        copies = {path: to_numpy(v) for path, v in {**variables, **state}.items()}
+        return VariablesCheckpoint(copies, location, np.copy, state)
+    return VariablesCheckpoint({**variables, **state}, location, to_numpy, state)
 
 
 def _unbuilt_warning(report: RestoreReport) -> list[str]:

@@ -1,43 +1,109 @@
-"""Assigning a plan, all or nothing."""
+"""Assigning a plan, all or nothing, with one tensor in memory at a time.
+
+Every tensor is read twice: once to be looked at and dropped, before anything is assigned, and once
+to be assigned. docs/architecture.md says why, and what is left to go wrong in between.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import keras
 import numpy as np
 
 from keras_trainops import _keras
 from keras_trainops.readers.base import Checkpoint, RestoreError
-from keras_trainops.restore.plan import Assignment
+from keras_trainops.restore.assignment import Assignment, variable_bytes
+from keras_trainops.restore.tensors import to_numpy, to_tensor
+
+UNDO_BYTES = 32 << 20
+Progress = Callable[[int], None]
 
 
-def assign(model: keras.Model, assignments: Sequence[Assignment], checkpoint: Checkpoint) -> None:
-    """Reads every tensor, checks it, and only then assigns; a failure puts all values back.
+def assign(
+    model: keras.Model,
+    assignments: Sequence[Assignment],
+    checkpoint: Checkpoint,
+    progress: Progress = lambda nbytes: None,
+) -> None:
+    """Reads and checks every tensor, and only then assigns them, the largest first.
 
     Args:
         model: The model that the variables belong to.
-        assignments: What to assign. One key may serve several variables; it is read once.
+        assignments: What to assign.
         checkpoint: Where the tensors are read from.
+        progress: Called with the number of bytes that were read, again and again.
 
     Raises:
         RestoreError: If a tensor cannot be read, or is not finite or out of range in the
-            variable's dtype. No variable was changed then.
+            variable's dtype, or the files change meanwhile. No variable was changed then.
     """
-    values = _read_all(assignments, checkpoint)
-    done = 0
+    _check_all(assignments, checkpoint, progress)
+    checkpoint.require_unchanged()
+    # If memory is too short for one of them, then for the largest, and nothing is changed yet.
+    ordered = sorted(assignments, key=_nbytes, reverse=True)
+    undo = _Undo()
+    with _interrupts_wait():
+        try:
+            for assignment in ordered:
+                undo.assign(assignment.variable, _value(assignment, checkpoint))
+                progress(_nbytes(assignment))
+            _derive_again(model, assignments)
+            checkpoint.require_unchanged()
+        except BaseException as error:
+            undo.put_back(error)
+            _derive_again(model, assignments)
+            raise
+
+
+class _Undo:
+    """The values before, as far as they fit into `UNDO_BYTES`."""
+
+    def __init__(self) -> None:
+        self._before: list[tuple[keras.Variable, np.ndarray]] = []
+        self._left = UNDO_BYTES
+        self._lost = 0
+
+    def assign(self, variable: keras.Variable, value: np.ndarray) -> None:
+        """Assigns, and keeps the value before if there is room for it."""
+        fits = variable_bytes(variable) <= self._left
+        if fits:
+            self._before.append((variable, to_numpy(variable)))
+            self._left -= variable_bytes(variable)
+        variable.assign(to_tensor(value))
+        self._lost += not fits
+
+    def put_back(self, cause: BaseException) -> None:
+        """Assigns the values that were kept; says so if that is not all."""
+        for variable, before in self._before:
+            variable.assign(before)
+        if self._lost:
+            cause.add_note(
+                f"The model is half-loaded: {self._lost} variables keep their new values, as the "
+                "old ones were too much to be kept. Restore it again before you use it."
+            )
+
+
+@contextlib.contextmanager
+def _interrupts_wait() -> Iterator[None]:
+    """Ctrl-C takes effect when the block is done: half of the weights are of no use to anybody."""
+    handler = signal.getsignal(signal.SIGINT)
+    in_main = threading.current_thread() is threading.main_thread()
+    if not in_main or not callable(handler):
+        yield  # Python interrupts the main thread only
+        return
+    waiting: list[tuple[Any, ...]] = []
+    signal.signal(signal.SIGINT, lambda *arguments: waiting.append(arguments))
     try:
-        for i, assignment in enumerate(assignments):
-            before = to_numpy(assignment.variable)
-            done = i + 1
-            new, values[i] = values[i], before  # once assigned, the new value's memory is free
-            assignment.variable.assign(new)
-        _derive_again(model, assignments)
-    except BaseException:
-        for assignment, before in zip(assignments[:done], values[:done], strict=True):
-            assignment.variable.assign(before)
-        _derive_again(model, assignments)
-        raise
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    if waiting:
+        handler(*waiting[0])
 
 
 def _derive_again(model: keras.Model, assignments: Sequence[Assignment]) -> None:
@@ -53,36 +119,83 @@ def _derive_again(model: keras.Model, assignments: Sequence[Assignment]) -> None
             derive()
 
 
-def to_numpy(variable: keras.Variable) -> np.ndarray:
-    """A copy of a variable's value: some backends would hand out the live buffer."""
-    return np.array(keras.ops.convert_to_numpy(keras.ops.convert_to_tensor(variable)))
-
-
-def _read_all(assignments: Sequence[Assignment], checkpoint: Checkpoint) -> list[np.ndarray]:
-    raw: dict[str, np.ndarray] = {}
-    values = []
+def _check_all(
+    assignments: Sequence[Assignment], checkpoint: Checkpoint, progress: Progress
+) -> None:
     problems = []
-    for path, variable, key, copies in assignments:
-        if key not in raw:
-            raw[key] = checkpoint[key]
-        value = _cast(raw[key], np.dtype(variable.dtype))
-        if not _is_kept(raw[key], value):
-            problems.append(
-                f"{path}: the tensor under key {key!r} {_complaint(raw[key], variable)}"
-            )
+    for assignment in assignments:
+        path, keys = assignment.path, " and ".join(map(repr, assignment.keys))
+        complaint = _complaint(assignment, checkpoint)
+        if complaint:
+            problems.append(f"{path}: the tensor under key {keys} {complaint}")
         problems += [
-            f"{path}: layers of this model share it, but {key!r} and {copy!r} differ"
-            for copy in copies
-            if not np.array_equal(checkpoint[copy], raw[key])
+            f"{path}: layers of this model share it, but {keys} and {copy!r} differ"
+            for copy in assignment.copies
+            if not _equal(checkpoint, assignment.keys[0], copy)
         ]
-        values.append(value)
+        progress(_nbytes(assignment))
     if problems:
         raise RestoreError(
             f"Cannot restore from {checkpoint.location!r} ({checkpoint.format}):\n"
             + "\n".join(f"  ! {problem}" for problem in problems)
             + "\nNothing was changed. Leave these variables out with `exclude=`."
         )
-    return values
+
+
+def _complaint(assignment: Assignment, checkpoint: Checkpoint) -> str:
+    """What is wrong with the values for a variable; empty if nothing is."""
+    variable = assignment.variable
+    if assignment.adapter is None:
+        return _complaint_about(checkpoint.pieces(assignment.keys[0]), variable)
+    adapted = _adapted(assignment, checkpoint)
+    if adapted.shape != tuple(variable.shape):
+        return f"becomes {adapted.shape} by {assignment.adapter}, and the variable is " + str(
+            tuple(variable.shape)
+        )
+    return _complaint_about([adapted], variable)
+
+
+def _complaint_about(pieces: Iterable[np.ndarray], variable: keras.Variable) -> str:
+    dtype = np.dtype(variable.dtype)
+    not_finite, all_kept = 0, True
+    for piece in pieces:
+        if piece.dtype.kind not in "biu":
+            finite = np.isfinite(piece)
+            not_finite += 0 if finite.all() else int(piece.size - np.count_nonzero(finite))
+        if not np.can_cast(piece.dtype, dtype):
+            all_kept = all_kept and _is_kept(piece, _cast(piece, dtype))
+    if not_finite:
+        return f"has {not_finite} values that are NaN or infinite"
+    return "" if all_kept else f"has values outside the range of {variable.dtype}"
+
+
+def _is_kept(raw: np.ndarray, value: np.ndarray) -> bool:
+    """Whether a cast kept what it had to: integers are exact (they would wrap), floats finite."""
+    return bool((value == raw).all() if value.dtype.kind in "biu" else np.isfinite(value).all())
+
+
+def _equal(checkpoint: Checkpoint, first: str, second: str) -> bool:
+    pairs = zip(checkpoint.pieces(first), checkpoint.pieces(second), strict=True)
+    return all(np.array_equal(a, b) for a, b in pairs)
+
+
+def _value(assignment: Assignment, checkpoint: Checkpoint) -> np.ndarray:
+    """What to assign, in memory of its own: JAX may make it the variable's memory."""
+    dtype = np.dtype(assignment.variable.dtype)
+    if assignment.adapter is None:
+        return _cast(checkpoint[assignment.keys[0]], dtype)
+    return np.array(_cast(_adapted(assignment, checkpoint), dtype), order="C")
+
+
+def _adapted(assignment: Assignment, checkpoint: Checkpoint) -> np.ndarray:
+    assert assignment.adapter is not None
+    arrays = [checkpoint[key] for key in assignment.keys]
+    try:
+        return assignment.adapter(arrays, assignment.variable)
+    except Exception as error:  # a callable of the user's may raise anything
+        raise RestoreError(
+            f"{assignment.path}: {assignment.adapter} failed on {assignment.keys[0]!r}: {error}"
+        ) from error
 
 
 def _cast(value: np.ndarray, dtype: np.dtype) -> np.ndarray:
@@ -90,17 +203,5 @@ def _cast(value: np.ndarray, dtype: np.dtype) -> np.ndarray:
         return value.astype(dtype, copy=False)
 
 
-def _is_kept(raw: np.ndarray, value: np.ndarray) -> bool:
-    """Whether a cast kept what it had to: integers are exact (they would wrap), floats finite."""
-    return bool((value == raw).all()) if value.dtype.kind in "biu" else _all_finite(value)
-
-
-def _all_finite(value: np.ndarray) -> bool:
-    return value.dtype.kind in "biu" or bool(np.isfinite(value).all())
-
-
-def _complaint(raw: np.ndarray, variable: keras.Variable) -> str:
-    if _all_finite(raw):
-        return f"has values outside the range of {variable.dtype}"
-    count = int(np.size(raw) - np.count_nonzero(np.isfinite(raw)))
-    return f"has {count} values that are NaN or infinite"
+def _nbytes(assignment: Assignment) -> int:
+    return variable_bytes(assignment.variable)

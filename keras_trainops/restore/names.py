@@ -14,7 +14,6 @@ from keras_trainops.readers.keras_weights import (
     KerasWeightsCheckpoint,
     StoredVariable,
     owner_prefixes,
-    variable_keys,
 )
 
 
@@ -62,6 +61,7 @@ class NameTable:
 
     Attributes:
         paths: The variables' paths, by position.
+        short_paths: The same without the model's own name.
         stored_as: The names under which a weights file would store each position: several where
             layers share the variable, as tied embeddings do.
     """
@@ -71,14 +71,15 @@ class NameTable:
     ) -> None:
         position = {id(variable): i for i, (_, variable) in enumerate(named)}
         self.paths = [path for path, _ in named]
+        self.short_paths = [without_model_name(path, model) for path in self.paths]
         self._tables = [
             _table((path, i) for i, path in enumerate(self.paths)),
             _table((variable.path, i) for i, (_, variable) in enumerate(named)),
-            _table((without_model_name(path, model), i) for i, path in enumerate(self.paths)),
+            _table((path, i) for i, path in enumerate(self.short_paths)),
         ]
         self.stored_as: dict[int, set[str]] = defaultdict(set)
         if isinstance(checkpoint, KerasWeightsCheckpoint):
-            for name, i in _names_in_weights_file(model):
+            for name, i in _names_in_weights_file(model, checkpoint):
                 if i in position:
                     self.stored_as[position[i]].add(name)
             self._tables.insert(
@@ -100,12 +101,14 @@ def _table(entries: Iterable[tuple[str, int]]) -> dict[str, list[int]]:
     return dict(table)
 
 
-def _names_in_weights_file(model: keras.Model) -> list[tuple[str, int]]:
+def _names_in_weights_file(
+    model: keras.Model, checkpoint: KerasWeightsCheckpoint
+) -> list[tuple[str, int]]:
     """(key, `id(variable)`) as the reader would name them, were the model saved now."""
     walk = _keras.saving_walk(model)
     stored = [
         StoredVariable(group, key, tuple(getattr(value, "shape", ())))
         for group, key, value in walk.entries
     ]
-    keys = variable_keys(stored, walk.owners)
+    keys = checkpoint.keys_of_model(stored, walk.owners)
     return [(keys[group, key], id(value)) for group, key, value in walk.entries]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, get_args
@@ -12,24 +11,32 @@ import numpy as np
 
 from keras_trainops import _keras, paths
 from keras_trainops.readers.base import Checkpoint, RestoreError
+from keras_trainops.restore.adapt import Adapt, Adapter, as_adapter
+from keras_trainops.restore.assignment import Assignment
+from keras_trainops.restore.matching import Matching, pair_by_heuristic
 from keras_trainops.restore.names import NameTable, model_weights
-from keras_trainops.restore.rename import Rename, Renamed, apply_rules
+from keras_trainops.restore.optimizer_state import plan_optimizer
+from keras_trainops.restore.rename import Rename, apply_rules
 from keras_trainops.restore.report import Mismatch, RestoreReport, folded
 
 Reaction = Literal["error", "warn", "ignore"]
 
 
-class Assignment(NamedTuple):
-    """One variable and the key whose tensor it gets.
+class Options(NamedTuple):
+    """What the caller of `restore` asks for, as documented there."""
 
-    `copies` are keys under which a weights file holds the same variable again, for another layer
-    that shares it. They must agree.
-    """
+    rename: Rename = None
+    include: paths.Patterns = None
+    exclude: paths.Patterns = None
+    adapt: Adapt = None
+    on_missing: Reaction = "error"
+    on_unexpected: Reaction = "ignore"
+    on_mismatch: Reaction = "error"
+    include_optimizer: bool = False
 
-    path: str
-    variable: keras.Variable
-    key: str
-    copies: Sequence[str] = ()
+    def reaction(self, what: str) -> Reaction:
+        """The reaction to what `on_…` names."""
+        return getattr(self, what)
 
 
 @dataclass
@@ -49,29 +56,15 @@ class Plan:
     warnings: list[str] = field(default_factory=list)
 
 
-def make_plan(
-    model: keras.Model,
-    checkpoint: Checkpoint,
-    *,
-    rename: Rename,
-    include: paths.Patterns,
-    exclude: paths.Patterns,
-    on_missing: Reaction,
-    on_unexpected: Reaction,
-    on_mismatch: Reaction,
-) -> Plan:
+def make_plan(model: keras.Model, checkpoint: Checkpoint, options: Options) -> Plan:
     """Plans, from names, shapes and dtypes alone, without reading a tensor.
 
     Raises:
         ValueError: If an argument is not of the kind it must be.
         RestoreError: If the model has no variables yet.
     """
-    reactions = {
-        "on_missing": on_missing,
-        "on_unexpected": on_unexpected,
-        "on_mismatch": on_mismatch,
-    }
-    for argument, reaction in reactions.items():
+    for argument in ("on_missing", "on_unexpected", "on_mismatch"):
+        reaction = options.reaction(argument)
         if reaction not in get_args(Reaction):
             raise ValueError(
                 f"`{argument}` must be one of {get_args(Reaction)}. Received: {reaction!r}"
@@ -79,14 +72,25 @@ def make_plan(
     unbuilt = require_variables(model)
     named = model_weights(model)
     problems: list[str] = []
-    selected = _selected(named, include, exclude, problems)
-    matching = _Matching(named, selected, checkpoint, NameTable(model, named, checkpoint))
-    renaming = apply_rules(rename, checkpoint)
+    selected = _selected(named, options, problems)
+    adapters = _adapters(named, options.adapt, problems)
+    table = NameTable(model, named, checkpoint)
+    matching = Matching(named, selected, adapters, table)
+    if isinstance(options.rename, str):
+        renaming = pair_by_heuristic(options.rename, matching, checkpoint)
+    else:
+        renaming = apply_rules(options.rename, checkpoint)
     problems += renaming.problems
     for entry in renaming.renamed:
         matching.add(entry)
     problems += matching.problems()
-    return _finish(model, checkpoint, matching, unbuilt, problems, reactions)
+    outcome = _outcome(matching, checkpoint)
+    problems += outcome.problems
+    state: list[Assignment] = []
+    if options.include_optimizer:
+        state, why_not = plan_optimizer(model, checkpoint, outcome.assignments)
+        problems += why_not
+    return _plan(model, checkpoint, matching, outcome, state, unbuilt, problems, options)
 
 
 def require_variables(model: keras.Model) -> tuple[str, ...]:
@@ -108,135 +112,83 @@ def require_variables(model: keras.Model) -> tuple[str, ...]:
 
 
 def _selected(
-    named: Sequence[paths.NamedVariable],
-    include: paths.Patterns,
-    exclude: paths.Patterns,
-    problems: list[str],
+    named: Sequence[paths.NamedVariable], options: Options, problems: list[str]
 ) -> list[bool]:
     chosen = {}
-    for argument, patterns in (("include", include), ("exclude", exclude)):
+    for argument, patterns in (("include", options.include), ("exclude", options.exclude)):
         try:
             chosen[argument] = paths.select(patterns, named)
         except ValueError as error:
             problems += [f"`{argument}`: {line}" for line in str(error).splitlines()]
             chosen[argument] = [False] * len(named)
-    everything = include is None
+    everything = options.include is None
     return [
         (everything or included) and not excluded
         for included, excluded in zip(chosen["include"], chosen["exclude"], strict=True)
     ]
 
 
-class _Matching:
-    """Brings keys and variables together, and remembers what does not fit."""
+def _adapters(
+    named: Sequence[paths.NamedVariable], adapt: Adapt, problems: list[str]
+) -> list[Adapter | None]:
+    rules = [(pattern, as_adapter(value)) for pattern, value in paths.as_rules(adapt)]
+    try:
+        return paths.first_match(rules, named)
+    except ValueError as error:
+        problems += [f"`adapt`: {line}" for line in str(error).splitlines()]
+        return [None] * len(named)
 
-    def __init__(
-        self,
-        named: Sequence[paths.NamedVariable],
-        selected: Sequence[bool],
-        checkpoint: Checkpoint,
-        table: NameTable,
-    ) -> None:
-        self.named, self.selected, self.checkpoint, self.table = named, selected, checkpoint, table
-        self.key_of: dict[int, str] = {}
-        self.copies_of: dict[int, list[str]] = defaultdict(list)
-        self._name_of: dict[int, str] = {}
-        self.ignored: list[str] = []
-        self.unused: list[str] = []
-        self._position = {id(variable): i for i, (_, variable) in enumerate(named)}
-        self._conflicts: list[str] = []
-        self._rule_targets: dict[str, set[str]] = {}
-        self._rules_that_lead: set[str] = set()
 
-    def add(self, renamed: Renamed) -> None:
-        """Takes the variables that one key is to go to."""
-        if not renamed.targets:
-            self.ignored.append(renamed.key)
-        used = False
-        for target in renamed.targets:
-            for position in self._find(renamed, target):
-                used = True
-                self._take(position, renamed.key, target)
-        if renamed.targets and not used:
-            self.unused.append(renamed.key)
-        if renamed.rule is not None and (used or not renamed.targets):
-            self._rules_that_lead.add(renamed.rule)
+@dataclass
+class _Outcome:
+    """What the matching of names comes to, once shapes and dtypes are looked at."""
 
-    def _find(self, renamed: Renamed, target: str | keras.Variable) -> list[int]:
-        if isinstance(target, keras.Variable):
-            if id(target) not in self._position:
-                self._conflicts.append(
-                    f"Rename rule {renamed.rule!r} leads to the variable {target.path!r}, which is "
-                    "no weight of this model."
-                )
-                return []
-            found, name = [self._position[id(target)]], target.path
+    assignments: list[Assignment] = field(default_factory=list)
+    mismatched: list[Mismatch] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    excluded: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+
+def _outcome(matching: Matching, checkpoint: Checkpoint) -> _Outcome:
+    outcome = _Outcome()
+    for position, (path, variable) in enumerate(matching.named):
+        keys = matching.keys_of(position)
+        if not matching.selected[position]:
+            outcome.excluded.append(path)
+        elif not keys:
+            outcome.missing.append(path)
         else:
-            found, name = self.table.find(target), target
-            if renamed.rule is not None and not found:
-                self._rule_targets.setdefault(renamed.rule, set()).add(target)
-        if len(found) > 1:
-            owners = ", ".join(repr(self.named[i].path) for i in found)
-            self._conflicts.append(
-                f"{name!r} (for key {renamed.key!r}) names {len(found)} variables: {owners}. Name "
-                "one by its owner, or pass the `keras.Variable` itself in `rename`."
-            )
-            return []
-        return found
-
-    def _take(self, position: int, key: str, target: str | keras.Variable) -> None:
-        if not self.selected[position]:
-            return
-        name = target if isinstance(target, str) else ""
-        other = self.key_of.setdefault(position, key)
-        other_name = self._name_of.setdefault(position, name)
-        if other == key:
-            return
-        if name != other_name and {name, other_name} <= self.table.stored_as[position]:
-            self.copies_of[position].append(key)
-        else:
-            self._conflicts.append(
-                f"Two keys for one variable: {other!r} and {key!r} both lead to "
-                f"{self.named[position].path!r}. Leave one out with a rename rule to None."
-            )
-
-    def problems(self) -> list[str]:
-        """What is wrong with the matching itself, whatever the reactions."""
-        dead_ends = [
-            f"Rename rule {rule!r} leads to no variable of the model, as to {min(targets)!r}. "
-            f"{paths.closest_phrase(min(targets), self.table.paths, 'path')}"
-            for rule, targets in self._rule_targets.items()
-            if rule not in self._rules_that_lead and rule != "the callable"
-        ]
-        return [*self._conflicts, *dead_ends]
+            adapter, copies = matching.adapters[position], matching.copies_of.get(position, [])
+            assignment = Assignment(path, variable, keys, adapter, copies)
+            outcome.problems += _dtype_problems(assignment, checkpoint)
+            try:
+                shape = _shape(assignment, checkpoint)
+            except ValueError as error:
+                outcome.problems.append(f"! {path}: {error}")
+                continue
+            wanted = tuple(variable.shape)
+            if shape is None or shape == wanted:
+                outcome.assignments.append(assignment)
+            else:
+                outcome.mismatched.append(Mismatch(path, " + ".join(keys), wanted, shape))
+    return outcome
 
 
-def _finish(
+def _plan(
     model: keras.Model,
     checkpoint: Checkpoint,
-    matching: _Matching,
+    matching: Matching,
+    outcome: _Outcome,
+    state: list[Assignment],
     unbuilt: tuple[str, ...],
     problems: list[str],
-    reactions: dict[str, Reaction],
+    options: Options,
 ) -> Plan:
-    assignments: list[Assignment] = []
-    mismatched: list[Mismatch] = []
-    missing, excluded = [], []
-    for position, (path, variable) in enumerate(matching.named):
-        key = matching.key_of.get(position)
-        if not matching.selected[position]:
-            excluded.append(path)
-        elif key is None:
-            missing.append(path)
-        elif tuple(variable.shape) != checkpoint.shape(key):
-            shapes = (tuple(variable.shape), checkpoint.shape(key))
-            mismatched.append(Mismatch(path, key, *shapes))
-        else:
-            problems += _dtype_problem(path, variable, key, checkpoint.dtype(key))
-            copies = matching.copies_of[position]
-            assignments.append(Assignment(path, variable, key, copies))
-    slots = [key for key in matching.unused if key in checkpoint.training_state]
-    unexpected = [key for key in matching.unused if key not in checkpoint.training_state]
+    assignments, mismatched, missing = outcome.assignments, outcome.mismatched, outcome.missing
+    restored_state = {key for assignment in state for key in assignment.keys}
+    unused = [key for key in matching.unused if key not in restored_state]
+    unexpected = [key for key in unused if key not in checkpoint.training_state]
     lines = {
         "on_mismatch": [
             f"! {m.path}: {m.model_shape} in the model, {m.checkpoint_shape} under key {m.key!r}"
@@ -246,7 +198,7 @@ def _finish(
         "on_unexpected": [f"+ unused: {folded(unexpected)}"] if unexpected else [],
     }
     refused = [
-        line for what, found in lines.items() if reactions[what] == "error" for line in found
+        line for what, found in lines.items() if options.reaction(what) == "error" for line in found
     ]
     if not assignments and not problems:
         refused = [line for found in lines.values() for line in found]
@@ -255,24 +207,30 @@ def _finish(
     report = RestoreReport(
         model=model.name,
         source=f"{checkpoint.location!r} ({checkpoint.format})",
-        restored={a.path: a.key for a in assignments},
+        restored={a.path: " + ".join(a.keys) for a in assignments},
+        adapted={a.path: str(a.adapter) for a in assignments if a.adapter is not None},
+        optimizer={a.path: a.keys[0] for a in state},
         missing=tuple(missing),
         unexpected=tuple(unexpected),
         mismatched=tuple(mismatched),
-        excluded=tuple(excluded),
+        excluded=tuple(outcome.excluded),
         ignored=tuple(matching.ignored),
-        slots=tuple(slots),
+        slots=tuple(key for key in unused if key in checkpoint.training_state),
         unbuilt=unbuilt,
         problems=tuple(problems + refused),
-        bytes=sum(_nbytes(checkpoint, key) for key in {a.key for a in assignments}),
+        bytes=sum(
+            _nbytes(checkpoint, key) for key in {k for a in [*assignments, *state] for k in a.keys}
+        ),
     )
-    failing = [m.path for m in mismatched] if reactions["on_mismatch"] == "error" else []
-    failing += missing if reactions["on_missing"] == "error" else []
-    warned = [line for what, found in lines.items() if reactions[what] == "warn" for line in found]
-    return Plan(assignments, report, failing, warned)
+    failing = [m.path for m in mismatched] if options.on_mismatch == "error" else []
+    failing += missing if options.on_missing == "error" else []
+    warned = [
+        line for what, found in lines.items() if options.reaction(what) == "warn" for line in found
+    ]
+    return Plan([*assignments, *state], report, failing, warned)
 
 
-def _nothing_matched(checkpoint: Checkpoint, matching: _Matching) -> str:
+def _nothing_matched(checkpoint: Checkpoint, matching: Matching) -> str:
     if not any(matching.selected):
         return "No variable is selected: `include` and `exclude` leave nothing."
     examples = [key for key in checkpoint if key not in checkpoint.training_state]
@@ -284,10 +242,22 @@ def _nothing_matched(checkpoint: Checkpoint, matching: _Matching) -> str:
     )
 
 
-def _dtype_problem(path: str, variable: keras.Variable, key: str, dtype: np.dtype) -> list[str]:
-    if _is_numeric(dtype) and _fits(dtype, np.dtype(variable.dtype)):
-        return []
-    return [f"! {path}: {variable.dtype} in the model, {dtype} under key {key!r}"]
+def _shape(assignment: Assignment, checkpoint: Checkpoint) -> tuple[int, ...] | None:
+    """What is to be assigned has this shape; None if only the values tell."""
+    shapes = [checkpoint.shape(key) for key in assignment.keys]
+    if assignment.adapter is None:
+        return shapes[0]
+    return assignment.adapter.shape(shapes, tuple(assignment.variable.shape))
+
+
+def _dtype_problems(assignment: Assignment, checkpoint: Checkpoint) -> list[str]:
+    path, wanted = assignment.path, np.dtype(assignment.variable.dtype)
+    return [
+        f"! {path}: {wanted} in the model, {dtype} under key {key!r}"
+        for key in assignment.keys
+        for dtype in [checkpoint.dtype(key)]
+        if not (_is_numeric(dtype) and _fits(dtype, wanted))
+    ]
 
 
 def _is_numeric(dtype: np.dtype) -> bool:

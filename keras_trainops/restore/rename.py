@@ -13,7 +13,7 @@ from keras_trainops import paths
 
 Target: TypeAlias = "str | keras.Variable"
 Rename: TypeAlias = (
-    "Mapping[str, Target | Sequence[Target] | None] | Callable[[str], str | None] | None"
+    "Mapping[str, Target | Sequence[Target] | None] | Callable[[str], str | None] | str | None"
 )
 
 
@@ -25,11 +25,13 @@ class Renamed:
         key: The key in the checkpoint.
         targets: Variables, or names of variables; empty where a rule leaves the key out.
         rule: The rule that decided, None where the key keeps its own name.
+        order: The rule's place among the rules: the order of keys that are combined.
     """
 
     key: str
     targets: Sequence[Target]
     rule: str | None = None
+    order: int = 0
 
 
 @dataclass
@@ -81,35 +83,33 @@ def _apply_mapping(rules: Mapping[str, Any], keys: Sequence[str]) -> Renaming:
         (rule, paths.compile_expression(_rule_text(rule)), _as_targets(rule, value))
         for rule, value in rules.items()
     ]
-    won: dict[str, int] = dict.fromkeys(rules, 0)
-    seen: dict[str, str] = {}
+    won: set[str] = set()
     result = Renaming()
     for key in keys:
-        winner: str | None = None
-        for rule, expression, targets in compiled:
+        for order, (rule, expression, targets) in enumerate(compiled):
             match = expression.fullmatch(key)
-            if match is None:
-                continue
-            seen.setdefault(rule, key)
-            if winner is None:
-                winner = rule
-                won[rule] += 1
+            if match is not None:
+                won.add(rule)
                 filled = [_fill(rule, target, match) for target in targets]
-                result.renamed.append(Renamed(key, filled, rule))
-        if winner is None:
-            result.renamed.append(Renamed(key, [key]))
-    for rule, count in won.items():
-        if count:
-            continue
-        if rule in seen:
-            result.problems.append(
-                f"Rename rule {rule!r} never applies: earlier rules match all that it matches, as "
-                f"{seen[rule]!r}. Put it first, or leave it out."
-            )
+                result.renamed.append(Renamed(key, filled, rule, order))
+                break
         else:
-            near = paths.closest_phrase(rule, keys, "key")
-            result.problems.append(f"Rename rule {rule!r} matches no key. {near}")
+            result.renamed.append(Renamed(key, [key]))
+    result.problems = [
+        _why_unused(rule, expression, keys) for rule, expression, _ in compiled if rule not in won
+    ]
     return result
+
+
+def _why_unused(rule: str, expression: re.Pattern[str], keys: Sequence[str]) -> str:
+    shadowed = next(filter(expression.fullmatch, keys), None)
+    if shadowed is None:
+        near = paths.closest_phrase(rule, keys, "key")
+        return f"Rename rule {rule!r} matches no key. {near}"
+    return (
+        f"Rename rule {rule!r} never applies: earlier rules match all that it matches, as "
+        f"{shadowed!r}. Put it first, or leave it out."
+    )
 
 
 def _rule_text(rule: Any) -> str:

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+_MAPPINGS = ("restored", "adapted", "optimizer")  # fields that are read-only mappings
+
 
 class Mismatch(NamedTuple):
     """A variable whose shape is not that of the tensor under its key."""
@@ -28,6 +30,8 @@ class RestoreReport:
         source: Where the values come from, and of which format that is.
         applied: Whether the variables were assigned; False from `plan_restore`.
         restored: Variable path -> checkpoint key.
+        adapted: Variable path -> the adapter that made its tensor fit.
+        optimizer: Path of a variable of the optimizer -> checkpoint key.
         missing: Paths of selected variables that no key leads to.
         unexpected: Keys that lead to no variable.
         mismatched: Variables whose shape differs from their tensor's.
@@ -44,6 +48,8 @@ class RestoreReport:
     source: str
     applied: bool = False
     restored: Mapping[str, str] = field(default_factory=dict)
+    adapted: Mapping[str, str] = field(default_factory=dict)
+    optimizer: Mapping[str, str] = field(default_factory=dict)
     missing: tuple[str, ...] = ()
     unexpected: tuple[str, ...] = ()
     mismatched: tuple[Mismatch, ...] = ()
@@ -56,12 +62,13 @@ class RestoreReport:
     bytes: int = 0
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "restored", MappingProxyType(dict(self.restored)))
+        for name in _MAPPINGS:
+            object.__setattr__(self, name, MappingProxyType(dict(getattr(self, name))))
 
     def to_dict(self) -> dict[str, Any]:
         """All fields as plain lists, dicts, strings and numbers, as JSON takes them."""
         plain = dict(vars(self))
-        plain["restored"] = dict(self.restored)
+        plain |= {name: dict(plain[name]) for name in _MAPPINGS}
         plain["mismatched"] = [
             {
                 name: list(value) if isinstance(value, tuple) else value
@@ -96,10 +103,13 @@ class RestoreReport:
 
     def _rows(self) -> Iterable[tuple[str, int, str, str]]:
         """(what, how many, folded variables or keys, folded keys they come from)."""
-        keys = self.restored
-        for names, members in fold(list(keys)):
-            origin = "\n".join(text for text, _ in fold([keys[m] for m in members]))
-            yield "restored", len(members), names, "" if origin == names else origin
+        for what, key_of in (("restored", self.restored), ("optimizer", self.optimizer)):
+            for names, members in fold(list(key_of)):
+                origin = "\n".join(text for text, _ in fold([key_of[m] for m in members]))
+                yield what, len(members), names, "" if origin == names else origin
+        for adapter in dict.fromkeys(self.adapted.values()):
+            for names, members in fold([p for p, by in self.adapted.items() if by == adapter]):
+                yield "adapted", len(members), names, adapter
         for mismatch in self.mismatched:
             yield (
                 "mismatched",

@@ -103,7 +103,10 @@ def test_a_callable_renames_too() -> None:
         ({**RULES, "net/l1/w": 3}, "must lead to a path, a `keras.Variable`, a list of these"),
         ({**RULES, "net/l1/w": []}, "must lead to a path, a `keras.Variable`, a list of these"),
         ({3: "x"}, "A rename rule must be a regular expression as a string. Received: 3"),
-        ("trunk", "`rename` must be a mapping from regular expression to path, or a callable"),
+        (
+            "trunk",
+            '`rename` must be "auto", a mapping from regular expression to path, or a callable',
+        ),
         (
             {**RULES, "net/l2/b": "trunk/bias"},
             "Two keys for one variable: 'net/l1/b' and 'net/l2/b' both lead to 'trunk/bias'",

@@ -1,0 +1,160 @@
+"""What keeps a damaged HDF5 file from bringing the process down.
+
+The HDF5 library never returns from a global heap in which an entry has no length: its walk over the
+heap stands still. The heaps of a file are therefore walked here before (strings of varying length
+lie in them, such as Keras's layer names). And it crashes as it reads what a flipped bit made into
+sequences of varying length, so that types are looked at before values are read.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Iterable, Iterator
+
+import h5py
+
+from keras_trainops.readers.base import RestoreError
+
+_HEAP = b"GCOL\x01\0\0\0"  # signature, version, reserved
+_BLOCK = 1 << 20
+
+
+def open_hdf5(path: str, source: io.IOBase | None = None) -> h5py.File:
+    """Opens an HDF5 file to read, once its global heaps are known to be whole.
+
+    Args:
+        path: The file.
+        source: What to read in its place, as where the file lies inside an archive.
+
+    Raises:
+        RestoreError: If a heap is damaged.
+        OSError: If the library finds the file damaged.
+    """
+    file = h5py.File(source if source is not None else path, "r")
+    try:
+        if source is not None:
+            _refuse_damaged_heaps(file, source, path)
+        else:
+            with open(path, "rb") as content:
+                _refuse_damaged_heaps(file, content, path)
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+def strings(item: h5py.Group | h5py.Dataset, name: str) -> list[str] | None:
+    """The strings of an attribute, of which old files keep some as bytes; None if there is none.
+
+    Raises:
+        RestoreError: If the attribute holds something else.
+    """
+    if name not in item.attrs:
+        return None
+    attribute = item.attrs.get_id(name)
+    if attribute.shape == (0,):
+        return []  # Keras writes an empty list as one of floats
+    if not isinstance(attribute.get_type(), h5py.h5t.TypeStringID) or len(attribute.shape) > 1:
+        raise RestoreError(f"{item.name}: its attribute {name!r} looks damaged: it is no string.")
+    values = item.attrs[name]
+    return [
+        value.decode("utf-8") if isinstance(value, bytes) else str(value)
+        for value in ([values] if attribute.shape == () else values)
+    ]
+
+
+def holds_numbers(dataset: h5py.Dataset) -> bool:
+    """Whether a data set holds values of a fixed size, all of which the file has.
+
+    That is: no sequences or strings of varying length, and no references. bfloat16 is opaque to
+    HDF5, a complex number is compound, a boolean enumerated.
+    """
+    plain = (
+        h5py.h5t.TypeIntegerID,
+        h5py.h5t.TypeFloatID,
+        h5py.h5t.TypeOpaqueID,
+        h5py.h5t.TypeCompoundID,
+        h5py.h5t.TypeEnumID,
+    )
+    kind = dataset.id.get_type()
+    if not isinstance(kind, plain):
+        return False
+    if dataset.chunks is not None or dataset.id.get_offset() is None:
+        return True  # compressed, or written by the library as it fills
+    return dataset.id.get_storage_size() == math.prod(dataset.shape) * kind.get_size()
+
+
+def _refuse_damaged_heaps(file: h5py.File, content: io.IOBase, path: str) -> None:
+    start = file.userblock_size
+    length = _size_of_lengths(_read(content, start, 32))
+    end = content.seek(0, io.SEEK_END)
+    for begin, stop in _gaps(_data_ranges(file), start, end):
+        for place in _find_heaps(content, begin, stop):
+            if not _is_whole(content, place, length, end):
+                raise RestoreError(
+                    f"{path!r} looks damaged: the HDF5 heap at byte {place} has an entry of no or "
+                    "impossible length."
+                )
+
+
+def _size_of_lengths(superblock: bytes) -> int:
+    return superblock[14] if superblock[8] < 2 else superblock[10]
+
+
+def _data_ranges(file: h5py.File) -> list[tuple[int, int]]:
+    """Where the values of the data sets lie that are in one piece, in order."""
+    ranges: list[tuple[int, int]] = []
+
+    def visit(name: bytes, about: h5py.h5o.ObjInfo) -> None:
+        if about.type == h5py.h5o.TYPE_DATASET:
+            dataset = h5py.h5d.open(file.id, name)
+            offset = dataset.get_offset()
+            if offset is not None:
+                ranges.append((offset, offset + dataset.get_storage_size()))
+
+    h5py.h5o.visit(file.id, visit, info=True)  # as `visititems`, which would make objects of all
+    return sorted(ranges)
+
+
+def _gaps(ranges: Iterable[tuple[int, int]], start: int, end: int) -> Iterator[tuple[int, int]]:
+    for begin, stop in ranges:
+        if begin > start:
+            yield start, min(begin, end)
+        start = max(start, stop)
+    if start < end:
+        yield start, end
+
+
+def _find_heaps(content: io.IOBase, begin: int, stop: int) -> Iterator[int]:
+    """Places of heaps between two places of the file, which are read in blocks that overlap."""
+    for block in range(begin, stop, _BLOCK):
+        data = _read(content, block, min(_BLOCK + len(_HEAP) - 1, stop - block))
+        found = data.find(_HEAP)
+        while found >= 0:
+            yield block + found
+            found = data.find(_HEAP, found + 1)
+
+
+def _is_whole(content: io.IOBase, place: int, length: int, end: int) -> bool:
+    """Whether a walk over the entries of a heap comes to its end."""
+
+    def number(offset: int, size: int) -> int:
+        return int.from_bytes(_read(content, place + offset, size), "little")
+
+    header = -(-(8 + length) // 8) * 8
+    size, position = number(8, length), header
+    if size < header or place + size > end:
+        return False
+    while position + header <= size:
+        index, used = number(position, 2), number(position + 8, length)
+        step = header + -(-used // 8) * 8 if index else used
+        if step <= 0 or position + step > size:
+            return False
+        position += step
+    return True
+
+
+def _read(content: io.IOBase, place: int, size: int) -> bytes:
+    content.seek(place)
+    return content.read(size)

@@ -1,0 +1,165 @@
+"""Brings keys and variables together by name, and remembers what does not fit."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+import keras
+
+from keras_trainops import paths
+from keras_trainops.readers.base import Checkpoint
+from keras_trainops.restore import auto
+from keras_trainops.restore.adapt import Adapter
+from keras_trainops.restore.names import NameTable
+from keras_trainops.restore.rename import Renamed, Renaming
+
+
+class Matching:
+    """The keys of each variable, told key by key.
+
+    Attributes:
+        named, selected, adapters: The model's variables, which are to be restored, and how.
+        table: Finds variables by name.
+        copies_of: Keys, by position, under which a weights file holds a variable again.
+        ignored: Keys that a rule leaves out.
+        unused: Keys that lead to no variable.
+    """
+
+    def __init__(
+        self,
+        named: Sequence[paths.NamedVariable],
+        selected: Sequence[bool],
+        adapters: Sequence[Adapter | None],
+        table: NameTable,
+    ) -> None:
+        self.named, self.selected, self.adapters, self.table = named, selected, adapters, table
+        self.copies_of: dict[int, list[str]] = defaultdict(list)
+        self.ignored: list[str] = []
+        self.unused: list[str] = []
+        self._keys: dict[int, list[tuple[int, str]]] = defaultdict(list)
+        self._name_of: dict[int, str] = {}
+        self._position = {id(variable): i for i, (_, variable) in enumerate(named)}
+        self._conflicts: list[str] = []
+        self._rule_targets: dict[str, set[str]] = {}
+        self._rules_that_lead: set[str] = set()
+
+    def keys_of(self, position: int) -> list[str]:
+        """The keys that lead to a variable, in the order of the rules that say so."""
+        found = self._keys.get(position, [])
+        return [key for _, key in sorted(found, key=lambda pair: pair[0])]
+
+    def add(self, renamed: Renamed) -> None:
+        """Takes the variables that one key is to go to."""
+        if not renamed.targets:
+            self.ignored.append(renamed.key)
+        used = False
+        for target in renamed.targets:
+            for position in self._find(renamed, target):
+                used = True
+                self._take(position, renamed, target)
+        if renamed.targets and not used:
+            self.unused.append(renamed.key)
+        if renamed.rule is not None and (used or not renamed.targets):
+            self._rules_that_lead.add(renamed.rule)
+
+    def _find(self, renamed: Renamed, target: str | keras.Variable) -> list[int]:
+        if isinstance(target, keras.Variable):
+            if id(target) not in self._position:
+                self._conflicts.append(
+                    f"Rename rule {renamed.rule!r} leads to the variable {target.path!r}, which is "
+                    "no weight of this model."
+                )
+                return []
+            found, name = [self._position[id(target)]], target.path
+        else:
+            found, name = self.table.find(target), target
+            if renamed.rule is not None and not found:
+                self._rule_targets.setdefault(renamed.rule, set()).add(target)
+        if len(found) > 1:
+            owners = ", ".join(repr(self.named[i].path) for i in found)
+            self._conflicts.append(
+                f"{name!r} (for key {renamed.key!r}) names {len(found)} variables: {owners}. Name "
+                "one by its owner, or pass the `keras.Variable` itself in `rename`."
+            )
+            return []
+        return found
+
+    def _take(self, position: int, renamed: Renamed, target: str | keras.Variable) -> None:
+        if not self.selected[position]:
+            return
+        name = target if isinstance(target, str) else ""
+        first_name = self._name_of.setdefault(position, name)
+        keys = [key for _, key in self._keys[position]]
+        if renamed.key in keys:
+            return
+        if keys and name != first_name and {name, first_name} <= self.table.stored_as[position]:
+            self.copies_of[position].append(renamed.key)
+        else:
+            self._keys[position].append((renamed.order, renamed.key))
+
+    def problems(self) -> list[str]:
+        """What is wrong with the matching itself, whatever the reactions."""
+        dead_ends = [
+            f"Rename rule {rule!r} leads to no variable of the model, as to {min(targets)!r}. "
+            f"{paths.closest_phrase(min(targets), self.table.paths, 'path')}"
+            for rule, targets in self._rule_targets.items()
+            if rule not in self._rules_that_lead and rule != "the callable"
+        ]
+        crowded = [
+            f"{_number(len(found))} keys for one variable: {' and '.join(map(repr, found))} "
+            f"{'both' if len(found) == 2 else 'all'} lead to {self.named[position].path!r}. Leave "
+            "out what is too many with a rename rule to None, or combine them by an adapter, with "
+            "`adapt=`."
+            for position in self._keys
+            for found in [self.keys_of(position)]
+            if len(found) > 1 and self.adapters[position] is None
+        ]
+        return [*self._conflicts, *dead_ends, *crowded]
+
+
+def _number(count: int) -> str:
+    return "Two" if count == 2 else str(count)
+
+
+def pair_by_heuristic(rename: str, matching: Matching, checkpoint: Checkpoint) -> Renaming:
+    """The renaming of `rename="auto"`.
+
+    Raises:
+        ValueError: If `rename` is another string.
+    """
+    if rename != "auto":
+        raise ValueError(
+            '`rename` must be "auto", a mapping from regular expression to path, or a callable '
+            f"from key to path. Received: rename={rename!r}"
+        )
+    table = matching.table
+    variables = {
+        min(table.stored_as.get(i) or {table.short_paths[i]}): variable
+        for i, (_, variable) in enumerate(matching.named)
+        if matching.selected[i]
+    }
+    keys = [key for key in checkpoint if key not in checkpoint.training_state]
+    pairs = auto.pair(
+        {path: tuple(variable.shape) for path, variable in variables.items()},
+        {key: checkpoint.shape(key) for key in keys},
+    )
+    path_of = {key: path for path, key in pairs.key_of.items()}
+    return Renaming(
+        [
+            Renamed(key, [variables[path_of[key]]], "auto")
+            if key in path_of
+            else Renamed(key, [key])
+            for key in checkpoint
+        ],
+        [
+            f'`rename="auto"`: {path} could be {_or(candidates)}. Say which in a rename rule.'
+            for path, candidates in pairs.candidates.items()
+        ],
+    )
+
+
+def _or(candidates: Sequence[str]) -> str:
+    shown = [repr(key) for key in candidates[:4]]
+    more = f" (and {len(candidates) - 4} more)" if len(candidates) > 4 else ""
+    return (" or ".join(shown) or "none of the keys") + more

@@ -1,0 +1,75 @@
+"""Opens damaged files and says of each what came of it; `test_fuzz.py` runs it as a process.
+
+Standard input has a line of JSON for each case: the format, and what to damage, as a list of pairs
+(byte, value to xor it with), and to which length to cut the file. Standard output has one line for
+each: `right`, `other values`, `refused`, or `wrong: …`, as where memory grew.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+from fuzz_formats import FORMATS, Format
+from helpers import assert_same, two_layers, values
+
+import keras_trainops as kt
+
+
+def outcome(form: Format, model: keras.Model, before: list[np.ndarray]) -> str:
+    """Restores from the damaged file, and compares the model with what it was and should be."""
+    try:
+        report = kt.restore(model, form.path, rename=form.rename)
+    except kt.RestoreError:
+        assert_same(values(model), before)
+        return "refused"
+    assert len(report.restored) == len(model.weights)
+    after = values(model)
+    assert all(np.isfinite(array).all() for array in after)
+    good = values(two_layers(seed=5))
+    same = all(np.array_equal(a, b) for a, b in zip(after, good, strict=True))
+    return "right" if same else "other values"
+
+
+def peak() -> int:
+    """The most memory that this process ever had, in bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def main() -> None:
+    """Answers cases until there are no more."""
+    for form in FORMATS.values():  # what libraries need for themselves
+        kt.open_checkpoint(form.path).close()
+    bound = peak() + 256 * 2**20
+    model = two_layers(seed=1)
+    before = values(model)
+    for line in sys.stdin:
+        name, flips, size = json.loads(line)
+        form = FORMATS[name]
+        whole = Path(form.whole).read_bytes()
+        data = bytearray(whole[:size])
+        for place, mask in flips:
+            if place < len(data):
+                data[place] ^= mask
+        # A new file each time: one that is mapped must not change under the mapping.
+        os.remove(form.damaged)
+        Path(form.damaged).write_bytes(data)
+        try:
+            answer = outcome(form, model, before)
+        except Exception as error:
+            answer = f"wrong: {type(error).__name__}: {error}".replace("\n", " ")
+        if peak() > bound:
+            answer = f"wrong: {peak():,} bytes of memory after {answer}"
+        for variable, old in zip(model.variables, before, strict=True):
+            variable.assign(old)
+        Path(form.damaged).write_bytes(whole)  # other formats have the file in common
+        print(answer, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,139 @@
+"""Damaged files of each format: the right values, or a `RestoreError`; never a crash or a hang.
+
+The cases run in a process of their own, as damage may crash the libraries that readers rest on, or
+never let them return: the deadline is there to end such a process, and to tell.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fuzz_formats import FORMATS
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+HERE = Path(__file__).parent
+DEADLINE = 120  # seconds until a case counts as one that never returns
+
+
+class Child:
+    """A process that answers cases one by one; a new one where the last has died."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self._process: subprocess.Popen[str] | None = None
+        self._answers: queue.Queue[str] = queue.Queue()
+
+    def answer(self, case: Any) -> str:
+        """What came of a case; `died` or `hung` where nothing did."""
+        process = self._process or self._start()
+        assert process.stdin is not None
+        process.stdin.write(f"{json.dumps(case)}\n")
+        process.stdin.flush()
+        try:
+            line = self._answers.get(timeout=DEADLINE)
+        except queue.Empty:
+            line = "hung"
+        if line in ("hung", "died"):
+            self.close()
+        return line
+
+    def _start(self) -> subprocess.Popen[str]:
+        paths = [str(HERE), str(HERE.parent), str(HERE.parents[1])]
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+        self._answers = answers = queue.Queue()
+        self._process = process = subprocess.Popen(
+            [sys.executable, "-W", "ignore", str(HERE / "fuzz_child.py")],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            cwd=self.directory,
+            env=environment,
+            text=True,
+        )
+
+        def read() -> None:
+            assert process.stdout is not None
+            for line in process.stdout:
+                answers.put(line.strip())
+            answers.put("died")
+
+        threading.Thread(target=read, daemon=True).start()
+        return process
+
+    def close(self) -> None:
+        """Ends the process, whatever it does."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.communicate()
+            self._process = None
+
+
+@pytest.fixture(scope="module")
+def child(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Child]:
+    """One process for all formats, in a directory with a valid file of each."""
+    directory = tmp_path_factory.mktemp("fuzz")
+    before = Path.cwd()
+    os.chdir(directory)
+    try:
+        for form in FORMATS.values():
+            if not os.path.exists(form.damaged):
+                form.write()
+            shutil.copy(form.damaged, directory / form.whole)
+    finally:
+        os.chdir(before)
+    child = Child(directory)
+    yield child
+    child.close()
+
+
+def cases(size: int) -> st.SearchStrategy[tuple[list[tuple[int, int]], int]]:
+    """Some bits flipped, or the end cut off, or both."""
+    flips = st.lists(st.tuples(st.integers(0, size - 1), st.integers(1, 255)), max_size=3)
+    return st.tuples(flips, st.one_of(st.just(size), st.integers(0, size)))
+
+
+@pytest.mark.filterwarnings("ignore:.*:DeprecationWarning")
+@pytest.mark.parametrize("name", FORMATS)
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+@given(data=st.data())
+def test_damage_is_harmless(child: Child, name: str, data: st.DataObject) -> None:
+    form = FORMATS[name]
+    size = os.path.getsize(child.directory / form.whole)
+    flips, length = data.draw(cases(size))
+    answer = child.answer([name, flips, length])
+    if not flips and length == size:
+        assert answer == "right"
+    assert answer in ("right", "refused", *(() if form.checked else ("other values",)))
+
+
+def flips_of(
+    child: Child, name: str, found: bytes, offset: int, new: bytes
+) -> list[tuple[int, int]]:
+    """What makes `new` of the bytes at `offset` behind `found` in the valid file."""
+    whole = (child.directory / FORMATS[name].whole).read_bytes()
+    place = whole.index(found) + offset
+    return [(place + i, whole[place + i] ^ byte) for i, byte in enumerate(new)]
+
+
+@pytest.mark.parametrize("name", ["weights.h5", "legacy h5", "keras"])
+def test_a_heap_at_which_the_hdf5_library_stands_still(child: Child, name: str) -> None:
+    """The first entry of the heap says that it is free space, of no length."""
+    flips = flips_of(child, name, b"GCOL", 16, bytes(16))
+    assert child.answer([name, flips, None]) == "refused"
+
+
+def test_a_type_at_which_the_hdf5_library_crashes(child: Child) -> None:
+    """The string that is a layer's name becomes a sequence of varying length."""
+    flips = flips_of(child, "weights.h5", b"name\0\0\0\0\x19\x01", 9, b"\x05")
+    assert child.answer(["weights.h5", flips, None]) == "refused"

@@ -1,0 +1,147 @@
+"""PyTorch state dicts, in both containers that `torch.save` has had."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+from helpers import refused, two_layers, value
+
+import keras_trainops as kt
+
+torch = pytest.importorskip("torch", reason="torch is not installed (the extra `torch`)")
+
+
+def state_dict() -> dict[str, Any]:
+    torch.manual_seed(0)
+    net = torch.nn.Sequential()
+    net.add_module("trunk", torch.nn.Linear(4, 3))
+    net.add_module("norm", torch.nn.BatchNorm1d(3))
+    net.add_module("head", torch.nn.Linear(3, 2))
+    return net.state_dict()
+
+
+@pytest.fixture(params=[True, False], ids=["zip", "before 1.6"])
+def save(request: pytest.FixtureRequest) -> Any:
+    def save(content: object, path: str = "w.anything") -> str:
+        torch.save(content, path, _use_new_zipfile_serialization=request.param)
+        return path
+
+    return save
+
+
+def test_a_state_dict_is_a_mapping_of_its_tensors(save: Any) -> None:
+    expected = state_dict()
+    with kt.open_checkpoint(save(expected)) as checkpoint:
+        assert list(checkpoint) == list(expected)
+        assert checkpoint.training_state == {"norm.num_batches_tracked"}
+        arrays = dict(checkpoint)
+        for key, tensor in expected.items():
+            assert checkpoint.shape(key) == tuple(tensor.shape)
+            assert checkpoint.dtype(key) == tensor.numpy().dtype
+    for key, tensor in expected.items():  # valid after it was closed
+        np.testing.assert_array_equal(arrays[key], tensor.numpy())
+
+
+def test_a_training_checkpoint_keeps_the_places_in_it(save: Any) -> None:
+    net = torch.nn.Linear(2, 1)
+    optimizer = torch.optim.Adam(net.parameters())
+    net(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    content = {"model": net.state_dict(), "optimizer": optimizer.state_dict(), "epoch": 3}
+    with kt.open_checkpoint(save(content)) as checkpoint:
+        weights = sorted(set(checkpoint) - checkpoint.training_state)
+        assert weights == ["model/bias", "model/weight"]
+        assert "optimizer/state/0/exp_avg" in checkpoint.training_state
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float8_e4m3fn", "float8_e5m2", "float16", "bool"])
+def test_dtypes_keep_their_bits(dtype: str) -> None:
+    tensor = (torch.arange(6).reshape(2, 3) / 7).to(getattr(torch, dtype))
+    torch.save({"x": tensor, "t": tensor.T}, "w.pt")
+    with kt.open_checkpoint("w.pt") as checkpoint:
+        array, transposed = checkpoint["x"], checkpoint["t"]
+        wanted = getattr(ml_dtypes, dtype) if hasattr(ml_dtypes, dtype) else dtype
+        assert array.dtype == checkpoint.dtype("x") == np.dtype(wanted)
+    np.testing.assert_array_equal(array.astype("float32"), tensor.float().numpy())
+    np.testing.assert_array_equal(array.T.astype("float32"), transposed.astype("float32"))
+
+
+def test_a_model_starts_from_it_with_rules(save: Any) -> None:
+    expected, model = state_dict(), two_layers()
+    arrays = {k: v for k, v in expected.items() if not k.startswith("norm") and "weight" not in k}
+    arrays |= {k: v.T for k, v in expected.items() if k in ("trunk.weight", "head.weight")}
+    rules = {r"(\w+)\.weight": r"\1/kernel", r"(\w+)\.bias": r"\1/bias"}
+    kt.restore(model, save(arrays), rename=rules)
+    np.testing.assert_array_equal(
+        value(model.get_layer("head").kernel), expected["head.weight"].numpy().T
+    )
+
+
+def test_a_single_tensor_has_the_name_of_the_file(save: Any) -> None:
+    with kt.open_checkpoint(save(torch.ones(2, 3), "kernel.pt")) as checkpoint:
+        assert {key: checkpoint.shape(key) for key in checkpoint} == {"kernel": (2, 3)}
+
+
+class Bomb:
+    """Makes a directory where it is unpickled."""
+
+    def __reduce__(self) -> Any:
+        return (os.mkdir, ("exploded",))
+
+
+def test_programs_are_never_run(save: Any) -> None:
+    model = two_layers()
+    for content in ({"x": torch.ones(2), "bomb": Bomb()}, torch.nn.Linear(2, 2)):
+        with refused(model, "PyTorch's safe loader refuses 'w.anything'", kt.RestoreError):
+            kt.restore(model, save(content))
+    assert not os.path.exists("exploded")
+
+
+def test_a_bare_pickle_is_no_checkpoint() -> None:
+    Path("w.pt").write_bytes(pickle.dumps({"x": Bomb()}))
+    with pytest.raises(kt.RestoreError, match="is no checkpoint of a supported format"):
+        kt.open_checkpoint("w.pt")
+
+
+def test_containers_that_hold_themselves_or_nothing(save: Any) -> None:
+    cyclic: dict[str, Any] = {"x": torch.ones(2)}
+    cyclic["inner"] = {"again": cyclic}
+    with pytest.raises(kt.RestoreError, match="inner/again holds itself"):
+        kt.open_checkpoint(save(cyclic))
+    with pytest.raises(kt.RestoreError, match="without any tensor"):
+        kt.open_checkpoint(save({"epoch": 3}))
+
+
+def test_a_view_that_claims_terabytes_is_not_made(save: Any) -> None:
+    huge = torch.ones(1).expand(1 << 40)
+    with (
+        kt.open_checkpoint(save({"x": huge})) as checkpoint,
+        pytest.raises(kt.RestoreError, match=r"'x' claims 4,398,046,511,104 bytes, but only 4"),
+    ):
+        checkpoint["x"]
+
+
+def test_a_compressed_archive_is_refused() -> None:
+    torch.save(state_dict(), "w.pt")
+    with (
+        zipfile.ZipFile("w.pt") as stored,
+        zipfile.ZipFile("bomb.pt", "w", zipfile.ZIP_DEFLATED) as deflated,
+    ):
+        for name in stored.namelist():
+            deflated.writestr(name, stored.read(name))
+    with pytest.raises(kt.RestoreError, match=r"is compressed, which `torch.save` never does"):
+        kt.open_checkpoint("bomb.pt")
+
+
+def test_without_pytorch_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.save(state_dict(), "w.pt")
+    monkeypatch.setitem(__import__("sys").modules, "torch", None)
+    with pytest.raises(kt.RestoreError, match=r"pip install 'keras-trainops\[torch\]'"):
+        kt.open_checkpoint("w.pt")

@@ -1,0 +1,310 @@
+"""Whatever goes wrong, and whenever: all variables are restored, or none is."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import safetensors.numpy
+import tensorflow as tf
+from helpers import assert_same, refused, two_layers, value, weights
+
+import keras_trainops as kt
+from keras_trainops.restore import assign as assigning
+
+
+def arrays(seed: int = 5) -> dict[str, np.ndarray]:
+    return {v.path: value(v) for v in two_layers(seed).weights}
+
+
+FORMATS: dict[str, Callable[[], Any]] = {
+    "w.npz": lambda: np.savez("w.npz", **arrays()),
+    "w.safetensors": lambda: safetensors.numpy.save_file(arrays(), "w.safetensors"),
+    "w.weights.h5": lambda: two_layers(5).save_weights("w.weights.h5"),
+    "w.keras": lambda: two_layers(5).save("w.keras"),
+    "tf2/ck": lambda: tf.train.Checkpoint(model=two_layers(5)).write("tf2/ck"),
+}
+
+
+def file_of(source: str) -> str:
+    return f"{source}.data-00000-of-00001" if source == "tf2/ck" else source
+
+
+@pytest.fixture
+def assigned(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The paths of variables, as they are assigned."""
+    original, paths = keras.Variable.assign, []
+
+    def assign(self: keras.Variable, new: Any) -> Any:
+        paths.append(self.path)
+        return original(self, new)
+
+    monkeypatch.setattr(keras.Variable, "assign", assign)
+    return paths
+
+
+@pytest.mark.parametrize("source", ["w.npz", "tf2/ck"])
+def test_a_damaged_last_tensor_is_found_before_the_first_assignment(
+    source: str, assigned: list[str]
+) -> None:
+    FORMATS[source]()
+    data, last = Path(file_of(source)).read_bytes(), arrays()["head/bias"].tobytes()
+    assert data.count(last) == 1
+    Path(file_of(source)).write_bytes(data.replace(last, bytes(len(last))))
+    model = two_layers()
+    del assigned[:]
+    with refused(model, "(?i)(crc|checksum)", kt.RestoreError):
+        kt.restore(model, source)
+    assert assigned == []
+
+
+@pytest.mark.parametrize("source", ["w.safetensors", "w.weights.h5", "w.keras"])
+def test_a_last_tensor_that_is_not_finite_is_found_before_the_first_assignment(
+    source: str, assigned: list[str]
+) -> None:
+    FORMATS[source]()
+    data, last = Path(source).read_bytes(), arrays()["head/bias"].tobytes()
+    nan = np.array([np.nan, 1], "float32").tobytes()
+    Path(source).write_bytes(data.replace(last, nan))
+    model = two_layers()
+    del assigned[:]
+    with refused(model, "head/bias: the tensor .* has 1 values that are NaN", kt.RestoreError):
+        kt.restore(model, source)
+    assert assigned == []
+
+
+def truncated(path: str) -> None:
+    os.truncate(path, os.path.getsize(path) - 100)
+
+
+def overwritten(path: str) -> None:
+    data = bytearray(Path(path).read_bytes())
+    data[-20:] = bytes(20)
+    Path(path).write_bytes(data)
+
+
+def replaced(path: str) -> None:
+    Path("other").write_bytes(Path(path).read_bytes())
+    os.replace("other", path)
+
+
+@pytest.mark.parametrize("change", [truncated, overwritten, replaced])
+@pytest.mark.parametrize("source", FORMATS)
+def test_a_file_that_changes_after_it_was_checked(
+    source: str, change: Callable[[str], None], monkeypatch: pytest.MonkeyPatch, assigned: list[str]
+) -> None:
+    FORMATS[source]()
+    check = assigning._check_all
+
+    def check_and_change(*arguments: Any) -> None:
+        check(*arguments)
+        change(file_of(source))
+
+    monkeypatch.setattr(assigning, "_check_all", check_and_change)
+    model = two_layers()
+    del assigned[:]
+    with refused(model, f"'{source}' was changed while it was read: ", kt.RestoreError):
+        kt.restore(model, source)
+    assert assigned == []
+
+
+@pytest.mark.parametrize("source", FORMATS)
+def test_a_file_that_is_cut_short_between_two_assignments(
+    source: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    FORMATS[source]()
+    original = keras.Variable.assign
+    model = two_layers()
+
+    def assign(self: keras.Variable, new: Any) -> Any:
+        if os.path.getsize(file_of(source)) > 100:
+            os.truncate(file_of(source), 100)
+        return original(self, new)
+
+    monkeypatch.setattr(keras.Variable, "assign", assign)
+    with refused(model, f"'{source}'", kt.RestoreError):
+        kt.restore(model, source)
+
+
+def test_what_cannot_be_put_back_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = two_layers()
+    last, original = model.get_layer("head").bias, keras.Variable.assign
+
+    def assign(self: keras.Variable, new: Any) -> Any:
+        if self is last:
+            raise MemoryError("no room")
+        return original(self, new)
+
+    monkeypatch.setattr(keras.Variable, "assign", assign)
+    monkeypatch.setattr(assigning, "UNDO_BYTES", 24)
+    with pytest.raises(MemoryError, match="no room") as error:
+        kt.restore(model, arrays())
+    assert "half-loaded: 2 variables keep their new values" in error.value.__notes__[0]
+
+
+def test_the_largest_is_assigned_first(assigned: list[str]) -> None:
+    model, source = two_layers(), arrays()
+    del assigned[:]
+    kt.restore(model, source)
+    assert assigned == ["trunk/kernel", "head/kernel", "trunk/bias", "head/bias"]
+
+
+def test_an_interrupt_waits_until_all_is_assigned(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = keras.Variable.assign
+    model, source = two_layers(), arrays()
+
+    def assign(self: keras.Variable, new: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGINT)
+        return original(self, new)
+
+    monkeypatch.setattr(keras.Variable, "assign", assign)
+    with pytest.raises(KeyboardInterrupt, match=r"^$"):
+        kt.restore(model, source)
+    assert_same(weights(model), list(source.values()))
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_model_is_restored_from_itself_with_names_swapped() -> None:
+    inputs = keras.Input((3,))
+    x = keras.layers.Dense(3, name="a")(inputs)
+    model = keras.Model(inputs, keras.layers.Dense(3, name="b")(x))
+    before = [np.array(w) for w in model.get_weights()]
+    kt.restore(model, model, rename={r"a/(\w+)": r"b/\1", r"b/(\w+)": r"a/\1"})
+    assert_same(weights(model), [*before[2:], *before[:2]])
+
+
+def run(code: str, **environment: str) -> None:
+    child = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, **environment},
+    )
+    assert child.returncode == 0, child.stderr[-3000:]
+    assert "as it should be" in child.stdout
+
+
+SHORT_OF_MEMORY = """
+import resource, sys
+import keras, numpy as np, safetensors.numpy
+import keras_trainops as kt
+inputs = keras.Input((4,))
+x = keras.layers.Dense(4, name="small")(inputs)
+x = keras.layers.Dense(1 << 24, use_bias=False, name="large", kernel_initializer="zeros")(x)
+model = keras.Model(inputs, x)  # the large one takes 256 MB
+arrays = {"small/kernel": np.ones((4, 4), "f4"), "small/bias": np.ones(4, "f4")}
+arrays["large/kernel"] = np.ones((4, 1 << 24), "f4")
+safetensors.numpy.save_file(arrays, "w.safetensors")
+del arrays
+before = [np.array(v.value) for v in model.get_layer("small").weights]
+status = open("/proc/self/status").read()
+used = int(status.partition("VmSize:")[2].split()[0]) << 10
+for room in (100, 400):  # for none of it, and for one copy
+    resource.setrlimit(resource.RLIMIT_AS, (used + (room << 20), resource.RLIM_INFINITY))
+    try:
+        kt.restore(model, "w.safetensors")
+    except Exception as error:
+        print(room, type(error).__name__)
+    else:
+        sys.exit("there was memory enough")
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    for variable, old in zip(model.get_layer("small").weights, before):
+        assert (np.array(variable.value) == old).all()
+    assert not np.array(model.get_layer("large").kernel.value).any()
+kt.restore(model, "w.safetensors")
+assert np.array(model.get_layer("large").kernel.value).all()
+print("as it should be")
+"""
+
+
+def test_a_process_that_is_short_of_memory_for_one_tensor() -> None:
+    run(SHORT_OF_MEMORY)
+
+
+SHARDED = """
+import keras, numpy as np, jax
+import keras_trainops as kt
+from keras.distribution import DeviceMesh, LayoutMap, ModelParallel
+mesh = DeviceMesh((1, 4), ["batch", "model"], keras.distribution.list_devices())
+layouts = LayoutMap(mesh)
+layouts["wide/kernel"] = (None, "model")
+keras.distribution.set_distribution(ModelParallel(layout_map=layouts, batch_dim_name="batch"))
+inputs = keras.Input((4,))
+x = keras.layers.Dense(8, name="wide")(inputs)
+model = keras.Model(inputs, keras.layers.Dense(2, name="head")(x))
+kernel = model.get_layer("wide").kernel
+assert len(kernel.value.sharding.device_set) == 4
+shards = lambda: [np.array(s.data) for s in kernel.value.addressable_shards]
+before, spec = shards(), kernel.value.sharding.spec
+arrays = {"wide/kernel": np.arange(32, dtype="f4").reshape(4, 8), "wide/bias": np.ones(8, "f4")}
+bias, original = model.get_layer("wide").bias, type(kernel).assign
+def assign(self, new):
+    if self is bias and np.all(np.asarray(new) == 1):
+        raise MemoryError("no room")
+    return original(self, new)
+type(kernel).assign = assign
+try:
+    kt.restore(model, arrays)
+except MemoryError:
+    pass
+type(kernel).assign = original
+assert all((a == b).all() for a, b in zip(shards(), before))
+assert kernel.value.sharding.spec == spec
+kt.restore(model, arrays)
+assert kernel.value.sharding.spec == spec and [s.shape for s in shards()] == [(4, 2)] * 4
+assert (np.array(kernel.value) == arrays["wide/kernel"]).all()
+print("as it should be")
+"""
+
+
+def test_sharded_variables_on_jax() -> None:
+    run(SHARDED, KERAS_BACKEND="jax", XLA_FLAGS="--xla_force_host_platform_device_count=4")
+
+
+MIRRORED = """
+import numpy as np, tensorflow as tf
+cpu = tf.config.list_physical_devices("CPU")[0]
+tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+import keras, keras_trainops as kt
+strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+with strategy.scope():
+    inputs = keras.Input((512,))
+    model = keras.Model(inputs, keras.layers.Dense(1024, name="head")(inputs))
+head = model.get_layer("head")
+copies = lambda v: [c.numpy() for c in strategy.experimental_local_results(v.value)]
+before = copies(head.kernel)
+assert len(before) == 2
+arrays = {"head/kernel": np.full((512, 1024), 3, "f4"), "head/bias": np.ones(1024, "f4")}
+original = type(head.bias).assign
+def assign(self, new):
+    if self is head.bias and np.all(np.asarray(new) == 1):
+        raise MemoryError("no room")
+    return original(self, new)
+type(head.bias).assign = assign
+try:
+    kt.restore(model, arrays)
+except MemoryError:
+    pass
+type(head.bias).assign = original
+assert all((a == b).all() for a, b in zip(copies(head.kernel), before))
+kt.restore(model, arrays)
+assert all((copy == 3).all() for copy in copies(head.kernel))
+head.kernel.value.assign_add(np.ones((512, 1024), "f4"))
+assert all((copy == 4).all() for copy in copies(head.kernel))  # no memory is shared
+assert (arrays["head/kernel"] == 3).all()
+print("as it should be")
+"""
+
+
+def test_mirrored_variables_on_tensorflow() -> None:
+    run(MIRRORED)
