@@ -20,7 +20,7 @@ from keras_trainops.readers.base import Checkpoint, RestoreError
 from keras_trainops.restore.assignment import Assignment, variable_bytes
 from keras_trainops.restore.tensors import to_numpy, to_tensor
 
-UNDO_BYTES = 32 << 20
+UNDO_BYTES = 8 << 20
 Progress = Callable[[int], None]
 
 
