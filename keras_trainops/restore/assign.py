@@ -183,7 +183,7 @@ def _value(assignment: Assignment, checkpoint: Checkpoint) -> np.ndarray:
     """What to assign, in memory of its own: JAX may make it the variable's memory."""
     dtype = np.dtype(assignment.variable.dtype)
     if assignment.adapter is None:
-        return _cast(checkpoint[assignment.keys[0]], dtype)
+        return _cast(checkpoint.again(assignment.keys[0]), dtype)
     return np.array(_cast(_adapted(assignment, checkpoint), dtype), order="C")
 
 

@@ -11,6 +11,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
+import tensorflow as tf
 
 import keras_trainops as kt
 from keras_trainops.readers import base, raw
@@ -48,7 +49,23 @@ WRITERS: dict[str, Callable[[str], Any]] = {
     "w.h5": write_h5,
     "w.safetensors": lambda path: safetensors.numpy.save_file(ARRAYS, path),
     "w.npz": lambda path: np.savez(path, **{k: v for k, v in ARRAYS.items() if "half" not in k}),
+    "tf/ck": lambda path: write_tf(path),
+    "tf/v1": lambda path: write_tf(path, "half", write_version=tf.compat.v1.train.SaverDef.V1),
 }
+
+
+def write_tf(path: str, without: str = "-", **options: Any) -> None:
+    os.makedirs("tf")
+    arrays = {k: v for k, v in ARRAYS.items() if without not in k and "none" not in k}
+    arrays |= {f"a/many{i}": np.full(3, i, "f4") for i in range(400)}  # of several blocks
+    with tf.Graph().as_default(), tf.compat.v1.Session() as session:
+        variables = [
+            tf.compat.v1.get_variable(k, initializer=v, use_resource=True)
+            for k, v in arrays.items()
+        ]
+        session.run([v.initializer for v in variables])
+        saver = tf.compat.v1.train.Saver(**options)
+        saver.save(session, path, write_meta_graph=False, write_state=False)
 
 
 @pytest.mark.parametrize("path", WRITERS)
@@ -59,6 +76,7 @@ def test_pieces_and_wholes_are_what_the_library_reads(path: str) -> None:
         for key in checkpoint:
             expected = checkpoint._read(key)
             np.testing.assert_array_equal(checkpoint[key], expected)
+            np.testing.assert_array_equal(checkpoint.again(key), expected)
             assert checkpoint[key].dtype == checkpoint.dtype(key)
             assert checkpoint[key].flags.writeable
             pieces = [piece.copy() for piece in checkpoint.pieces(key)]
@@ -70,7 +88,8 @@ def test_pieces_and_wholes_are_what_the_library_reads(path: str) -> None:
         assert {"a/long", "a/whole", "a/big"} <= plain
         assert not plain & {"a/chunked", "a/deflated", "a/checked"}
     else:
-        assert plain == (set(ARRAYS) if path == "w.safetensors" else set())
+        all_plain = path in ("w.safetensors", "tf/ck")
+        assert plain == (set(checkpoint) if all_plain else set())
 
 
 @pytest.mark.parametrize("path", ["w.h5", "w.safetensors"])
@@ -90,7 +109,7 @@ def test_a_file_that_is_cut_short_while_it_is_open(path: str) -> None:
                 list(checkpoint.pieces(key))
 
 
-@pytest.mark.parametrize("path", WRITERS)
+@pytest.mark.parametrize("path", [path for path in WRITERS if "tf" not in path])
 def test_no_file_stays_open(path: str) -> None:
     WRITERS[path](path)
     before = sorted(os.listdir("/proc/self/fd"))
