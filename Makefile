@@ -28,6 +28,7 @@ docs: $(VENV)/.installed
 bench: $(VENV)/.installed
 	KERAS_BACKEND=tensorflow $(BIN)/python tests/benchmarks/step_time.py
 	KERAS_BACKEND=jax $(BIN)/python tests/benchmarks/step_time.py
+	$(BIN)/python tests/benchmarks/restore.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info docs/_build .pytest_cache .mypy_cache .ruff_cache

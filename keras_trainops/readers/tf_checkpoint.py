@@ -7,7 +7,10 @@ their path through the objects (`model/layers/3/kernel`).
 
 from __future__ import annotations
 
+import functools
 import glob
+import io
+import math
 import os
 import re
 from collections import Counter
@@ -17,8 +20,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from keras_trainops.readers import tensor_bundle
 from keras_trainops.readers.base import Checkpoint, RestoreError
 from keras_trainops.readers.limits import nbytes, refuse_bomb
+from keras_trainops.readers.raw import Extent
 from keras_trainops.readers.training_state import OPTIMIZER_COUNTERS, by_name, is_counter
 
 _OBJECT_GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
@@ -61,6 +66,25 @@ class TensorFlowCheckpoint(Checkpoint):
             for key, name in names.items()
         }
         self.training_state = state
+        self._prefix, self._opened = prefix, dict[str, io.FileIO]()
+
+    @functools.cached_property
+    def _places(self) -> Mapping[str, tensor_bundle.Place]:
+        is_v2 = os.path.isfile(f"{self._prefix}.index")
+        return tensor_bundle.places(self._prefix) if is_v2 else {}
+
+    def _extent(self, key: str) -> Extent | None:
+        tensor = self._tensors[key]
+        place = self._places.get(tensor.tensor_name)
+        if place is None or place.size != math.prod(tensor.shape) * tensor.dtype.itemsize:
+            return None
+        if place.file not in self._opened:
+            self._opened[place.file] = io.FileIO(place.file)
+        return Extent(self._opened[place.file], place.offset)
+
+    def close(self) -> None:
+        for file in self._opened.values():
+            file.close()
 
     def _keys(self) -> Mapping[str, _Tensor]:
         return self._tensors
@@ -74,7 +98,7 @@ class TensorFlowCheckpoint(Checkpoint):
     def _read(self, key: str) -> np.ndarray:
         claimed = nbytes(self._shape(key), self._dtype(key))
         refuse_bomb(f"the tensor {key!r}", claimed, self._stored, self.location)
-        return self._reader.get_tensor(self._tensors[key].tensor_name)
+        return np.asarray(self._reader.get_tensor(self._tensors[key].tensor_name))
 
 
 def _tensorflow() -> Any:

@@ -20,7 +20,7 @@ from keras_trainops.readers.base import Checkpoint, RestoreError
 from keras_trainops.restore.assignment import Assignment, variable_bytes
 from keras_trainops.restore.tensors import to_numpy, to_tensor
 
-UNDO_BYTES = 32 << 20
+UNDO_BYTES = 8 << 20
 Progress = Callable[[int], None]
 
 
@@ -183,7 +183,7 @@ def _value(assignment: Assignment, checkpoint: Checkpoint) -> np.ndarray:
     """What to assign, in memory of its own: JAX may make it the variable's memory."""
     dtype = np.dtype(assignment.variable.dtype)
     if assignment.adapter is None:
-        return _cast(checkpoint[assignment.keys[0]], dtype)
+        return _cast(checkpoint.again(assignment.keys[0]), dtype)
     return np.array(_cast(_adapted(assignment, checkpoint), dtype), order="C")
 
 

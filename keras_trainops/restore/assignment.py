@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -27,4 +28,4 @@ class Assignment(NamedTuple):
 
 def variable_bytes(variable: keras.Variable) -> int:
     """The bytes that a variable's elements take."""
-    return int(np.prod(tuple(variable.shape), dtype=np.int64)) * np.dtype(variable.dtype).itemsize
+    return math.prod(variable.shape) * np.dtype(variable.dtype).itemsize

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, get_args
@@ -270,7 +271,7 @@ def _fits(dtype: np.dtype, wanted: np.dtype) -> bool:
 
 
 def _nbytes(checkpoint: Checkpoint, key: str) -> int:
-    return int(np.prod(checkpoint.shape(key), dtype=np.int64)) * checkpoint.dtype(key).itemsize
+    return math.prod(checkpoint.shape(key)) * checkpoint.dtype(key).itemsize
 
 
 def refusal(plan: Plan) -> str:

@@ -11,6 +11,7 @@ import keras
 from keras_trainops.restore.assignment import Assignment, variable_bytes
 
 PATIENCE = 2.0  # seconds without a bar
+UNIT = 1 << 20  # bytes
 
 
 @contextlib.contextmanager
@@ -31,8 +32,8 @@ def progress_bar(
         nonlocal bar, done
         done += nbytes
         if bar is None and verbose and time.perf_counter() - started > PATIENCE:
-            bar = keras.utils.Progbar(total >> 20, unit_name="MB")
+            bar = keras.utils.Progbar(total // UNIT, unit_name="MB")
         if bar is not None:
-            bar.update(done >> 20)
+            bar.update(done // UNIT)
 
     yield advance

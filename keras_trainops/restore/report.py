@@ -99,7 +99,23 @@ class RestoreReport:
         text = (
             f"{self.model!r} from {self.source}: {verb} {len(self.restored)} of {total} variables"
         )
-        return f"{text} ({self.bytes / 1e6:.1f} MB) in {self.seconds:.2f} s"
+        text += f" ({self.bytes / 1e6:.1f} MB) in {self.seconds:.2f} s"
+        rest = [f"{count} {what}" for what, count in self.counts().items() if count]
+        return "; ".join([text, *rest])
+
+    def counts(self) -> dict[str, int]:
+        """How many there are of all that was not simply restored, by what it is."""
+        return {
+            "of the optimizer": len(self.optimizer),
+            "adapted": len(self.adapted),
+            "missing": len(self.missing),
+            "unexpected": len(self.unexpected),
+            "mismatched": len(self.mismatched),
+            "excluded": len(self.excluded),
+            "left out": len(self.ignored),
+            "slots": len(self.slots),
+            "unbuilt": len(self.unbuilt),
+        }
 
     def _rows(self) -> Iterable[tuple[str, int, str, str]]:
         """(what, how many, folded variables or keys, folded keys they come from)."""

@@ -276,6 +276,11 @@ import sys
 import restore
 import keras_trainops as kt
 path, count = sys.argv[1], int(sys.argv[2])
+tiny = restore.make_model(1)  # what is imported and set up once is no part of it
+tiny.save_weights(sys.argv[4])
+tiny.load_weights(sys.argv[4])
+kt.restore(tiny, sys.argv[4])
+del tiny
 model = restore.make_model(count)
 print("start", flush=True); sys.stdin.readline()
 if sys.argv[3] == "ours":
@@ -296,7 +301,7 @@ def memory(files: Files, rounds: int) -> None:
         ("ours, TF2 checkpoint", files.checkpoint(), "ours"),
         ("stock load_weights, .weights.h5", files.h5(), "stock"),
     ):
-        above = peak_above([path, str(count), who])
+        above = peak_above([path, str(count), who, str(files.folder / "tiny.weights.h5")])
         verdict = "reached" if above <= TENSOR_MB + 64 else "missed"
         print(f"  {name:44s} {above:7.0f} MB  {verdict if who == 'ours' else ''}", flush=True)
 

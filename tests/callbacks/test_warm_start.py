@@ -171,6 +171,23 @@ def test_mixed_precision_variables_get_full_precision() -> None:
     assert first.weights[0].dtype == np.dtype("float32")
 
 
+def test_arrays_and_the_model_share_no_memory() -> None:
+    """JAX takes an aligned array as a variable's memory, and trains in place."""
+    memory = np.empty(4 * 2 * 4 + 64, "uint8")
+    start = -memory.ctypes.data % 64
+    kernel = memory[start : start + 32].view("float32").reshape(4, 2)
+    kernel[:] = 1
+    inputs = keras.Input((4,))
+    model = keras.Model(inputs, keras.layers.Dense(2, name="head", use_bias=False)(inputs))
+    model.compile("sgd", "mse")
+    fit(model, kt.WarmStart({"head/kernel": kernel}, verbose=0))
+    assert (kernel == 1).all()
+    trained = weights(model)[0]
+    assert not (trained == 1).all()
+    kernel[:] = 5
+    np.testing.assert_array_equal(weights(model)[0], trained)
+
+
 MIRRORED = """
 import numpy as np, tensorflow as tf
 cpu = tf.config.list_physical_devices("CPU")[0]

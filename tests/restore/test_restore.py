@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 import keras_trainops as kt
 from keras_trainops.readers.arrays import ArraysCheckpoint
+from keras_trainops.restore import progress
 from keras_trainops.restore.report import fold
 
 ALL = {
@@ -220,6 +221,7 @@ def test_the_report_for_programs_and_people() -> None:
     text = str(report)
     assert text.startswith("'net' from 'w.npz' (NumPy .npz archive): restored 3 of 3 variables")
     assert "trunk/{bias,kernel}" in text
+    assert text.splitlines()[0].endswith("; 1 unexpected; 1 excluded")
     assert re.search(r"excluded.*head/bias", text)
     assert re.search(r"unexpected.*extra", text)
     assert "trunk/{bias,kernel}" in report._repr_html_()
@@ -227,6 +229,22 @@ def test_the_report_for_programs_and_people() -> None:
         report.missing = ()
     with pytest.raises(TypeError, match="item assignment"):
         report.restored["x"] = "y"
+
+
+def test_verbose_prints_the_report_and_a_bar_where_it_takes_long(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = kt.restore(two_layers(), ALL)
+    assert capsys.readouterr().out == ""
+    report = kt.restore(two_layers(), ALL, verbose=1)
+    assert capsys.readouterr().out == f"{report}\n"
+    monkeypatch.setattr(progress, "PATIENCE", 0.0)
+    monkeypatch.setattr(progress, "UNIT", 1)
+    kt.restore(two_layers(), ALL, verbose=1)
+    nbytes = 4 * sum(array.size for array in ALL.values())
+    assert f"{2 * nbytes}/{2 * nbytes}" in capsys.readouterr().out
+    kt.restore(two_layers(), ALL)
+    assert capsys.readouterr().out == ""
 
 
 def expand(text: str) -> list[str]:
