@@ -80,7 +80,7 @@ def test_kernels_of_convolutions_are_matrices_of_inputs_and_outputs() -> None:
     inputs = keras.Input((5, 5, 3))
     x = keras.layers.Conv2D(4, 2, name="conv")(inputs)
     model = kt.TrainOpsModel(inputs, keras.layers.GlobalAveragePooling2D()(x))
-    projection = U.Project("conv/kernel", U.SpectralNorm(0.5, iterations=20))
+    projection = U.Project("conv/kernel", U.SpectralNorm(0.5, iterations=60))
     model.compile("sgd", "mse", updates=[projection])
     model.fit(RNG.normal(size=(4, 5, 5, 3)), RNG.normal(size=(4, 4)), verbose=0)
     matrix = value(model.get_layer("conv").kernel).reshape(-1, 4)
