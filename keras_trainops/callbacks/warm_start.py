@@ -12,6 +12,7 @@ from keras_trainops.restore.api import Source, restore
 from keras_trainops.restore.plan import Reaction
 from keras_trainops.restore.rename import Rename
 from keras_trainops.restore.report import RestoreReport
+from keras_trainops.session.run import run_on
 
 
 class WarmStart(keras.callbacks.Callback):
@@ -77,8 +78,13 @@ class WarmStart(keras.callbacks.Callback):
             return
         # `self.model` and no other reference: on JAX it brings the variables up to date first.
         model = self.model
+        run = run_on(model)  # a session puts its state back first, wherever it stands in the list
         updates = _updates_made(model)
-        if updates:
+        if run is not None and run.resumed:
+            message = f"WarmStart skipped: the session goes on from step {run.step}."
+            run.log.note(message)
+            self._say(message)
+        elif updates:
             self._say(
                 f"WarmStart skipped: the optimizer has made {updates} updates, so this run is "
                 "resumed and keeps its weights."

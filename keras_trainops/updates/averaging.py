@@ -78,7 +78,7 @@ class WeightAverage(Update):
         dtype = variable.dtype
         dtype = "float32" if dtype in ("float16", "bfloat16") else dtype
         average = self.add_variable(f"average_of_{variable.name}", variable.shape, dtype)
-        average.assign(ops.cast(variable, dtype))
+        average.assign(ops.cast(copy_of(variable), dtype))  # on JAX they would share memory
         return average
 
     def _make_numbers(self) -> dict[str, keras.Variable]:
