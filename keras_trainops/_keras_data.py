@@ -41,7 +41,9 @@ class EpochData:
     Args:
         iterator: Keras's iterator over epochs, which is followed from now on.
         listener: Told of what happens: `pass_made()` before a pass is made, `pass_used()` before
-            its first batch, `epoch_begins()`, and `skipped()` before the first batch that is not.
+            its first batch, `epoch_begins()`, `skipped()` before the first batch that is not, and
+            `batch_taken()` before one is taken, where it may draw random numbers before callbacks
+            are told of it.
 
     Attributes:
         kind: What the data are: the name of Keras's adapter for them.
@@ -58,7 +60,11 @@ class EpochData:
         self.passes = self.trained = self._skip = 0
         self._current: Any = None
         self._ahead: _Ahead | None = None
-        self._eager = keras.backend.backend() == "tensorflow"  # whose passes draw when made
+        backend = keras.backend.backend()
+        self._eager = backend == "tensorflow"  # whose passes draw when they are made
+        # On PyTorch batches are there before callbacks are told of them.
+        whole = self.kind == "ArrayDataAdapter" and self.shuffled != "batch"
+        self._taken_early = backend == "torch" and not whole
 
     def _make(self) -> Any:
         self.passes += self._eager
@@ -76,7 +82,11 @@ class EpochData:
             if begin < skip:
                 self._take(iterator, end + 1 - begin)
                 continue
+            if skip and self._ahead is not None:
+                self._ahead.has_more()  # as was asked before the state was taken
             self._listener.skipped()
+            if self._taken_early:
+                self._listener.batch_taken()
             yield begin, end, iterator
             self.trained = min(end + 1, self._of.num_batches or end + 1)
         self._listener.skipped()
@@ -102,9 +112,9 @@ class EpochData:
         return self._ahead is None or self._ahead.has_more()
 
     @property
-    def shuffled(self) -> bool:
-        """Whether `fit` shuffles them."""
-        return bool(getattr(self._adapter, "_shuffle", False))
+    def shuffled(self) -> bool | str:
+        """Whether `fit` shuffles them; "batch" within each batch."""
+        return getattr(self._adapter, "_shuffle", False)
 
     @property
     def source(self) -> Any:

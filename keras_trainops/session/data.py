@@ -29,6 +29,7 @@ class DataPosition:
         self._resumed = resumed
         self._pending = False
         self._skipping = False
+        self._before_batch: dict[str, Any] | None = None
         if resumed is not None:
             randomness.restore(resumed["random"]["fit"])
         self._at_fit = self._made = self._used = randomness.state()
@@ -76,6 +77,10 @@ class DataPosition:
             self._skipping = False
             randomness.restore(self._resumed["random"]["now"])
 
+    def batch_taken(self) -> None:
+        """Called by `EpochData`."""
+        self._before_batch = randomness.state()
+
     def state(self, epoch: int, batch: int, announced: bool) -> dict[str, Any]:
         """What is to be saved.
 
@@ -93,7 +98,8 @@ class DataPosition:
             "taken": self.epochs.taken(within, announced),
         }
         states = {"fit": self._at_fit, "made": self._made, "used": self._used}
-        states["now"] = randomness.state()
+        before = self._before_batch if announced else None
+        states["now"] = before or randomness.state()
         return {
             "position": position,
             "random": {name: randomness.to_document(s) for name, s in states.items()},
