@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,12 +10,9 @@ import keras
 import numpy as np
 import pytest
 from helpers import assert_same
-from runs import EPOCHS, Interrupt, Interrupted, X, Y, net, state, train
+from runs import EPOCHS, Interrupt, Interrupted, X, Y, callbacks, net, state, train
 
 import keras_trainops as kt
-
-TRACED = pytest.mark.backends("tensorflow", "jax")  # PyTorch has no such option in Keras
-TF = pytest.mark.backends("tensorflow")
 
 
 @pytest.fixture(scope="module")
@@ -40,19 +36,16 @@ def test_within_an_epoch_at_its_beginning_and_twice(whole: Any) -> None:
     assert_same_run(train("run"), whole)
 
 
-def test_a_run_that_is_never_interrupted_is_the_one_without_a_session() -> None:
+def test_without_a_session_it_is_the_same_run(whole: Any) -> None:
     model = net()
-    model.fit(X, Y, batch_size=4, epochs=EPOCHS, verbose=0, shuffle=False)
-    assert_same(state(train("run", beside=[])), state(model))
+    beside = callbacks()
+    model.fit(X, Y, batch_size=4, epochs=EPOCHS, verbose=0, shuffle=False, callbacks=beside)
+    assert_same_run(model, whole)
 
 
-def test_run_again_after_its_end_nothing_changes(whole: Any) -> None:
-    train("run")
-    assert_same_run(train("run"), whole)
-
-
-def test_more_epochs_than_it_had(whole: Any) -> None:
+def test_fewer_epochs_then_more_then_nothing_to_do(whole: Any) -> None:
     train("run", epochs=2)
+    train("run")
     assert_same_run(train("run"), whole)
 
 
@@ -102,6 +95,7 @@ def dataset() -> Any:
 def loader() -> Any:
     import torch
 
+    torch.manual_seed(1)
     pairs = torch.utils.data.TensorDataset(torch.from_numpy(X), torch.from_numpy(Y))
     return torch.utils.data.DataLoader(pairs, batch_size=4, shuffle=True)
 
@@ -148,25 +142,79 @@ def watcher(**options: Any) -> Any:
     return model
 
 
+# Each kind of data where it is most likely to go wrong.
+HERE = {
+    "tensorflow": ["arrays", "PyDataset", "tf.data", "unknown", "endless"],
+    "jax": ["tf.data", "unknown", "shared"],
+    "torch": ["arrays", "batch", "PyDataset", "endless", "generator", "loader"],
+}
+
+
 @pytest.mark.filterwarnings("ignore:Your input ran out of data")
 @pytest.mark.filterwarnings("ignore:.shuffle=True. was passed")
-@pytest.mark.parametrize("kind", DATA)
+@pytest.mark.parametrize("kind", HERE[keras.backend.backend()])
 def test_data_go_on_where_they_were(kind: str) -> None:
     def run(name: str, *more: Any) -> Any:
         model = watcher()
         return train(name, *more, model=model, data=DATA[kind](), epochs=3, beside=[])
 
     whole = run("whole")
-    for at in (4, 11):
-        with pytest.raises(Interrupted):
-            run("run", Interrupt(at))
+    with pytest.raises(Interrupted):
+        run("run", Interrupt(14))
     resumed = run("run")
     assert_same(state(resumed), state(whole))
     assert resumed.history.history == whole.history.history
-    plain = watcher()
-    plain.fit(
-        **{"batch_size": 4, **DATA[kind]()} if "y" in DATA[kind]() else DATA[kind](),
-        epochs=3,
-        verbose=0,
-    )
-    assert_same(state(plain), state(whole))
+
+
+@pytest.mark.backends("tensorflow", "jax")  # PyTorch has no such option in Keras
+def test_blocks_of_steps(whole: Any) -> None:
+    """Of 10 batches in blocks of 4."""
+    whole_in_blocks = train("whole", model=net(steps_per_execution=4))
+    with pytest.raises(Interrupted):
+        train("run", Interrupt(5), model=net(steps_per_execution=4))
+    log = Path("run/session.log").read_text(encoding="utf-8")
+    assert "saved step 14 " in log  # the second epoch's first block
+    resumed = train("run", model=net(steps_per_execution=4))
+    assert_same(state(resumed), state(whole_in_blocks))
+    assert resumed.history.history == whole_in_blocks.history.history
+
+
+@pytest.mark.backends("tensorflow")
+def test_other_blocks_than_it_had_are_refused() -> None:
+    with pytest.raises(Interrupted):
+        train("run", Interrupt(5))
+    with pytest.raises(
+        ValueError, match=r"at batch \d of its epoch.*multiple of steps_per_exec.*=7"
+    ):
+        train("run", model=net(steps_per_execution=7))
+
+
+def test_validation_and_lazily_built_models() -> None:
+    class Lazy(kt.TrainOpsMixin, keras.Model):
+        def __init__(self) -> None:
+            super().__init__(name="lazy")
+            self.drop = keras.layers.Dropout(0.2, seed=1, name="drop")
+            self.head = keras.layers.Dense(2, name="head")
+
+        def call(self, x: Any, training: bool = False) -> Any:
+            return self.head(self.drop(x, training=training))
+
+    def run(name: str, *more: Any) -> Any:
+        keras.backend.clear_session()
+        keras.utils.set_random_seed(3)
+        model = Lazy()
+        model.compile("adam", "mse", metrics=["mae"])
+        data = {"x": X, "y": Y, "shuffle": False, "validation_data": (X[:8], Y[:8])}
+        stop = keras.callbacks.EarlyStopping("val_loss", patience=0, min_delta=1.0)
+        return train(name, *more, model=model, data=data, beside=[stop])
+
+    whole = run("whole")
+    assert whole.history.epoch == [0, 1]  # it stopped early
+    with pytest.raises(Interrupted):
+        run("run", Interrupt(15))
+    for _ in range(2):  # and does not train on when it is run again
+        resumed = run("run")
+        assert_same(state(resumed), state(whole))
+        assert resumed.history.history == whole.history.history
+    log = Path("run/session.log").read_text(encoding="utf-8")
+    assert "nothing is left to do: a callback stopped training in epoch 2" in log
