@@ -8,12 +8,12 @@ import socket
 import sys
 import threading
 import time
-import weakref
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
 # The locks of this process, which the system would give to it twice.
-_HELD: weakref.WeakValueDictionary[Path, DirectoryLock] = weakref.WeakValueDictionary()
+_HELD: dict[Path, DirectoryLock] = {}
 
 
 class DirectoryLock:
@@ -21,10 +21,15 @@ class DirectoryLock:
 
     It is a POSIX record lock: processes that a run forks, such as data loaders, do not inherit it
     and so cannot keep it after the run was killed.
+
+    Args:
+        path: A file for it.
+        succeeded: Called when another run of this process wants it, and this one is over but did
+            not say so, as where a `fit` failed; it must release the lock.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._path = path.resolve()
+    def __init__(self, path: Path, succeeded: Callable[[], None]) -> None:
+        self._path, self._succeeded = path.resolve(), succeeded
         self._file: IO[str] | None = None
         self._thread: threading.Thread | None = None
 
@@ -68,7 +73,7 @@ class DirectoryLock:
                 f"The log directory '{self._path.parent}' is in use by another thread of this "
                 f"process ({os.getpid()})."
             )
-        other.release()
+        other._succeeded()
 
     def release(self) -> None:
         """Gives the lock back."""
@@ -76,6 +81,7 @@ class DirectoryLock:
             self._file.truncate(0)
             self._file.close()
             self._file = None
+            del _HELD[self._path]
 
 
 def _holder(file: IO[str]) -> str:

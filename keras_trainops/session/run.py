@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-import warnings
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,10 +17,10 @@ from keras_trainops.session.interruption import Interruption, SessionInterrupted
 from keras_trainops.session.lock import DirectoryLock
 from keras_trainops.session.log import SessionLog
 from keras_trainops.session.neighbours import Neighbours
-from keras_trainops.session.snapshot import HostCopy, put_back, variables_of
-from keras_trainops.session.store import Checkpoint, Store
+from keras_trainops.session.saver import Saver, Where
+from keras_trainops.session.snapshot import put_back, variables_of
+from keras_trainops.session.store import Checkpoint
 from keras_trainops.session.summaries import Summaries
-from keras_trainops.session.writer import BackgroundWriter
 
 # The sessions of models that are about to train or training.
 _SESSIONS: weakref.WeakKeyDictionary[Any, Callable[[], Run]] = weakref.WeakKeyDictionary()
@@ -61,11 +59,15 @@ class Run:
         self.step = 0
         self.resumed = False
         self.log = SessionLog(settings.logdir / "session.log", settings.verbose)
-        self._store = Store(settings.logdir / "checkpoints", settings.keep)
-        self._lock = DirectoryLock(settings.logdir / "session.lock")
+        self._saver = Saver(
+            settings.logdir / "checkpoints",
+            settings.keep,
+            settings.save_seconds,
+            settings.save_steps,
+            self.log,
+        )
+        self._lock = DirectoryLock(settings.logdir / "session.lock", self.close)
         self._interruption = Interruption()
-        self._writer = BackgroundWriter()
-        self._copy = HostCopy()
         self._summaries: Summaries | None = None
         self._checkpoint: Checkpoint | None = None
         self._data: DataPosition | None = None
@@ -84,14 +86,8 @@ class Run:
         self.settings.logdir.mkdir(parents=True, exist_ok=True)
         self._lock.acquire()
         self.is_open = True
-        self._store.tidy()
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            self._checkpoint = self._store.newest()
+        self._checkpoint = self._saver.read()
         self.resumed = self._checkpoint is not None
-        for warning in caught:
-            self.log.say(str(warning.message))
-            warnings.warn(str(warning.message), warning.category, stacklevel=2)
 
     def see_data(self, iterator: Any) -> None:
         """Follows the data, so that they can go on in the middle of an epoch."""
@@ -121,16 +117,13 @@ class Run:
         else:
             self._resume(self._checkpoint)
         self._begun = True
-        self._last_step = self._summary_step = self.step
-        self._last_time = time.monotonic()
+        self._summary_step = self.step
         self._interruption.listen()
         self._open_summaries()
         doubt = None if self._data is None else self._data.doubt()
         if doubt:
             self.log.say(f"a resumed run may not see the same batches: {doubt}")
-        if self._model.built:
-            variables = variables_of(self._model)
-            self._writer.start(lambda: self._copy.reserve(variables))
+        self._saver.start(self.step, variables_of(self._model))
 
     def _resume(self, checkpoint: Checkpoint) -> None:
         session, model = checkpoint.documents["session"], self._model
@@ -213,17 +206,11 @@ class Run:
             self._write_summaries(model, model.get_metrics_result())
         if self._interruption.requested and self._has_more():
             self._stop_interrupted(self._epoch, batch)
-        if self._data is not None and self._is_due() and self._has_more():
+        if self._data is not None and self._saver.is_due(self.step) and self._has_more():
             self._save(self._epoch, batch, announced=True)
 
     def _has_more(self) -> bool:
         return self._data is None or self._data.epochs.has_more()
-
-    def _is_due(self) -> bool:
-        self._tell_error()
-        seconds, steps = self.settings.save_seconds, self.settings.save_steps
-        by_steps = steps is not None and self.step - self._last_step >= steps
-        return by_steps or (seconds is not None and time.monotonic() - self._last_time >= seconds)
 
     def after_batches(self) -> None:
         """After an epoch's last step, before a validation and before callbacks are told."""
@@ -256,76 +243,19 @@ class Run:
             self._ended = f"a callback stopped training in epoch {epoch + 1}"
         if self._interruption.requested and not last:
             self._stop_interrupted(epoch + 1, 0)
-        if last or self._ended or self._stopping or self._is_due():
-            self._writer.wait()
+        if last or self._ended or self._stopping or self._saver.is_due(self.step):
             self._save(epoch + 1, 0, announced=False)
 
     def _save(self, epoch: int, batch: int, announced: bool) -> None:
-        """Takes the state, and has it written in the background; not while that is busy."""
-        if self._writer.busy and announced:
-            return
-        self._writer.wait()
-        self._tell_error()
-        began, step = time.monotonic(), self.step
-        variables = variables_of(self._get_model())
-        arrays = self._copy.take(variables)
-        callbacks, more = self._neighbours.state()
         where: dict[str, Any] = {"position": None, "random": None}
         if self._data is not None:
             where = self._data.state(epoch, batch, announced)
-        session = {
-            "step": step,
-            "epoch": epoch,
-            "batch": batch,
-            "ended": self._ended,
-            "keras": keras.__version__,
-            "backend": keras.backend.backend(),
-            "saved": time.strftime("%Y-%m-%d %H:%M:%S"),
-            "callbacks": callbacks,
-        }
-        documents = {"session": session, "data": where, "variables": list(variables)}
-        self._last_step, self._last_time = step, time.monotonic()
-        held_up = self._last_time - began
-
-        def write() -> None:
-            path = self._store.write(step, {**arrays, **more}, documents)
-            size = sum(array.nbytes for array in arrays.values()) / 1e6
-            self.log.note(
-                f"saved step {step} to '{path}' ({size:.1f} MB; training was held up for "
-                f"{held_up:.3f} s, writing took {time.monotonic() - began:.3f} s)"
-            )
-
-        self._writer.start(write)
-
-    def _tell_error(self) -> None:
-        """Says that a save failed while training went on."""
-        error = self._writer.take_error()
-        if error is not None:
-            message = (
-                f"The checkpoint at step {self._last_step} could not be written, and training goes "
-                f"on: {error}. The last good one stays as it is."
-            )
-            self.log.say(message)
-            warnings.warn(message, stacklevel=2)
-
-    def _finish_writing(self) -> None:
-        """Waits for the final checkpoint.
-
-        Raises:
-            OSError: If it could not be written.
-        """
-        self._writer.wait()
-        error = self._writer.take_error()
-        if error is not None:
-            raise OSError(
-                f"The final checkpoint, at step {self.step}, could not be written to "
-                f"'{self._store.directory}': {error}. The last good one stays as it is."
-            ) from error
+        at = Where(self.step, epoch, batch, self._ended)
+        self._saver.save(self._get_model(), at, where, self._neighbours.state())
 
     def _stop_interrupted(self, epoch: int, batch: int) -> None:
-        self._writer.wait()
         self._save(epoch, batch, announced=batch > 0)
-        self._finish_writing()
+        self._saver.finish()
         raise SessionInterrupted(self.step)
 
     def _open_summaries(self) -> None:
@@ -359,7 +289,7 @@ class Run:
         Raises:
             OSError: If the final checkpoint could not be written.
         """
-        self._finish_writing()
+        self._saver.finish()
         if self._stopping:
             self._ended = f"stop_at_step={self.settings.stop_at_step} is reached"
         why = self._ended or f"all {self._epochs} epochs are trained"
@@ -370,16 +300,14 @@ class Run:
         if not self.is_open:
             return
         self.is_open = False
-        self._writer.wait()
+        saved = self._saver.close()
         self._interruption.stop_listening()
         if self._summaries is not None:
             self._summaries.close()
         if self._begun:
             _keras.start_at_epoch(self._model, None)
         if error is not None:
-            saved = next(iter(self._store.paths()), None)
-            last = "there is no checkpoint" if saved is None else f"the last is '{saved}'"
-            self.log.say(f"stopped because of {type(error).__name__}: {error} ({last})")
+            self.log.say(f"stopped because of {type(error).__name__}: {error} ({saved})")
         self._lock.release()
 
 

@@ -10,8 +10,7 @@ import hashlib
 import json
 import os
 import shutil
-import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,10 +67,11 @@ class Store:
         if self.directory.is_dir():
             yield from (p for p in self.directory.iterdir() if p.name.startswith(prefixes))
 
-    def newest(self) -> Checkpoint | None:
+    def newest(self, warn: Callable[[str], None]) -> Checkpoint | None:
         """The newest checkpoint that is intact, None where there is none at all.
 
-        Warns of each that is damaged.
+        Args:
+            warn: Told of each that is damaged.
 
         Raises:
             DamagedCheckpointError: If there are checkpoints and all of them are damaged.
@@ -82,7 +82,7 @@ class Store:
                 return _read(path)
             except (OSError, ValueError) as error:
                 damage = f"The checkpoint '{path}' is damaged: {error}"
-                warnings.warn(f"{damage}. The one before it is used.", stacklevel=2)
+                warn(f"{damage}. The one before it is used.")
         if damage:
             raise DamagedCheckpointError(
                 f"{damage}. There is no other: remove '{self.directory}' to start anew."

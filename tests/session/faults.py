@@ -75,7 +75,8 @@ def train(
         beacon = Beacon(pipe)
         made = runs.train(logdir, beacon, *more, model=made, session=options, epochs=EPOCHS)
         arrays = {f"v{i}": array for i, array in enumerate(runs.state(made))}
-        np.savez(f"{logdir}.npz", **arrays)
+        np.savez(f"{logdir}.part.npz", **arrays)
+        os.replace(f"{logdir}.part.npz", f"{logdir}.npz")  # it may be killed here too
 
     return work
 

@@ -35,7 +35,7 @@ def fit(
 
 
 def steps(logdir: str) -> list[int]:
-    return sorted(int(path.name[5:]) for path in Path(logdir, "checkpoints").iterdir())
+    return sorted(int(path.name[5:]) for path in Path(logdir, "checkpoints").glob("step-*"))
 
 
 def log(logdir: str) -> str:
@@ -193,8 +193,9 @@ def test_a_plain_model_goes_on_at_an_epoch_and_says_so() -> None:
     whole = run("whole")
     with pytest.raises(KeyboardInterrupt):
         run("run", Stop())
-    assert steps("run") == [10]
+    assert steps("run") in ([], [10])  # it may still be writing
     assert_same(state(run("run")), state(whole))
+    assert "resumed from step 10 (epoch 2) of" in log("run")
     run("early", stop_at_step=4)
     run("early")
     assert "epoch 1 starts over, with weights that have seen 4 of its batches: a plain" in log(
