@@ -251,7 +251,8 @@ class Run:
         if self._data is not None:
             where = self._data.state(epoch, batch, announced)
         at = Where(self.step, epoch, batch, self._ended)
-        self._saver.save(self._get_model(), at, where, self._neighbours.state())
+        flush = (lambda: None) if self._summaries is None else self._summaries.flush
+        self._saver.save(self._get_model(), at, where, self._neighbours.state(), flush)
 
     def _stop_interrupted(self, epoch: int, batch: int) -> None:
         self._save(epoch, batch, announced=batch > 0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -90,6 +90,7 @@ class Saver:
         where: Where,
         data: Mapping[str, Any],
         callbacks: tuple[Mapping[str, Any], Mapping[str, np.ndarray]],
+        flush: Callable[[], None],
     ) -> None:
         """Takes the state, and has it written.
 
@@ -98,6 +99,7 @@ class Saver:
             where: Where the run stands.
             data: Where it stands in its data.
             callbacks: The state of other callbacks: a document, and its arrays.
+            flush: Called before it is written: what must not be older than the checkpoint.
         """
         self._writer.wait()
         self._tell_error()
@@ -117,6 +119,7 @@ class Saver:
         held_up = self._last_time - began
 
         def write() -> None:
+            flush()
             path = self._store.write(where.step, {**arrays, **more}, documents)
             size = sum(array.nbytes for array in arrays.values()) / 1e6
             self._log.note(

@@ -50,6 +50,10 @@ class Summaries:
         for name, value in scalars.items():
             self._writer.add_scalar(name, float(value), step)
 
+    def flush(self) -> None:
+        """Writes out what there is: a run that is resumed does not write it again."""
+        self._writer.flush()
+
     def close(self) -> None:
         """Writes out what is left."""
         self._writer.close()

@@ -27,9 +27,12 @@ import keras
 import numpy as np
 import runs
 import safetensors.numpy
+import tensorboardX
 import tensorflow  # which Keras's seeds import on every backend
+from events import scalars
 
 assert safetensors.numpy
+assert tensorboardX
 assert tensorflow
 EPOCHS, SAVE_STEPS, STEPS = 8, 3, 80
 
@@ -70,7 +73,7 @@ def train(
     logdir: str, *more: keras.callbacks.Callback, model: Any = None, **session: Any
 ) -> Callable[[int], None]:
     def work(pipe: int) -> None:
-        options = {"save_steps": SAVE_STEPS, "keep": 2, **session}
+        options = {"save_steps": SAVE_STEPS, "keep": 2, "summary_steps": 5, **session}
         made = runs.net() if model is None else model()
         beacon = Beacon(pipe)
         made = runs.train(logdir, beacon, *more, model=made, session=options, epochs=EPOCHS)
@@ -133,6 +136,7 @@ def kills(wanted: int) -> None:
                 count += 1
                 in_saves += any(Path(logdir).glob("checkpoints/.writing-*"))
         assert_ends_as_if_nothing_had_been(logdir)
+        assert scalars(logdir)["loss"] == scalars("whole")["loss"]
         finished += 1
     print(f"{count} kills, {in_saves} of them during a save: bit-equal")
 

@@ -7,33 +7,10 @@ from typing import Any
 
 import keras
 import pytest
+from events import scalars
 from runs import Interrupt, Interrupted, X, Y, net, train
 
 import keras_trainops as kt
-
-
-def scalars(logdir: str) -> dict[str, dict[int, float]]:
-    """Of each tag the value at each step, without what TensorBoard leaves out of resumed runs."""
-    from tensorboardX.event_file_writer import EventsWriter
-    from tensorboardX.proto.event_pb2 import Event
-    from tensorboardX.record_writer import RecordWriter
-
-    assert EventsWriter
-    assert RecordWriter
-    values: dict[str, dict[int, float]] = {}
-    for path in sorted(Path(logdir).glob("events.*"), key=lambda p: p.stat().st_mtime_ns):
-        content = path.read_bytes()
-        while content:
-            length = int.from_bytes(content[:8], "little")
-            event = Event.FromString(content[12 : 12 + length])
-            content = content[16 + length :]
-            if event.session_log.status == event.session_log.START:
-                for steps in values.values():
-                    for step in [s for s in steps if s >= event.step]:
-                        del steps[step]
-            for value in event.summary.value:
-                values.setdefault(value.tag, {})[event.step] = value.simple_value
-    return values
 
 
 def fit(logdir: str, *more: Any, model: Any = None, **options: Any) -> Any:
