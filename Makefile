@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 # What is the same on all backends; the rest (readers, real weights, documentation) runs once.
-COMMON_TESTS := tests/transforms tests/training tests/updates tests/callbacks tests/test_keras_private.py
+COMMON_TESTS := tests/transforms tests/training tests/updates tests/callbacks tests/session tests/test_keras_private.py
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
 .PHONY: demo test lint docs bench clean
@@ -29,6 +29,7 @@ bench: $(VENV)/.installed
 	KERAS_BACKEND=tensorflow $(BIN)/python tests/benchmarks/step_time.py
 	KERAS_BACKEND=jax $(BIN)/python tests/benchmarks/step_time.py
 	$(BIN)/python tests/benchmarks/restore.py
+	$(BIN)/python tests/benchmarks/saving.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info docs/_build .pytest_cache .mypy_cache .ruff_cache

@@ -3,12 +3,14 @@
 from keras_trainops import _keras, transforms, updates
 from keras_trainops.callbacks.monitor_board import MonitorBoard
 from keras_trainops.callbacks.recalibrate_batch_norm import RecalibrateBatchNorm
+from keras_trainops.callbacks.training_session import TrainingSession
 from keras_trainops.callbacks.use_average import UseAverage
 from keras_trainops.callbacks.warm_start import WarmStart
 from keras_trainops.readers.base import RestoreError, open_checkpoint
 from keras_trainops.restore import adapt
 from keras_trainops.restore.api import plan_restore, restore
 from keras_trainops.restore.report import RestoreReport
+from keras_trainops.session.interruption import SessionInterrupted
 from keras_trainops.training.mixin import TrainOpsMixin
 from keras_trainops.training.models import TrainOpsModel, with_train_ops
 from keras_trainops.training.numerics import NonFiniteLossError
@@ -22,8 +24,10 @@ __all__ = [
     "RecalibrateBatchNorm",
     "RestoreError",
     "RestoreReport",
+    "SessionInterrupted",
     "TrainOpsMixin",
     "TrainOpsModel",
+    "TrainingSession",
     "TransformedOptimizer",
     "UseAverage",
     "WarmStart",

@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any, NamedTuple
 
 import keras
+from keras.src.backend.common import global_state
 from keras.src.saving import saving_lib
 from keras.src.trainers import data_adapters
 
@@ -256,3 +257,24 @@ def saving_walk(model: keras.Model) -> SavingWalk:
     visited = {id(getattr(model, "optimizer", None))}
     saving_lib._save_state(model, store, None, inner_path="", visited_saveables=visited)
     return store.walk
+
+
+def build_metrics(model: Any, data_batch: Any) -> None:
+    """Creates the variables of losses and metrics, from the shapes of a batch alone."""
+    model._symbolic_build(data_batch=data_batch)
+
+
+def start_at_epoch(model: Any, epoch: int | None) -> None:
+    """Has the `fit` that is about to begin its epochs begin with this one; None: with its own."""
+    model._initial_epoch = epoch
+
+
+def global_seed() -> keras.Variable | None:
+    """The state of the seeds that `keras.random` takes where it is given none, if any were."""
+    generator = global_state.get_global_attribute("global_seed_generator")
+    return None if generator is None else generator.state
+
+
+def random_seed() -> int | None:
+    """What `keras.utils.set_random_seed` was given last."""
+    return global_state.get_global_attribute("global_random_seed")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -13,6 +14,7 @@ from keras_trainops.restore.api import Source, restore
 from keras_trainops.restore.plan import Reaction
 from keras_trainops.restore.rename import Rename
 from keras_trainops.restore.report import RestoreReport
+from keras_trainops.session.run import run_on
 
 
 class WarmStart(keras.callbacks.Callback):
@@ -84,18 +86,26 @@ class WarmStart(keras.callbacks.Callback):
             return
         # `self.model` and no other reference: on JAX it brings the variables up to date first.
         model = self.model
+        run = run_on(model)  # a session puts its state back first, wherever it stands in the list
         updates = _updates_made(model)
-        if updates and self._options["verbose"]:
-            print(
-                f"WarmStart skipped: the optimizer has made {updates} updates, so this run is "
-                "resumed and keeps its weights.",
-                flush=True,
+        if run is not None and run.resumed:
+            self._skip(f"the session goes on from step {run.step}.", run.log.note)
+        elif updates:
+            self._skip(
+                f"the optimizer has made {updates} updates, so this run is resumed and keeps its "
+                "weights."
             )
-        if not updates:
+        else:
             self.report = _restore(model, self._source, self._options)
             if hasattr(model, "train_ops"):  # averages and target networks start from these
                 model.start_updates(anew=True)
         self._done = True
+
+    def _skip(self, why: str, note: Callable[[str], None] = lambda message: None) -> None:
+        message = f"WarmStart skipped: {why}"
+        note(message)
+        if self._options["verbose"]:
+            print(message, flush=True)
 
 
 def _updates_made(model: keras.Model) -> int:

@@ -13,10 +13,11 @@ import keras
 
 from keras_trainops import paths
 from keras_trainops.training.carry_over import carried_over, fits, trained_by
+from keras_trainops.training.fitting import SeesData, accompanied
 from keras_trainops.training.numerics import NumericsGuard
 from keras_trainops.training.optimizer import engine_of, with_engine, with_transforms
 from keras_trainops.training.steps import backend_steps
-from keras_trainops.transforms.monitoring import Monitor
+from keras_trainops.transforms.monitoring import Monitor, norm_metrics
 from keras_trainops.updates.base import Update, as_update
 from keras_trainops.updates.policy import UpdatePolicy
 
@@ -38,6 +39,8 @@ class TrainOps:
         carried: Variables of no layer, metric or optimizer that a step carries to the next.
         evaluation: What evaluations in `fit` happen in, as with averaged weights; None: nothing.
         why_unbuilt: Why the model could not be built before its first step, if so.
+        sees_data: Told once of the data that a `fit` iterates over; None: nobody asks.
+        follows: Whether a callback follows these data.
     """
 
     registered: list[Update] = field(default_factory=list)
@@ -50,6 +53,8 @@ class TrainOps:
     carried: list[keras.Variable] = field(default_factory=list)
     evaluation: Callable[[], AbstractContextManager[None]] | None = None
     why_unbuilt: str = ""
+    sees_data: SeesData | None = None
+    follows: bool = False
 
     def wants_own_step(self) -> bool:
         """Whether a policy or a check needs another training step than Keras's."""
@@ -158,7 +163,7 @@ class TrainOpsMixin:
         if engine is not None:
             engine.attach(self)
             state.monitors = [m for m in engine.chain.walk() if isinstance(m, Monitor)]
-            state.norm_metrics = self._in_scope(lambda: _norm_metrics(state.monitors))
+            state.norm_metrics = self._in_scope(lambda: norm_metrics(state.monitors))
 
     def _in_scope(self, make: Callable[[], Any]) -> Any:
         strategy = getattr(self, "_distribute_strategy", None)
@@ -238,7 +243,8 @@ class TrainOpsMixin:
     def fit(self, *args: Any, **kwargs: Any) -> Any:
         """As in Keras."""
         try:
-            return super().fit(*args, **kwargs)  # type: ignore[misc]
+            with accompanied(self, args, kwargs) as (args, kwargs):
+                return super().fit(*args, **kwargs)  # type: ignore[misc]
         finally:
             self.train_ops.evaluation = None
 
@@ -347,11 +353,32 @@ class TrainOpsMixin:
             backend_steps().separate(shared)
 
     def _maybe_symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
-        steps = backend_steps()  # only TensorFlow's trainer asks
+        steps, followed = backend_steps(), self._follow(iterator)  # only TensorFlow's trainer asks
         if steps.symbolic_build_by_keras(self):
             super()._maybe_symbolic_build(iterator, data_batch)  # type: ignore[misc]
-        else:
-            steps.build_model(self, iterator, data_batch)
+            return
+        steps.build_model(self, iterator, data_batch)
+        if followed:
+            steps.build_metrics(self, iterator)
+
+    def _symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
+        self._follow(iterator)  # here JAX's trainer and PyTorch's have the data
+        super()._symbolic_build(iterator, data_batch)  # type: ignore[misc]
+
+    def _follow(self, iterator: Any) -> bool:
+        """Shows the data of a `fit` to the callback that follows them, once."""
+        sees_data = self.train_ops.sees_data
+        if sees_data is None or iterator is None:
+            return False
+        self.train_ops.sees_data, self.train_ops.follows = None, True
+        sees_data(iterator)
+        return True
+
+    def _get_metrics_result_or_logs(self, logs: Any) -> Any:
+        """Keras's; of an epoch that was resumed at its very end there are no logs."""
+        parent: Any = super()
+        logs = logs or (parent.get_metrics_result() if self.train_ops.follows else logs)
+        return parent._get_metrics_result_or_logs(logs)
 
     def get_compile_config(self) -> dict[str, Any]:
         """Keras's configuration of `compile`, with our arguments beside it."""
@@ -370,16 +397,6 @@ class TrainOpsMixin:
         self.compile(**config)
         if self.built and self.optimizer is not None:
             self._in_scope(self._build_for_training)
-
-
-def _norm_metrics(monitors: list[Monitor]) -> list[keras.metrics.Metric]:
-    labels = [label for monitor in monitors for label in monitor.labels]
-    twice = sorted({label for label in labels if labels.count(label) > 1})
-    if twice:
-        raise ValueError(
-            f"Two monitors log under one name: {', '.join(twice)}. Give each `Monitor` a `name`."
-        )
-    return [keras.metrics.Mean(name=label) for label in labels]
 
 
 def _without(variables: list[keras.Variable], others: list[keras.Variable]) -> list[keras.Variable]:

@@ -114,6 +114,21 @@ class Monitor(GradientTransform):
         return {"groups": groups, "name": self.name, "histogram": self.histogram}
 
 
+def norm_metrics(monitors: list[Monitor]) -> list[keras.metrics.Metric]:
+    """The averages that the logs show, one per label.
+
+    Raises:
+        ValueError: If two monitors have a label in common.
+    """
+    labels = [label for monitor in monitors for label in monitor.labels]
+    twice = sorted({label for label in labels if labels.count(label) > 1})
+    if twice:
+        raise ValueError(
+            f"Two monitors log under one name: {', '.join(twice)}. Give each `Monitor` a `name`."
+        )
+    return [keras.metrics.Mean(name=label) for label in labels]
+
+
 def _label(pattern: paths.Pattern) -> str:
     if isinstance(pattern, str):
         return pattern

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import keras
+import numpy as np
 
 from keras_trainops.training.steps.dense import (
     assign_weights,
@@ -30,6 +31,7 @@ __all__ = [
     "conditionally",
     "divisible",
     "elements",
+    "host_view",
     "mean_over_replicas",
     "needs_own_step",
     "on_any_replica",
@@ -179,3 +181,8 @@ def train_function(
         return logs, state
 
     return checked
+
+
+def host_view(variable: keras.Variable) -> np.ndarray:
+    """A variable's value on the host, good until it is assigned: without a copy where possible."""
+    return np.asarray(variable.value)

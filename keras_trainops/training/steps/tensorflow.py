@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 from keras import ops
 
@@ -329,3 +330,19 @@ def settle(model: Any) -> None:
 
 def separate(variables: Sequence[keras.Variable]) -> None:
     """Nothing: what is assigned is copied."""
+
+
+def host_view(variable: keras.Variable) -> np.ndarray:
+    """A variable's value on the host, good until it is assigned: without a copy where possible."""
+    tensor = tf.convert_to_tensor(variable.value)
+    try:
+        return np.asarray(memoryview(tensor))
+    except (BufferError, TypeError, ValueError):  # a dtype that buffers do not have, or a device
+        return ops.convert_to_numpy(tensor)
+
+
+def build_metrics(model: Any, iterator: Any) -> None:
+    """Creates the variables of metrics, which Keras leaves to the first traced step."""
+    if iterator is not None and not model.train_ops.why_unbuilt:
+        with model.distribute_strategy.scope():
+            _keras.build_metrics(model, _batch_spec(iterator))

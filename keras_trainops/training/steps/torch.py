@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import keras
+import numpy as np
 import torch
 
 from keras_trainops import _keras
@@ -33,6 +34,7 @@ __all__ = [
     "conditionally",
     "divisible",
     "elements",
+    "host_view",
     "mean_over_replicas",
     "needs_own_step",
     "on_any_replica",
@@ -110,3 +112,11 @@ def train_function(
         return logs
 
     return checked
+
+
+def host_view(variable: keras.Variable) -> np.ndarray:
+    """A variable's value on the host, good until it is assigned: without a copy where possible."""
+    tensor = variable.value.detach().cpu()
+    if tensor.dtype == torch.bfloat16:  # which NumPy has not
+        return keras.ops.convert_to_numpy(tensor)
+    return tensor.numpy()

@@ -1,0 +1,1 @@
+"""A training run on a log directory: checkpoints, resumption, summaries, one readable log."""

@@ -1,0 +1,162 @@
+"""When the state of a run is saved, and how little that holds training up."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+
+from keras_trainops.session.log import SessionLog
+from keras_trainops.session.snapshot import HostCopy, variables_of
+from keras_trainops.session.store import Checkpoint, Store
+from keras_trainops.session.writer import BackgroundWriter
+
+
+class Where(NamedTuple):
+    """Where a run stands.
+
+    Attributes:
+        step: The batches it trained on, in all.
+        epoch: The epoch that goes on, or the one that comes next.
+        batch: How many batches of that epoch it trained on.
+        ended: Why it does not go on when it is run again; empty where it does.
+    """
+
+    step: int
+    epoch: int
+    batch: int
+    ended: str
+
+
+class Saver:
+    """Saves the state of a run from time to time.
+
+    Training waits while the state is copied in the host's memory; a thread writes the copy.
+
+    Args:
+        directory: Where the checkpoints are.
+        keep: How many are kept.
+        seconds: One is due after so long, or None.
+        steps: One is due after so many steps, or None.
+        log: Told of each.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        keep: int,
+        seconds: float | None,
+        steps: int | None,
+        log: SessionLog,
+    ) -> None:
+        self._store = Store(directory, keep)
+        self._seconds, self._steps, self._log = seconds, steps, log
+        self._writer, self._copy = BackgroundWriter(), HostCopy()
+        self._last_step, self._last_time = 0, time.monotonic()
+
+    def read(self) -> Checkpoint | None:
+        """The newest checkpoint that is whole; what is not is told, and half ones are removed.
+
+        Raises:
+            OSError: If there are some and all of them are damaged.
+        """
+        self._store.tidy()
+        return self._store.newest(self._warn)
+
+    def start(self, step: int, variables: Mapping[str, keras.Variable]) -> None:
+        """Begins to count, and gets the memory for copies."""
+        self._last_step, self._last_time = step, time.monotonic()
+        self._writer.start(lambda: self._copy.reserve(variables))
+
+    def is_due(self, step: int) -> bool:
+        """Whether it is time for the next, and the last one is written."""
+        by_steps = self._steps is not None and step - self._last_step >= self._steps
+        due = by_steps or (
+            self._seconds is not None and time.monotonic() - self._last_time >= self._seconds
+        )
+        if not due or self._writer.busy:
+            return False
+        self._tell_error()
+        return True
+
+    def save(
+        self,
+        model: Any,
+        where: Where,
+        data: Mapping[str, Any],
+        callbacks: tuple[Mapping[str, Any], Mapping[str, np.ndarray]],
+        flush: Callable[[], None],
+    ) -> None:
+        """Takes the state, and has it written.
+
+        Args:
+            model: The model, with its state brought up to date.
+            where: Where the run stands.
+            data: Where it stands in its data.
+            callbacks: The state of other callbacks: a document, and its arrays.
+            flush: Called before it is written: what must not be older than the checkpoint.
+        """
+        self._writer.wait()
+        self._tell_error()
+        began = time.monotonic()
+        variables = variables_of(model)
+        arrays = self._copy.take(variables)
+        state, more = callbacks
+        session = {
+            **where._asdict(),
+            "keras": keras.__version__,
+            "backend": keras.backend.backend(),
+            "saved": time.strftime("%Y-%m-%d %H:%M:%S"),
+            "callbacks": state,
+        }
+        documents = {"session": session, "data": data, "variables": list(variables)}
+        self._last_step, self._last_time = where.step, time.monotonic()
+        held_up = self._last_time - began
+
+        def write() -> None:
+            flush()
+            path = self._store.write(where.step, {**arrays, **more}, documents)
+            size = sum(array.nbytes for array in arrays.values()) / 1e6
+            self._log.note(
+                f"saved step {where.step} to '{path}' ({size:.1f} MB; training was held up for "
+                f"{held_up:.3f} s, writing took {time.monotonic() - self._last_time:.3f} s)"
+            )
+
+        self._writer.start(write)
+
+    def finish(self) -> None:
+        """Waits until the last one is written.
+
+        Raises:
+            OSError: If it could not be.
+        """
+        self._writer.wait()
+        error = self._writer.take_error()
+        if error is not None:
+            raise OSError(
+                f"The final checkpoint, at step {self._last_step}, could not be written to "
+                f"'{self._store.directory}': {error}. The last good one stays as it is."
+            ) from error
+
+    def close(self) -> str:
+        """Waits for the writing; says what there is."""
+        self._writer.wait()
+        newest = next(iter(self._store.paths()), None)
+        return "there is no checkpoint" if newest is None else f"the last is '{newest}'"
+
+    def _tell_error(self) -> None:
+        error = self._writer.take_error()
+        if error is not None:
+            self._warn(
+                f"The checkpoint at step {self._last_step} could not be written, and training goes "
+                f"on: {error}. The last good one stays as it is."
+            )
+
+    def _warn(self, message: str) -> None:
+        self._log.say(message)
+        warnings.warn(message, stacklevel=2)

@@ -1,0 +1,96 @@
+"""What TensorBoard is given."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import keras
+import pytest
+from events import scalars
+from runs import Interrupt, Interrupted, X, Y, net, train
+
+import keras_trainops as kt
+
+
+def fit(logdir: str, *more: Any, model: Any = None, **options: Any) -> Any:
+    data = {"x": X, "y": Y, "shuffle": False, **options}
+    session = {"summary_steps": 7, "save_steps": 4}
+    return train(logdir, *more, model=model, data=data, session=session, beside=[])
+
+
+def test_every_so_many_steps_and_what_a_validation_gave() -> None:
+    model = fit("run", validation_data=(X[:8], Y[:8]))
+    tags = scalars("run")
+    assert set(tags) == {
+        *("loss", "mae", "learning_rate", "steps_per_second", "gradient_norm"),
+        *("val_loss", "val_mae"),
+    }
+    for tag in ("loss", "mae", "learning_rate", "gradient_norm"):
+        assert list(tags[tag]) == [7, 14, 21, 28, 35]
+    assert list(tags["val_loss"]) == [10, 20, 30, 40]
+    assert list(tags["val_loss"].values()) == pytest.approx(model.history.history["val_loss"])
+    assert list(tags["learning_rate"].values()) == pytest.approx([0.01] * 5)
+    assert all(norm > 0 for norm in tags["gradient_norm"].values())
+
+
+def test_the_loss_is_the_mean_of_the_epoch_until_then() -> None:
+    seen: list[float] = []
+
+    class Means(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+            seen.append(logs["loss"])
+
+    fit("run", Means())
+    for step, loss in scalars("run")["loss"].items():
+        assert loss == pytest.approx(seen[step - 1], rel=1e-6)
+
+
+@pytest.mark.backends("tensorflow", "jax")  # PyTorch has no such option in Keras
+def test_in_blocks_of_steps_at_the_first_chance() -> None:
+    fit("run", model=net(steps_per_execution=4))
+    assert list(scalars("run")["loss"]) == [8, 14, 24, 28, 38]
+
+
+def test_what_an_interrupted_run_wrote_after_its_last_checkpoint_is_written_anew() -> None:
+    fit("whole")
+    with pytest.raises(Interrupted):
+        fit("run", Interrupt(16))
+    fit("run")
+    whole, resumed = scalars("whole"), scalars("run")
+    assert resumed["loss"] == whole["loss"]
+    assert resumed["gradient_norm"] == whole["gradient_norm"]
+
+
+def test_no_summaries_no_files() -> None:
+    train("run", session={"summary_steps": None}, epochs=1, beside=[])
+    assert not list(Path("run").glob("events.*"))
+
+
+def test_without_tensorboardx_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "tensorboardX", None)
+    train("run", session={"summary_steps": 5}, epochs=1, beside=[])
+    log = Path("run/session.log").read_text(encoding="utf-8")
+    assert "no summaries: pip install 'keras-trainops[tensorboard]'" in log
+
+
+def test_between_summaries_the_state_stays_on_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On JAX each look at the model of a callback costs a copy of its state."""
+    looks: list[int] = []
+    of_callbacks = keras.callbacks.Callback.model
+
+    def counted(self: Any) -> Any:
+        looks.append(1)
+        return of_callbacks.fget(self)
+
+    model = net()
+    session = kt.TrainingSession("run", save_seconds=1e9, summary_steps=10**9, verbose=0)
+    monkeypatch.setattr(keras.callbacks.Callback, "model", property(counted))
+    counts = []
+    for epochs in (1, 5):
+        looks.clear()
+        model.fit(X, Y, batch_size=4, epochs=epochs, verbose=0, callbacks=[session])
+        counts.append(len(looks))
+        session = kt.TrainingSession("other", save_seconds=1e9, summary_steps=None, verbose=0)
+    per_epoch = (counts[1] - counts[0]) / 4
+    assert per_epoch <= 2  # of the history, at an epoch's end
