@@ -15,7 +15,7 @@ from keras import ops
 from keras_trainops import _keras
 from keras_trainops.state import Stateful, copy_of
 from keras_trainops.training.steps import backend_steps
-from keras_trainops.transforms.base import Chain, Gradient
+from keras_trainops.transforms.base import Chain, Gradient, GradientTransform
 from keras_trainops.transforms.scope import owners_scope, update_scope
 
 # How the keys of what is saved beside the optimizers' own variables begin.
@@ -82,7 +82,8 @@ class TransformedOptimizer(keras.optimizers.Optimizer):
             _check_leaf(leaf, self.chain, self._of_several())
         model = self._attached() if self._attached is not None else None
         for transform in self.chain.walk():
-            transform.serve(variables if model is None else model.weights)
+            if type(transform).build is not GradientTransform.build:  # else it keeps nothing
+                transform.serve(variables if model is None else model.weights)
         with owners_scope(_keras.all_layers(model) if model is not None else []):
             self.chain.build(variables)
         for variable in self.chain.variables:
@@ -248,7 +249,7 @@ class TransformedOptimizer(keras.optimizers.Optimizer):
         """Writes the inner optimizer's averages into the weights, where it keeps some."""
         self.inner_optimizer.finalize_variable_values(var_list)
         if getattr(self.inner_optimizer, "use_ema", False):
-            backend_steps().separate(var_list)
+            backend_steps().separate([*var_list, *self.inner_optimizer.variables])
 
     def save_own_variables(self, store: Any) -> None:
         """Stores the state and, as Keras keeps them nowhere, the seeds of the model's layers."""

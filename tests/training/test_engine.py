@@ -126,7 +126,8 @@ def test_a_skipped_update_is_as_if_it_had_not_been(skip: Any, count: int | None)
         # Under accumulation Keras averages weights after every batch, which is a batch more here.
         options = {"gradient_accumulation_steps": count} if count else {"use_ema": True}
         optimizer = O.AdamW(schedule, weight_decay=0.1, **options)
-        chain = [T.AdaptiveNormClip(), T.Noise(0.01, seed=3), skip]
+        own = type(skip).from_config(skip.get_config())
+        chain = [T.AdaptiveNormClip(), T.Noise(0.01, seed=3), own]
         train(model, optimizer, y, x, gradient_transforms=chain)
         return model
 

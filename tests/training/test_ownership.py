@@ -51,10 +51,12 @@ def test_what_is_excluded_from_weight_decay_is_so_in_the_inner_optimizer() -> No
 
 
 def test_one_transform_and_one_optimizer_serve_one_model() -> None:
-    scale, optimizer = T.Scale(0.5), keras.optimizers.SGD(0.1)
+    clip, scale, optimizer = T.ClipByNorm(9.0), T.Scale(0.5), keras.optimizers.SGD(0.1)
     model, other = kt.with_train_ops(two_layers()), kt.with_train_ops(two_layers())
-    model.compile(optimizer, "mse", gradient_transforms=scale)
+    model.compile(optimizer, "mse", gradient_transforms=[clip, scale])
     model.fit(X, Y, verbose=0)
+    other.compile("sgd", "mse", gradient_transforms=clip)  # which keeps nothing of a model
+    other.fit(X, Y, verbose=0)
     other.compile("sgd", "mse", gradient_transforms=scale)
     with pytest.raises(ValueError, match="This Scale belongs to another model already"):
         other.fit(X, Y, verbose=0)

@@ -28,8 +28,8 @@ class Weights(U.Update):
             self.kernels = self.add_variable("kernels", (100, 3, 2))
 
     def __call__(self, model: keras.Model, loss: Any) -> None:
-        now = keras.ops.equal(keras.ops.arange(100), self.row)[:, None, None]
-        kernel = model.get_layer("head").kernel
+        now = keras.ops.equal(keras.ops.arange(100), self.row.value)[:, None, None]
+        kernel = model.get_layer("head").kernel.value
         self.kernels.assign(keras.ops.where(now, kernel, self.kernels.value))
         self.row.assign(self.row + 1)
 
