@@ -209,3 +209,118 @@ def test_an_untested_keras_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(keras, "__version__", "4.0.1")
     with pytest.warns(UserWarning, match=r"tested with Keras 3.12 to 3.15; this is Keras 4.0.1"):
         _keras.warn_if_untested()
+
+
+class Listener:
+    """Notes what `EpochData` tells."""
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda: self.told.append(name)
+
+
+def follow(model: Any, skip: int = 0, **options: Any) -> tuple[Any, list[str], list[int]]:
+    """Fits with the data followed: what is known of them, what was told, and the batches begun."""
+    from keras_trainops._keras_data import EpochData
+
+    listener, begun, followed = Listener(), [], []
+
+    class Followed(type(model)):  # type: ignore[misc]
+        def _symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
+            self._seen(iterator)
+            super()._symbolic_build(iterator, data_batch)
+
+        def _maybe_symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
+            self._seen(iterator)
+            super()._maybe_symbolic_build(iterator, data_batch)
+
+        def _seen(self, iterator: Any) -> None:
+            if iterator is not None and not followed:
+                followed.append(EpochData(iterator, listener))
+
+    class Begun(keras.callbacks.Callback):
+        def on_train_begin(self, logs: Any = None) -> None:
+            listener.told.clear()
+            followed[0].skip(skip)
+
+        def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+            begun.append(batch)
+
+    model.__class__ = Followed
+    model.compile("sgd", "mse")
+    x, y = np.ones((10, 3), "float32"), np.ones((10, 2), "float32")
+    model.fit(x, y, batch_size=2, verbose=0, shuffle=False, callbacks=[Begun()], **options)
+    return followed[0], listener.told, begun
+
+
+def test_fit_hands_its_data_to_the_symbolic_build_and_iterates_over_them_by_these_methods() -> None:
+    data, told, begun = follow(model(), epochs=2)
+    assert data.kind == "ArrayDataAdapter"
+    assert begun == [0, 1, 2, 3, 4] * 2
+    assert [t for t in told if t != "skipped"][:3] == ["epoch_begins", "pass_made", "pass_used"]
+    assert told.count("pass_used") == 2
+    assert data.trained == 5
+
+
+def test_batches_that_are_skipped_are_taken_and_not_told_to_callbacks() -> None:
+    data, _, begun = follow(model(), skip=3, epochs=2)
+    assert begun == [3, 4, 0, 1, 2, 3, 4]
+    assert data.trained == 5
+
+
+def test_with_steps_per_epoch_a_pass_goes_on_and_is_counted() -> None:
+    data, told, begun = follow(model(), epochs=2, steps_per_epoch=2)
+    assert begun == [0, 1, 0, 1]
+    assert told.count("pass_used") == 1
+    assert data.goes_on(within=False)
+    assert data.taken(within=False, announced=False) == 4
+
+
+def test_fit_begins_with_the_epoch_it_is_told() -> None:
+    made, begun = model(), []
+
+    class Begin(keras.callbacks.Callback):
+        def on_train_begin(self, logs: Any = None) -> None:
+            _keras.start_at_epoch(made, 2)
+
+        def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+            begun.append(epoch)
+
+    made.compile("sgd", "mse")
+    x, y = np.ones((4, 3), "float32"), np.ones((4, 2), "float32")
+    made.fit(x, y, epochs=4, verbose=0, callbacks=[Begin()])
+    assert begun == [2, 3]
+    _keras.start_at_epoch(made, None)
+    made.fit(x, y, epochs=1, verbose=0)
+    assert made.history.epoch == [0]
+
+
+def test_the_global_seed_is_that_which_random_numbers_without_one_advance() -> None:
+    assert _keras.random_seed() == 7  # of the fixture
+    first = keras.random.normal((2,))
+    seed = _keras.global_seed()
+    assert seed is not None
+    before = value(seed)
+    keras.random.normal((2,))
+    assert not np.array_equal(before, value(seed))
+    keras.utils.set_random_seed(7)
+    assert _keras.global_seed() is None
+    np.testing.assert_array_equal(
+        keras.ops.convert_to_numpy(keras.random.normal((2,))), keras.ops.convert_to_numpy(first)
+    )
+
+
+def test_metrics_are_built_from_shapes_alone() -> None:
+    made = model()
+    made.compile("sgd", "mse", metrics=["mae"])
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        batch: Any = tf.TensorSpec((None, 3)), tf.TensorSpec((None, 2)), None
+    else:
+        batch = np.ones((1, 3), "float32"), np.ones((1, 2), "float32"), None
+    count = len(made.metrics_variables)
+    _keras.build_metrics(made, batch)
+    assert len(made.metrics_variables) > count

@@ -263,7 +263,7 @@ class Run:
         if self.settings.summary_steps is None:
             return
         try:
-            self._summaries = Summaries(self.settings.logdir, self.step)
+            self._summaries = Summaries(self.settings.logdir, self.step, self.log)
         except ImportError:
             self.log.say("no summaries: pip install 'keras-trainops[tensorboard]'")
 

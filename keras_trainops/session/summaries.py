@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import keras
 
+from keras_trainops.session.log import SessionLog
 from keras_trainops.state import copy_of
 from keras_trainops.training.optimizer import engine_of
 from keras_trainops.transforms.monitoring import Monitor
@@ -17,20 +20,44 @@ from keras_trainops.transforms.monitoring import Monitor
 class Summaries:
     """Loss, metrics, learning rate, steps per second and, with a `Monitor`, gradient norms.
 
+    They are written at once, to the file's buffer: tensorboardX's `SummaryWriter` hands them to a
+    thread, which dies of a full disk and then has training wait for it, and for which a checkpoint
+    would have to wait.
+
     Args:
         directory: Where the event files go.
         step: The step that the run begins with. What an interrupted run wrote after it,
             TensorBoard leaves out.
+        log: Told where they cannot be written; training goes on without them.
 
     Raises:
         ImportError: If tensorboardX is not installed.
     """
 
-    def __init__(self, directory: Path, step: int) -> None:
-        from tensorboardX import SummaryWriter
+    def __init__(self, directory: Path, step: int, log: SessionLog) -> None:
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto import event_pb2
+        from tensorboardX.summary import scalar
 
-        self._writer = SummaryWriter(str(directory), purge_step=step)
+        self._log, self._event, self._scalar = log, event_pb2.Event, scalar
         self._since = (step, time.monotonic())
+        # The name has the time in seconds: two runs may begin in one.
+        suffix = f".{os.getpid()}.{time.time_ns() % 10**9}"
+        self._file: Any = None
+        with self._tolerant():
+            self._file = EventsWriter(str(directory / "events"), suffix)
+            begins = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+            event = event_pb2.Event(step=step, wall_time=time.time(), session_log=begins)
+            self._file.write_event(event)
+
+    @contextmanager
+    def _tolerant(self) -> Iterator[None]:
+        """A disk that is full ends the summaries, and nothing else."""
+        try:
+            yield
+        except OSError as error:
+            self._file = None
+            self._log.say(f"no more summaries: {error}")
 
     def write(self, model: Any, logs: Mapping[str, Any], step: int) -> None:
         """Writes what there is at a step."""
@@ -47,16 +74,24 @@ class Summaries:
         self._add(logs, step)
 
     def _add(self, scalars: Mapping[str, Any], step: int) -> None:
-        for name, value in scalars.items():
-            self._writer.add_scalar(name, float(value), step)
+        if self._file is None:
+            return
+        with self._tolerant():
+            for name, value in scalars.items():
+                summary, now = self._scalar(name, float(value)), time.time()
+                self._file.write_event(self._event(step=step, wall_time=now, summary=summary))
 
     def flush(self) -> None:
         """Writes out what there is: a run that is resumed does not write it again."""
-        self._writer.flush()
+        if self._file is not None:
+            with self._tolerant():
+                self._file.flush()
 
     def close(self) -> None:
         """Writes out what is left."""
-        self._writer.close()
+        if self._file is not None:
+            with self._tolerant():
+                self._file.close()
 
 
 def learning_rates(optimizer: Any) -> dict[str, float]:
