@@ -24,7 +24,7 @@ ALLOWED = {
     "transforms": {"transforms", "paths", "numbers", "state", "_keras"},
     "updates": {"updates", "paths", "numbers", "state", "_keras"},
     "training": {"training", "transforms", "updates", "paths", "state", "_keras"},
-    "restore": {"restore", "readers", "paths", "_keras"},
+    "restore": {"restore", "readers", "paths", "state", "_keras"},
     "callbacks": {
         *("callbacks", "restore", "readers", "training", "transforms", "updates"),
         *("paths", "state"),
