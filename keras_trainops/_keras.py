@@ -253,6 +253,11 @@ def saving_walk(model: keras.Model) -> SavingWalk:
 
     The optimizer is left out: its variables are no weights, and Keras copies each one.
     """
+    for kind in {layer._obj_type() for layer in all_layers(model)}:
+        # Keras looks for it here, but keeps it under another name, and so makes it for each layer.
+        global_state.set_global_attribute(
+            f"saving_attr_skiplist_{kind}", saving_lib.get_attr_skipset(kind)
+        )
     store = _RecordingStore()
     visited = {id(getattr(model, "optimizer", None))}
     saving_lib._save_state(model, store, None, inner_path="", visited_saveables=visited)

@@ -25,7 +25,7 @@ ALLOWED = {
     "transforms": {"transforms", "paths", "numbers", "state", "_keras"},
     "updates": {"updates", "paths", "numbers", "state", "_keras"},
     "training": {"training", "transforms", "updates", "paths", "state", "_keras"},
-    "restore": {"restore", "readers", "paths", "_keras"},
+    "restore": {"restore", "readers", "paths", "state", "_keras"},
     "session": {
         *("session", "readers", "training", "transforms"),
         *("state", "_keras", "_keras_data"),

@@ -47,6 +47,24 @@ def test_the_saving_walk_is_what_save_weights_writes() -> None:
             assert file[f"{group}/vars"].attrs["name"] == _keras.saving_walk(made).owners[group]
 
 
+def test_the_saving_walk_makes_no_layer_for_each_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stock Keras does, as it looks for what it kept under another name."""
+    made, created = [keras.layers.Dense(2) for _ in range(9)], []
+    small, large = (keras.Sequential([keras.Input((2,)), *made[:n]]) for n in (1, 9))
+    init = keras.layers.Layer.__init__
+
+    def counted(layer: keras.layers.Layer, *arguments: Any, **options: Any) -> None:
+        created.append(layer)
+        init(layer, *arguments, **options)
+
+    monkeypatch.setattr(keras.layers.Layer, "__init__", counted)
+    for model in (small, large):
+        _keras.saving_walk(model)
+    once = len(created)
+    _keras.saving_walk(large)
+    assert len(created) == once
+
+
 def test_the_saving_walk_leaves_the_optimizer_out() -> None:
     made = model()
     made.compile("adam", "mse")

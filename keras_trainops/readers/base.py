@@ -11,13 +11,14 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 
-from keras_trainops.readers.raw import Extent, Fingerprint, aligned
+from keras_trainops.readers.raw import Checksum, Extent, Fingerprint, aligned, can_check
 
 T = TypeVar("T")
+Memory: TypeAlias = "Callable[[tuple[int, ...], np.dtype], np.ndarray]"
 _HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
 PIECE = 1 << 18  # elements: 1 MB of float32 stays in a processor's cache while it is looked at
 
@@ -36,7 +37,8 @@ class Checkpoint(Mapping[str, np.ndarray]):
         location: Where it was opened, as the user gave it.
         format: What it is, for people, as in "TF2 object-based checkpoint".
         training_state: Keys that are no weights: optimizer slots, counters, seeds.
-        checksums: Whether `_read` checks the tensor's checksum, and so must read all of it at once.
+        checksums: Whether `_read` checks the tensor's checksum. Plain bytes then only count as
+            checked where their extent has the checksum too.
     """
 
     format: str = ""
@@ -78,37 +80,58 @@ class Checkpoint(Mapping[str, np.ndarray]):
     def __getitem__(self, key: str) -> np.ndarray:
         return self._ask(self._fetch, key)
 
-    def again(self, key: str) -> np.ndarray:
-        """The tensor that `pieces` has been through, without looking at its checksum again."""
-        return self._ask(self._fetch_plain, key)
+    def again(self, key: str, memory: Memory = aligned) -> np.ndarray:
+        """The tensor that `pieces` has been through, without looking at its checksum again.
+
+        Args:
+            key: Its key.
+            memory: Makes the array that is filled, where the tensor lies as plain bytes.
+        """
+        return self._ask(functools.partial(self._fetch_plain, memory), key)
 
     def _fetch(self, key: str) -> np.ndarray:
-        return self._read(key) if self.checksums else self._fetch_plain(key)
+        return self._read(key) if self.checksums else self._fetch_plain(aligned, key)
 
-    def _fetch_plain(self, key: str) -> np.ndarray:
+    def _fetch_plain(self, memory: Memory, key: str) -> np.ndarray:
         extent = self._extent(key)
         if extent is None:
             return self._read(key)
-        array = aligned(self._shape(key), self._dtype(key))
+        array = memory(self._shape(key), self._dtype(key))
         extent.read_into(array)
         return array
+
+    def in_pieces(self, key: str) -> bool:
+        """Whether `pieces` reads the tensor piece by piece, and so may be called in threads."""
+        return self._ask(self._checked_extent, key) is not None
+
+    def _checked_extent(self, key: str) -> Extent | None:
+        """Where plain bytes lie that are as well checked as those of `_read`."""
+        extent = self._extent(key)
+        if extent is None or not self.checksums:
+            return extent
+        return extent if extent.checksum is not None and can_check() else None
 
     def pieces(self, key: str) -> Iterator[np.ndarray]:
         """The elements in C order, `PIECE` at a time; a piece is valid until the next is asked for.
 
+        What the checksum says is known behind the last.
+
         Where the tensor lies as plain bytes, no more than a piece of it is in memory.
         """
-        extent = None if self.checksums else self._ask(self._extent, key)
+        extent = self._ask(self._checked_extent, key)
         if extent is None:
             elements = self[key].reshape(-1)
             yield from (elements[i : i + PIECE] for i in range(0, elements.size, PIECE))
             return
         size = math.prod(self.shape(key))
         buffer = np.empty(min(size, PIECE), self.dtype(key))
+        checksum = Checksum(extent.checksum)
         for start in range(0, size, PIECE):
             piece = buffer[: size - start]
             self._ask(functools.partial(_read_piece, extent, piece, start), key)
+            checksum.add(piece)
             yield piece
+        self._ask(lambda key: checksum.require(), key)
 
     def require_unchanged(self) -> None:
         """Refuses to go on where somebody has written to the files since they were opened.

@@ -26,6 +26,7 @@ class Hdf5Checkpoint(Checkpoint):
         self._file = file
         self._source = source
         self._datasets: dict[str, h5py.Dataset] = {}
+        self._dtypes: dict[str, np.dtype] = {}  # as an attribute is read anew each time
         # Where the HDF5 file lies byte for byte on disk; nowhere if it was unpacked.
         path, self._start = (file.filename, 0) if source is None else _place(source)
         super().__init__(location, [path or location])
@@ -47,7 +48,9 @@ class Hdf5Checkpoint(Checkpoint):
         return tuple(self._datasets[key].shape)
 
     def _dtype(self, key: str) -> np.dtype:
-        return _numpy_dtype(self._datasets[key])
+        if key not in self._dtypes:
+            self._dtypes[key] = _numpy_dtype(self._datasets[key])
+        return self._dtypes[key]
 
     def _extent(self, key: str) -> Extent | None:
         dataset = self._datasets[key]
@@ -63,8 +66,7 @@ class Hdf5Checkpoint(Checkpoint):
         return self._plain
 
     def _read(self, key: str) -> np.ndarray:
-        dataset = self._datasets[key]
-        return np.asarray(dataset[()]).view(_numpy_dtype(dataset))
+        return np.asarray(self._datasets[key][()]).view(self._dtype(key))
 
     def close(self) -> None:
         for opened in (self._file, self._source, self._plain):

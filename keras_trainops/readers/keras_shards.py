@@ -24,15 +24,17 @@ class KerasShardsCheckpoint(KerasWeightsCheckpoint):
             place.strip("/").rpartition("vars")[0].rstrip("/"): paths
             for place, paths in listed.items()
         }
+        paths = dict.fromkeys(path for paths in listed.values() for path in paths)
+        watched = Fingerprint([location, *paths])  # before any of them is read
         self._shards: dict[str, h5py.File] = {}
         self._plain_files: dict[str, io.FileIO] = {}
         self._opened = contextlib.ExitStack()
         with contextlib.ExitStack() as opened:  # closes all of them unless all goes well
-            for path in dict.fromkeys(path for paths in listed.values() for path in paths):
+            for path in paths:
                 self._shards[path] = opened.enter_context(open_hdf5(path))
                 self._plain_files[path] = opened.enter_context(open(path, "rb", buffering=0))
             super().__init__(location, next(iter(self._shards.values())))
-            self._fingerprint = Fingerprint([location, *self._shards])
+            self._fingerprint = watched
             self._opened = opened.pop_all()
 
     def _find_datasets(self, file: h5py.File) -> None:

@@ -236,17 +236,18 @@ def scan(
     owners: dict[str, str] = {}
     datasets: dict[tuple[str, str], h5py.Dataset] = {}
 
-    def visit(path: str, item: h5py.Group | h5py.Dataset) -> None:
-        # `visititems` follows hard links only, each object once: no cycle, no other file.
+    def visit(path: str) -> None:
+        # `visit` follows hard links only, each object once: no cycle, no other file.
         group, _, last = path.rpartition("/")
-        if last != "vars" or not isinstance(item, h5py.Group):
+        item = file[path] if last == "vars" else None
+        if not isinstance(item, h5py.Group):
             return
         # A group without a name is kept as well: it counts where layers are counted.
         owners[group] = "".join(strings(item, "name") or [])
         for key in sorted(item, key=by_number):
             datasets[group, key] = own_dataset(item, key, location)
 
-    file.visititems(visit)
+    file.visit(visit)
     return owners, datasets
 
 

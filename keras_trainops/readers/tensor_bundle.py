@@ -1,8 +1,8 @@
 """Where the tensors of a TensorFlow V2 checkpoint lie in its data files.
 
-TensorFlow's reader checks checksums but tells no offsets. The `.index` file does: a sorted table
-(of LevelDB's format) from tensor name to `BundleEntryProto`. Whatever is not of the plain kind is
-left to TensorFlow's reader.
+TensorFlow's reader tells no offsets. The `.index` file does: a sorted table (of LevelDB's format)
+from tensor name to `BundleEntryProto`, which has the checksum too. Whatever is not of the plain
+kind is left to TensorFlow's reader.
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ _PLAIN = b"\0"  # the type of a block that is not compressed
 
 
 class Place(NamedTuple):
-    """A tensor's bytes: in which data file, from where, how many."""
+    """A tensor's bytes: in which data file, from where, how many, and their masked CRC-32C."""
 
     file: str
     offset: int
     size: int
+    checksum: int
 
 
 def places(prefix: str) -> dict[str, Place]:
@@ -47,7 +48,7 @@ def places(prefix: str) -> dict[str, Place]:
         entry = tensor_bundle_pb2.BundleEntryProto.FromString(value)
         if not entry.slices:
             file = f"{prefix}.data-{entry.shard_id:05d}-of-{header.num_shards:05d}"
-            found[name.decode()] = Place(file, entry.offset, entry.size)
+            found[name.decode()] = Place(file, entry.offset, entry.size, entry.crc32c)
     return found
 
 

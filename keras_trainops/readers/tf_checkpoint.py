@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 import glob
 import io
-import math
 import os
 import re
 from collections import Counter
@@ -38,7 +37,10 @@ class _Tensor(NamedTuple):
 
 
 class TensorFlowCheckpoint(Checkpoint):
-    """A checkpoint by its prefix, through TensorFlow's own reader (which checks its checksums)."""
+    """A checkpoint by its prefix, through TensorFlow's own reader (which checks its checksums).
+
+    Whole tensors of a V2 checkpoint are read as plain bytes, and their checksums compared here.
+    """
 
     checksums = True
 
@@ -76,11 +78,12 @@ class TensorFlowCheckpoint(Checkpoint):
     def _extent(self, key: str) -> Extent | None:
         tensor = self._tensors[key]
         place = self._places.get(tensor.tensor_name)
-        if place is None or place.size != math.prod(tensor.shape) * tensor.dtype.itemsize:
+        size = nbytes(tensor.shape, tensor.dtype)
+        if place is None or place.size != size or tensor.dtype.hasobject:
             return None
         if place.file not in self._opened:
             self._opened[place.file] = io.FileIO(place.file)
-        return Extent(self._opened[place.file], place.offset)
+        return Extent(self._opened[place.file], place.offset, place.checksum)
 
     def close(self) -> None:
         for file in self._opened.values():

@@ -24,7 +24,7 @@ from keras_trainops.restore.plan import Options, Reaction, make_plan, refusal, r
 from keras_trainops.restore.progress import progress_bar
 from keras_trainops.restore.rename import Rename
 from keras_trainops.restore.report import RestoreReport
-from keras_trainops.restore.tensors import to_numpy
+from keras_trainops.state import copy_of
 
 Source: TypeAlias = "str | os.PathLike[str] | Mapping[str, Any] | keras.Model | Checkpoint"
 
@@ -189,9 +189,9 @@ def _of_model(source: keras.Model, target: keras.Model, with_optimizer: bool) ->
     location, own = f"model {source.name}", {id(v) for v in getattr(target, "weights", ())}
     if any(id(variable) in own for variable in variables.values()):
         # What both have is copied before it is overwritten.
-        copies = {path: to_numpy(v) for path, v in {**variables, **state}.items()}
+        copies = {path: copy_of(v) for path, v in {**variables, **state}.items()}
         return VariablesCheckpoint(copies, location, np.copy, state)
-    return VariablesCheckpoint({**variables, **state}, location, to_numpy, state)
+    return VariablesCheckpoint({**variables, **state}, location, copy_of, state)
 
 
 def _unbuilt_warning(report: RestoreReport) -> list[str]:

@@ -7,9 +7,11 @@ to be assigned. docs/architecture.md says why, and what is left to go wrong in b
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import keras
@@ -18,9 +20,11 @@ import numpy as np
 from keras_trainops import _keras
 from keras_trainops.readers.base import Checkpoint, RestoreError
 from keras_trainops.restore.assignment import Assignment, variable_bytes
-from keras_trainops.restore.tensors import to_numpy, to_tensor
+from keras_trainops.restore.tensors import Destination
+from keras_trainops.state import copy_of
 
 UNDO_BYTES = 8 << 20
+THREADS = 4  # that look at tensors, each with a piece of one in memory
 Progress = Callable[[int], None]
 
 
@@ -68,13 +72,13 @@ class _Undo:
         self._left = UNDO_BYTES
         self._lost = 0
 
-    def assign(self, variable: keras.Variable, value: np.ndarray) -> None:
+    def assign(self, variable: keras.Variable, value: Any) -> None:
         """Assigns, and keeps the value before if there is room for it."""
         fits = variable_bytes(variable) <= self._left
         if fits:
-            self._before.append((variable, to_numpy(variable)))
+            self._before.append((variable, copy_of(variable)))
             self._left -= variable_bytes(variable)
-        variable.assign(to_tensor(value))
+        variable.assign(value)
         self._lost += not fits
 
     def put_back(self, cause: BaseException) -> None:
@@ -122,24 +126,51 @@ def _derive_again(model: keras.Model, assignments: Sequence[Assignment]) -> None
 def _check_all(
     assignments: Sequence[Assignment], checkpoint: Checkpoint, progress: Progress
 ) -> None:
-    problems = []
-    for assignment in assignments:
-        path, keys = assignment.path, " and ".join(map(repr, assignment.keys))
-        complaint = _complaint(assignment, checkpoint)
-        if complaint:
-            problems.append(f"{path}: the tensor under key {keys} {complaint}")
-        problems += [
-            f"{path}: layers of this model share it, but {keys} and {copy!r} differ"
-            for copy in assignment.copies
-            if not _equal(checkpoint, assignment.keys[0], copy)
+    problems: list[str] = []
+    with _threads() as in_thread:
+        # In the order of the model, whichever thread is first.
+        found = [
+            in_thread.submit(_problems, assignment, checkpoint)
+            if _may_be_in_thread(assignment, checkpoint)
+            else None
+            for assignment in assignments
         ]
-        progress(_nbytes(assignment))
+        for assignment, future in zip(assignments, found, strict=True):
+            problems += future.result() if future else _problems(assignment, checkpoint)
+            progress(_nbytes(assignment))
     if problems:
         raise RestoreError(
             f"Cannot restore from {checkpoint.location!r} ({checkpoint.format}):\n"
             + "\n".join(f"  ! {problem}" for problem in problems)
             + "\nNothing was changed. Leave these variables out with `exclude=`."
         )
+
+
+@contextlib.contextmanager
+def _threads() -> Iterator[ThreadPoolExecutor]:
+    threads = ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1))
+    try:
+        yield threads
+    finally:
+        threads.shutdown(cancel_futures=True)  # after an error nobody waits for what is left
+
+
+def _may_be_in_thread(assignment: Assignment, checkpoint: Checkpoint) -> bool:
+    """Whether only plain bytes are looked at: no user's function, no library that minds threads."""
+    keys = [*assignment.keys, *assignment.copies]
+    return assignment.adapter is None and all(map(checkpoint.in_pieces, keys))
+
+
+def _problems(assignment: Assignment, checkpoint: Checkpoint) -> list[str]:
+    """What is wrong with the values for a variable, and with their copies."""
+    path, keys = assignment.path, " and ".join(map(repr, assignment.keys))
+    complaint = _complaint(assignment, checkpoint)
+    complaints = [f"{path}: the tensor under key {keys} {complaint}"] if complaint else []
+    return complaints + [
+        f"{path}: layers of this model share it, but {keys} and {copy!r} differ"
+        for copy in assignment.copies
+        if not _equal(checkpoint, assignment.keys[0], copy)
+    ]
 
 
 def _complaint(assignment: Assignment, checkpoint: Checkpoint) -> str:
@@ -179,12 +210,14 @@ def _equal(checkpoint: Checkpoint, first: str, second: str) -> bool:
     return all(np.array_equal(a, b) for a, b in pairs)
 
 
-def _value(assignment: Assignment, checkpoint: Checkpoint) -> np.ndarray:
+def _value(assignment: Assignment, checkpoint: Checkpoint) -> Any:
     """What to assign, in memory of its own: JAX may make it the variable's memory."""
-    dtype = np.dtype(assignment.variable.dtype)
+    dtype, destination = np.dtype(assignment.variable.dtype), Destination()
     if assignment.adapter is None:
-        return _cast(checkpoint.again(assignment.keys[0]), dtype)
-    return np.array(_cast(_adapted(assignment, checkpoint), dtype), order="C")
+        array = _cast(checkpoint.again(assignment.keys[0], destination.memory), dtype)
+    else:
+        array = np.array(_cast(_adapted(assignment, checkpoint), dtype), order="C")
+    return destination.tensor(array)
 
 
 def _adapted(assignment: Assignment, checkpoint: Checkpoint) -> np.ndarray:

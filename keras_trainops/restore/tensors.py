@@ -1,4 +1,4 @@
-"""Values between arrays and variables of any backend."""
+"""Arrays on their way into variables of any backend."""
 
 from __future__ import annotations
 
@@ -7,33 +7,53 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_trainops.readers.raw import ALIGNMENT
+from keras_trainops.readers.limits import nbytes
+from keras_trainops.readers.raw import aligned
 
 _LARGE = 1 << 20  # bytes, below which a second copy costs nothing
 
 
-def to_numpy(variable: keras.Variable) -> np.ndarray:
-    """A copy of a variable's value: some backends would hand out the live buffer."""
-    return np.array(keras.ops.convert_to_numpy(keras.ops.convert_to_tensor(variable)))
+class Destination:
+    """Memory to read a tensor into, which the variable takes over where the backend allows it.
 
-
-def to_tensor(array: np.ndarray) -> Any:
-    """What to assign for an `array` that nobody will write to again.
-
-    TensorFlow copies an array twice on its way into a variable. Taken in place and copied by
-    TensorFlow it is copied once, into memory that TensorFlow owns. The other backends take an
-    array as it is, or copy it once.
+    TensorFlow copies an array twice on its way into a variable, and a tensor of its own not at all.
+    The other backends take an array as it is, or copy it once.
     """
-    in_order = array.flags.c_contiguous and array.flags.writeable
-    # TensorFlow aborts the process over a tensor in place that is not aligned.
-    if array.nbytes < _LARGE or not in_order or array.ctypes.data % ALIGNMENT:
-        return array
-    if keras.backend.backend() != "tensorflow":
-        return array
+
+    def __init__(self) -> None:
+        self._tensor: Any = None
+        self._array: np.ndarray | None = None
+
+    def memory(self, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+        """An array to be filled once."""
+        large = nbytes(shape, dtype) >= _LARGE
+        if large and keras.backend.backend() == "tensorflow":
+            self._tensor, self._array = _tensor_to_fill(shape, dtype)
+        return aligned(shape, dtype) if self._array is None else self._array
+
+    def tensor(self, array: np.ndarray) -> Any:
+        """What to assign for an `array` that nobody will write to again."""
+        if self._array is not None and array is self._array:
+            return self._tensor
+        if array.nbytes < _LARGE or keras.backend.backend() != "tensorflow":
+            return array
+        tensor, memory = _tensor_to_fill(array.shape, array.dtype)
+        if memory is None:
+            return array
+        np.copyto(memory, array)
+        return tensor
+
+
+def _tensor_to_fill(shape: tuple[int, ...], dtype: np.dtype) -> tuple[Any, np.ndarray | None]:
+    """A tensor of TensorFlow's, and its memory as an array; None where that is not to be had."""
     import tensorflow as tf
 
     try:
-        in_place = tf.experimental.dlpack.from_dlpack(array.__dlpack__())
-    except (BufferError, TypeError):  # dtypes that DLPack, or NumPy's share of it, does not have
-        return array
-    return tf.raw_ops.DeepCopy(x=in_place)
+        with tf.device("CPU:0"):
+            tensor = tf.raw_ops.Empty(shape=shape, dtype=tf.as_dtype(dtype), init=False)
+        first, second = tensor._numpy_internal(), tensor._numpy_internal()
+    except (AttributeError, TypeError, tf.errors.OpError):  # private, and not of all dtypes
+        return None, None
+    shared = first.ctypes.data == second.ctypes.data and first.dtype == dtype
+    fit = shared and first.flags.writeable and first.flags.c_contiguous
+    return (tensor, first) if fit else (None, None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import h5py
@@ -90,6 +91,31 @@ def test_pieces_and_wholes_are_what_the_library_reads(path: str) -> None:
     else:
         all_plain = path in ("w.safetensors", "tf/ck")
         assert plain == (set(checkpoint) if all_plain else set())
+
+
+@pytest.mark.parametrize("extension", [True, False])
+def test_checksums_of_plain_bytes(extension: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where there is nothing fast to compute them with, TensorFlow's reader compares them."""
+    if extension:
+        pytest.importorskip("google_crc32c")
+        assert raw.can_check(), "google-crc32c has no C code here"
+    else:
+        monkeypatch.setattr(raw, "crc32c", lambda: None)
+    WRITERS["tf/ck"]("tf/ck")
+    with kt.open_checkpoint("tf/ck") as checkpoint:
+        good = {key: checkpoint[key] for key in checkpoint}
+        assert {checkpoint.in_pieces(key) for key in checkpoint} == {extension}
+        big = max(checkpoint, key=lambda key: good[key].nbytes)
+        places = {key: checkpoint._extent(key) for key in checkpoint}
+    data = "tf/ck.data-00000-of-00001"
+    content = bytearray(Path(data).read_bytes())
+    content[places[big].offset + good[big].nbytes - 1] ^= 1  # in the last piece
+    Path(data).write_bytes(content)
+    with kt.open_checkpoint("tf/ck") as checkpoint:
+        with pytest.raises(kt.RestoreError, match=f"(?i)Cannot read '{big}'.*checksum"):
+            list(checkpoint.pieces(big))
+        for key in set(checkpoint) - {big}:
+            assert sum(piece.size for piece in checkpoint.pieces(key)) == good[key].size
 
 
 @pytest.mark.parametrize("path", ["w.h5", "w.safetensors"])

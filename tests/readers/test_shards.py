@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -92,6 +93,16 @@ def test_a_variable_that_two_shards_hold_is_refused() -> None:
         file["layers/dense/vars/0"] = np.zeros((16, 16))
     with pytest.raises(kt.RestoreError, match="two of its shards hold 'layers/dense/0'"):
         kt.open_checkpoint("w.weights.json")
+
+
+@pytest.mark.parametrize("changed", ["w.weights.json", "w_00000.weights.h5", "w_00001.weights.h5"])
+def test_each_file_of_a_checkpoint_is_watched(changed: str) -> None:
+    save_shards(wide_model(1))
+    with kt.open_checkpoint("w.weights.json") as checkpoint:
+        checkpoint.require_unchanged()
+        os.utime(changed, ns=(1, 1))
+        with pytest.raises(kt.RestoreError, match=f"was changed while it was read: .*{changed}"):
+            checkpoint.require_unchanged()
 
 
 def test_refused_shards_can_be_written_again() -> None:
