@@ -107,6 +107,31 @@ def write_empty_base_name(model: keras.Model) -> None:
     Path("empty/checkpoint").write_text('model_checkpoint_path: "/somebody/elses/machine/"\n')
 
 
+@pytest.mark.parametrize(
+    "form", ["weights.h5", "keras", "legacy h5", "npz", "safetensors", "TF1 V1 file"]
+)
+def test_content_tells_the_format_and_not_the_name(form: str) -> None:
+    source, target = make_everything(plain_model)
+    path = str(WRITERS[form](source))
+    for name in ("weights.txt", "weights.npz", "weights.weights.h5"):
+        os.rename(path, name)
+        path = name
+        assert len(kt.restore(target, name).restored) == len(target.weights)
+        assert_same(weights(target), weights(source))
+        randomise(target, 3)
+
+
+def test_an_npy_is_one_array_by_the_name_of_its_file() -> None:
+    array = np.arange(6, dtype="float32").reshape(3, 2)
+    np.save("head.npy", array)
+    with kt.open_checkpoint("head.npy") as checkpoint:
+        assert {key: checkpoint.shape(key) for key in checkpoint} == {"head": (3, 2)}
+        np.testing.assert_array_equal(checkpoint["head"], array)
+    model = two_layers()
+    kt.restore(model, "head.npy", rename={"head": "head/kernel"}, include="head/kernel")
+    np.testing.assert_array_equal(value(model.get_layer("head").kernel), array)
+
+
 @pytest.mark.parametrize("form", WRITERS)
 def test_every_weight_arrives(form: str) -> None:
     source, target = make_everything(plain_model)
