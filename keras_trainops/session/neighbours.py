@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,6 +10,7 @@ import numpy as np
 
 # Keras turns the sign of `min_delta` when it first sees the metric: it does so again.
 _NOT_STATE = ("params", "min_delta")
+_LARGE = 1_000_000  # bytes
 
 
 class Neighbours:
@@ -18,7 +18,8 @@ class Neighbours:
 
     The state of a callback is what training changed in its public attributes: numbers, strings,
     arrays, and lists and dictionaries of these. What training did not change is the program's to
-    say, so that a resumed run may, for example, have another `patience`.
+    say, so that a resumed run may, for example, have another `patience`. Large arrays are taken to
+    be replaced, not changed in place: nothing is copied for them or compared.
 
     Args:
         callbacks: The callbacks.
@@ -34,7 +35,7 @@ class Neighbours:
 
     def start(self) -> None:
         """Notes how they are before training changes anything."""
-        self._at_start = {k: copy.deepcopy(_plain(c)) for k, c in self._callbacks.items()}
+        self._at_start = {k: _copied(_plain(c)) for k, c in self._callbacks.items()}
 
     def state(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         """What training changed: a document, and the arrays that it refers to."""
@@ -69,6 +70,17 @@ def _plain(callback: keras.callbacks.Callback) -> dict[str, Any]:
     }
 
 
+def _copied(value: Any) -> Any:
+    """A copy of all but large arrays."""
+    if isinstance(value, dict):
+        return {k: _copied(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(map(_copied, value)) if type(value) in (list, tuple) else value
+    if isinstance(value, np.ndarray) and value.nbytes <= _LARGE:
+        return value.copy()
+    return value
+
+
 def _is_plain(value: Any) -> bool:
     if isinstance(value, dict):
         return all(isinstance(k, str) and _is_plain(v) for k, v in value.items())
@@ -83,12 +95,16 @@ def _same(a: Any, b: Any) -> bool:
     if type(a) is not type(b):
         return False
     if isinstance(a, np.ndarray):
-        return a.shape == b.shape and np.array_equal(a, b)
+        return a is b if max(a.nbytes, b.nbytes) > _LARGE else _equal(a, b)
     if isinstance(a, (list, tuple)):
         return len(a) == len(b) and all(map(_same, a, b))
     if isinstance(a, dict):
         return a.keys() == b.keys() and all(_same(a[k], b[k]) for k in a)
     return bool(a == b)
+
+
+def _equal(a: np.ndarray, b: np.ndarray) -> bool:
+    return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
 
 
 def _packed(value: Any, key: str, arrays: dict[str, np.ndarray]) -> Any:
@@ -97,7 +113,7 @@ def _packed(value: Any, key: str, arrays: dict[str, np.ndarray]) -> Any:
     if isinstance(value, (list, tuple)):
         return [_packed(v, f"{key}/{i}", arrays) for i, v in enumerate(value)]
     if isinstance(value, np.ndarray):
-        arrays[key] = np.array(value)
+        arrays[key] = _copied(value)
         return {"array": key}
     return value.item() if isinstance(value, np.generic) else value
 

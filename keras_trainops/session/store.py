@@ -167,8 +167,8 @@ def _read(path: Path) -> Checkpoint:
     lines = (path / _SUMS).read_text(encoding="utf-8").splitlines()
     pairs = (line.partition("  ") for line in lines)
     sums = {name: digest for digest, _, name in pairs}
-    if ARRAYS not in sums:
-        raise DamagedCheckpointError(f"{_SUMS} is not whole")
+    if sums.keys() != {p.name for p in path.iterdir()} - {_SUMS} or ARRAYS not in sums:
+        raise DamagedCheckpointError(f"{_SUMS} does not name the files that there are")
     for name, digest in sums.items():
         if _sha256(path / name) != digest:
             raise DamagedCheckpointError(f"the checksum of {name} is another")

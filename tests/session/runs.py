@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -36,16 +37,23 @@ class Interrupt(keras.callbacks.Callback):
         self._count += 1
 
 
-class InterruptEpoch(keras.callbacks.Callback):
-    """Raises as an epoch ends, after the callbacks before it saw that end."""
+class InterruptEnd(keras.callbacks.Callback):
+    """Raises as an epoch ends, when what was saved before its last batch is surely written."""
 
     def __init__(self, epoch: int) -> None:
         super().__init__()
-        self._epoch = epoch
+        self._at, self._epoch = epoch, 0
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        if epoch == self._epoch:
-            raise Interrupted(f"before epoch {epoch}")
+        self._epoch = epoch
+
+    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+        if self._epoch == self._at and batch >= BATCHES - 1:
+            time.sleep(0.3)
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        if epoch == self._at:
+            raise Interrupted(f"as epoch {epoch} ends")
 
 
 def net(model_class: Any = kt.TrainOpsModel, **options: Any) -> Any:

@@ -10,7 +10,7 @@ import keras
 import numpy as np
 import pytest
 from helpers import assert_same
-from runs import EPOCHS, Interrupt, Interrupted, X, Y, callbacks, net, state, train
+from runs import EPOCHS, Interrupt, Interrupted, InterruptEnd, X, Y, callbacks, net, state, train
 
 import keras_trainops as kt
 
@@ -140,6 +140,22 @@ def watcher(**options: Any) -> Any:
     model = kt.TrainOpsModel(inputs, keras.layers.Dense(2, name="head")(x))
     model.compile("sgd", "mse", metrics=["mae"], **options)
     return model
+
+
+@pytest.mark.filterwarnings("ignore:Your input ran out of data")
+@pytest.mark.parametrize("kind", ["arrays", "unknown"])
+def test_between_the_last_batch_of_an_epoch_and_its_end(kind: str) -> None:
+    """Where nobody knows how many batches there are, the last may not be known as such."""
+
+    def run(name: str, *more: Any) -> Any:
+        return train(name, *more, model=watcher(), data=DATA[kind](), epochs=3, beside=[])
+
+    whole = run("whole")
+    with pytest.raises(Interrupted):
+        run("run", InterruptEnd(1))
+    resumed = run("run")
+    assert_same(state(resumed), state(whole))
+    assert resumed.history.history == whole.history.history
 
 
 # Each kind of data where it is most likely to go wrong.

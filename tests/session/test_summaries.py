@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,8 @@ def test_no_summaries_no_files() -> None:
 
 
 def test_without_tensorboardx_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "tensorboardX", None)
+    for name in ["tensorboardX", *(n for n in sys.modules if n.startswith("tensorboardX."))]:
+        monkeypatch.setitem(sys.modules, name, None)
     train("run", session={"summary_steps": 5}, epochs=1, beside=[])
     log = Path("run/session.log").read_text(encoding="utf-8")
     assert "no summaries: pip install 'keras-trainops[tensorboard]'" in log
