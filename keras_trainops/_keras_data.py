@@ -62,6 +62,9 @@ class EpochData:
         self._ahead: _Ahead | None = None
         backend = keras.backend.backend()
         self._eager = backend == "tensorflow"  # whose passes draw when they are made
+        # JAX's trainer fails in an epoch without a batch, as one that was resumed at its end. Where
+        # nobody knows how many there are (after one epoch Keras only thinks it does), look.
+        self._looks_ahead = backend == "jax" and iterator.num_batches is None
         # On PyTorch batches are there before callbacks are told of them.
         whole = self.kind == "ArrayDataAdapter" and self.shuffled != "batch"
         self._taken_early = backend == "torch" and not whole
@@ -96,7 +99,7 @@ class EpochData:
             return
         self._current, self._ahead = iterator, None
         self.passes += not self._eager
-        if self._of.num_batches is None and keras.backend.backend() == "jax":
+        if self._looks_ahead:
             self._ahead = _Ahead(iterator)
         self._listener.pass_used()
 

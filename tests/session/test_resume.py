@@ -188,8 +188,6 @@ def test_blocks_of_steps(whole: Any) -> None:
     whole_in_blocks = train("whole", model=net(steps_per_execution=4))
     with pytest.raises(Interrupted):
         train("run", Interrupt(5), model=net(steps_per_execution=4))
-    log = Path("run/session.log").read_text(encoding="utf-8")
-    assert "saved step 14 " in log  # the second epoch's first block
     resumed = train("run", model=net(steps_per_execution=4))
     assert_same(state(resumed), state(whole_in_blocks))
     assert resumed.history.history == whole_in_blocks.history.history
