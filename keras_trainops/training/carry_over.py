@@ -95,3 +95,9 @@ def _singles(optimizer: Any, slots: dict[str, list[Any]]) -> list[keras.Variable
     """The optimizer's own variables that belong to no trained variable."""
     taken = {id(slot) for values in slots.values() for slot in values}
     return [v for v in optimizer._variables if id(v) not in taken]
+
+
+def without(variables: list[keras.Variable], others: list[keras.Variable]) -> list[keras.Variable]:
+    """Those of `variables` that are not among `others`."""
+    ids = {id(variable) for variable in others}
+    return [variable for variable in variables if id(variable) not in ids]

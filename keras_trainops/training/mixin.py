@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import keras
 
 from keras_trainops import paths
-from keras_trainops.training.carry_over import carried_over, fits, trained_by
+from keras_trainops.training.carry_over import carried_over, fits, trained_by, without
 from keras_trainops.training.fitting import SeesData, accompanied
 from keras_trainops.training.numerics import NumericsGuard
 from keras_trainops.training.optimizer import engine_of, with_engine, with_transforms
@@ -214,12 +214,12 @@ class TrainOpsMixin:
     @property
     def non_trainable_variables(self) -> list[keras.Variable]:
         """All variables but the ones to train, in Keras's order."""
-        return _without(self.variables, self.trainable_variables)
+        return without(self.variables, self.trainable_variables)
 
     @property
     def non_trainable_weights(self) -> list[keras.Variable]:
         """All weights but the ones to train, in Keras's order."""
-        return _without(self.weights, self.trainable_weights)
+        return without(self.weights, self.trainable_weights)
 
     @property
     def metrics(self) -> list[keras.metrics.Metric]:
@@ -320,7 +320,7 @@ class TrainOpsMixin:
         now = self.trainable_variables
         if not fits(self.optimizer, now):
             before = trained_by(self.optimizer)
-            changed = [v.path for v in [*_without(before, now), *_without(now, before)]]
+            changed = [v.path for v in [*without(before, now), *without(now, before)]]
             raise ValueError(
                 "The variables to train have changed since the model was compiled: "
                 f"{', '.join(changed)}. Compile again; with the same optimizer, as in "
@@ -397,8 +397,3 @@ class TrainOpsMixin:
         self.compile(**config)
         if self.built and self.optimizer is not None:
             self._in_scope(self._build_for_training)
-
-
-def _without(variables: list[keras.Variable], others: list[keras.Variable]) -> list[keras.Variable]:
-    ids = {id(variable) for variable in others}
-    return [variable for variable in variables if id(variable) not in ids]

@@ -218,18 +218,36 @@ def train_function(
     weight decay, iteration and seed than batches. And it raises, on the host, where the step found
     something that is not finite.
     """
+    of_batch: Callable[[Any], Any] = function
+    spec: Any = None
 
     @functools.wraps(function)
     def run(iterator: Any) -> Any:
+        nonlocal of_batch, spec
         takes_all = isinstance(iterator, (tf.data.Iterator, tf.distribute.DistributedIterator))
         if takes_all and model.steps_per_execution == 1:
-            iterator = (next(iterator),)
-        logs = function(iterator)
+            if spec is None or iterator.element_spec != spec:
+                spec = iterator.element_spec
+                of_batch = _step_of(spec, function, model)
+            logs = of_batch(next(iterator))
+        else:
+            logs = function(iterator)
         if numerics is not None:
             numerics.raise_if_bad(lambda v: ops.convert_to_numpy(ops.convert_to_tensor(v)))
         return logs
 
     return run
+
+
+def _step_of(spec: Any, function: Callable[..., Any], model: Any) -> Callable[[Any], Any]:
+    """The train function, for batches of these shapes.
+
+    As within Keras's own, the size of a batch stays unknown: else a smaller last batch would be
+    traced anew, and the graph be another than in plain Keras, and so the last bits of its sums.
+    """
+    if model.run_eagerly or model.train_ops.why_unbuilt:
+        return lambda batch: function((batch,))
+    return tf.function(lambda batch: function((batch,)), input_signature=[spec], autograph=False)
 
 
 def _per_replica_mean(loss: tf.Tensor) -> tf.Tensor:
