@@ -47,7 +47,8 @@ class Summaries:
         with self._tolerant():
             self._file = EventsWriter(str(directory / "events"), suffix)
             begins = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-            event = event_pb2.Event(step=step, wall_time=time.time(), session_log=begins)
+            # From the next step on: those of this one were written before its checkpoint.
+            event = event_pb2.Event(step=step + 1, wall_time=time.time(), session_log=begins)
             self._file.write_event(event)
 
     @contextmanager

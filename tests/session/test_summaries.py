@@ -14,9 +14,9 @@ from runs import Interrupt, Interrupted, X, Y, net, train
 import keras_trainops as kt
 
 
-def fit(logdir: str, *more: Any, model: Any = None, **options: Any) -> Any:
+def fit(logdir: str, *more: Any, model: Any = None, stop: int | None = None, **options: Any) -> Any:
     data = {"x": X, "y": Y, "shuffle": False, **options}
-    session = {"summary_steps": 7, "save_steps": 4}
+    session = {"summary_steps": 7, "save_steps": 4, "stop_at_step": stop}
     return train(logdir, *more, model=model, data=data, session=session, beside=[])
 
 
@@ -61,6 +61,13 @@ def test_what_an_interrupted_run_wrote_after_its_last_checkpoint_is_written_anew
     whole, resumed = scalars("whole"), scalars("run")
     assert resumed["loss"] == whole["loss"]
     assert resumed["gradient_norm"] == whole["gradient_norm"]
+
+
+def test_those_of_the_checkpoint_s_own_step_stay() -> None:
+    fit("whole")
+    fit("run", stop=14)
+    fit("run")
+    assert list(scalars("run")["loss"]) == list(scalars("whole")["loss"]) == [7, 14, 21, 28, 35]
 
 
 def test_no_summaries_no_files() -> None:
