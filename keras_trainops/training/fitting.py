@@ -8,6 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import keras
 
+SeesData = Callable[[Any], None]
 _POSITION = 5  # of `callbacks` among the arguments of `fit`
 
 
@@ -61,6 +62,3 @@ def accompanied(
                 yield args, {**kwargs, "callbacks": arranged}
         finally:
             model.train_ops.sees_data, model.train_ops.follows = None, False
-
-
-SeesData = Callable[[Any], None]

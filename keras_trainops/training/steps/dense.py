@@ -57,5 +57,9 @@ def vote_together(optimizer: Any) -> None:
     """Nothing: a gradient that is not finite is seen by all."""
 
 
+def settle(model: Any) -> None:
+    """Nothing: the model holds its state at all times."""
+
+
 def separate(variables: Sequence[keras.Variable]) -> None:
     """Nothing: what is assigned is copied."""

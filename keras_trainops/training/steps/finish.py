@@ -67,8 +67,10 @@ def finish(model: Any, batch: Batch, outcome: Outcome) -> dict[str, Any]:
             backend_steps().apply_gradients(model.optimizer, gradients, trainable)
         options.policy.run(model, loss, before, backend_steps().conditionally)
 
-    # Replicas have losses of their own; an update is given that of the whole batch.
-    (loss,) = backend_steps().mean_over_replicas([outcome.loss])
+    loss = outcome.loss
+    if options.policy.after_weights:
+        # Replicas have losses of their own; an update is given that of the whole batch.
+        (loss,) = backend_steps().mean_over_replicas([loss])
     args = (loss, *(value for _, value in kept), *outcome.gradients)
     if options.numerics is None:
         change_state(*args)

@@ -226,9 +226,11 @@ def train_function(
         nonlocal of_batch, spec
         takes_all = isinstance(iterator, (tf.data.Iterator, tf.distribute.DistributedIterator))
         if takes_all and model.steps_per_execution == 1:
-            if spec is None or iterator.element_spec != spec:
-                spec = iterator.element_spec
-                of_batch = _step_of(spec, function, model)
+            now = iterator.element_spec
+            if now is not spec:  # in most steps it is: to compare specs takes microseconds
+                if spec is None or now != spec:
+                    of_batch = _step_of(now, function, model)
+                spec = now
             logs = of_batch(next(iterator))
         else:
             logs = function(iterator)

@@ -19,6 +19,7 @@ from keras_trainops.training.steps.dense import (
     on_any_replica,
     reduce_and_transform,
     separate,
+    settle,
     vote_together,
     with_reduced,
 )
@@ -86,10 +87,6 @@ def conditionally(
 ) -> None:
     """Runs `then(*args)` where `predicate` holds, else `otherwise(*args)`."""
     (then if bool(predicate) else otherwise)(*args)
-
-
-def settle(model: Any) -> None:
-    """Nothing: the model holds its state at all times."""
 
 
 def trace(function: Callable[[], None]) -> None:
