@@ -39,20 +39,36 @@ def check_positive(name: str, number: Any, *, scheduled: bool = False) -> Any:
     return check_number(name, number, "> 0", lambda value: value > 0, scheduled=scheduled)
 
 
-def check_whole(name: str, number: Any, least: int) -> int:
-    """Refuses what is not a whole number of at least `least`.
+def check_whole(name: str, number: Any, least: int, *, optional: bool = False) -> Any:
+    """Refuses what is not a whole number of at least `least` or, if `optional`, None.
 
     Raises:
         ValueError: If it is not.
     """
     must = f"an integer >= {least}"
-    return check_number(name, number, must, lambda n: isinstance(n, int) and n >= least)
+    return check_number(
+        name, number, must, lambda n: isinstance(n, int) and n >= least, optional=optional
+    )
 
 
 def check_number(
-    name: str, number: Any, must: str, test: Callable[[Any], bool], *, scheduled: bool = False
+    name: str,
+    number: Any,
+    must: str,
+    test: Callable[[Any], bool],
+    *,
+    scheduled: bool = False,
+    optional: bool = False,
 ) -> Any:
-    """Refuses what is not a finite number for which `test` holds, or, if `scheduled`, a schedule.
+    """Refuses what is not a finite number for which `test` holds.
+
+    Args:
+        name: The argument's name, for the message.
+        number: Its value.
+        must: What it must be, for the message.
+        test: Whether a number is that.
+        scheduled: Whether a schedule passes, too.
+        optional: Whether None passes, too.
 
     Returns:
         The number, as a plain Python one.
@@ -60,11 +76,14 @@ def check_number(
     Raises:
         ValueError: If it is not; the message says what it must be.
     """
+    if number is None and optional:
+        return None
     if isinstance(number, np.generic):
         number = number.item()
     if is_schedule(number) and scheduled:
         return number
     if is_schedule(number) or not is_number(number) or not test(number):
+        must += ", or None" if optional else ""
         raise ValueError(f"`{name}` must be {must}. Received: {name}={number!r}")
     return number
 

@@ -32,7 +32,7 @@ ALLOWED = {
     },
     "callbacks": {
         *("callbacks", "restore", "readers", "session", "training", "transforms", "updates"),
-        *("paths", "state"),
+        *("paths", "numbers", "state"),
     },
     "cli": {"readers", "restore", "keras_trainops"},
     "__main__": {"cli"},

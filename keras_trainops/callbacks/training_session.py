@@ -10,6 +10,7 @@ from typing import Any
 
 import keras
 
+from keras_trainops.numbers import check_whole
 from keras_trainops.session.run import Run, Settings, announce
 
 
@@ -70,18 +71,14 @@ class TrainingSession(keras.callbacks.Callback):
         super().__init__()
         if save_seconds is not None and not save_seconds > 0:
             raise ValueError(f"`save_seconds` must be > 0, or None. Received: {save_seconds=}")
-        for name, value in (
-            ("save_steps", save_steps),
-            ("summary_steps", summary_steps),
-            ("keep", keep),
-            ("stop_at_step", stop_at_step),
-        ):
-            whole = isinstance(value, int) and not isinstance(value, bool) and value >= 1
-            if not whole and (value is not None or name == "keep"):
-                allowed = "an integer >= 1" if name == "keep" else "an integer >= 1, or None"
-                raise ValueError(f"`{name}` must be {allowed}. Received: {name}={value!r}")
         self._settings = Settings(
-            Path(logdir), save_seconds, save_steps, summary_steps, keep, stop_at_step, verbose
+            Path(logdir),
+            save_seconds,
+            check_whole("save_steps", save_steps, 1, optional=True),
+            check_whole("summary_steps", summary_steps, 1, optional=True),
+            check_whole("keep", keep, 1),
+            check_whole("stop_at_step", stop_at_step, 1, optional=True),
+            verbose,
         )
         self._run: Run | None = None
         self._opening = _Opening(self)

@@ -87,17 +87,11 @@ def restore(
     References: `assign_from_checkpoint_fn`, `assign_from_values_fn` and
     `get_variables_to_restore` of tf.contrib.training and tf.contrib.framework.
     """
+    options = Options(
+        rename, include, exclude, adapt, on_missing, on_unexpected, on_mismatch, include_optimizer
+    )
     started = time.perf_counter()
     with _opened(source, model, include_optimizer) as checkpoint:
-        options = Options(
-            rename,
-            include,
-            exclude,
-            adapt,
-            *_reactions(checkpoint, on_missing, on_unexpected),
-            on_mismatch,
-            include_optimizer,
-        )
         plan = make_plan(model, checkpoint, options)
         if plan.report.problems:
             raise RestoreError(refusal(plan))
@@ -136,30 +130,13 @@ def plan_restore(
         RestoreError: If the source cannot be read or the model has no variables yet.
         ValueError: If an argument is not of the kind it must be.
     """
+    options = Options(
+        rename, include, exclude, adapt, on_missing, on_unexpected, on_mismatch, include_optimizer
+    )
     started = time.perf_counter()
     with _opened(source, model, include_optimizer) as checkpoint:
-        options = Options(
-            rename,
-            include,
-            exclude,
-            adapt,
-            *_reactions(checkpoint, on_missing, on_unexpected),
-            on_mismatch,
-            include_optimizer,
-        )
         plan = make_plan(model, checkpoint, options)
     return dataclasses.replace(plan.report, seconds=time.perf_counter() - started)
-
-
-def _reactions(
-    checkpoint: Checkpoint, on_missing: Reaction | None, on_unexpected: Reaction | None
-) -> tuple[Reaction, Reaction]:
-    """A checkpoint must cover the model; arrays somebody put together must be used whole."""
-    whole = isinstance(checkpoint, ArraysCheckpoint)
-    return (
-        on_missing or ("ignore" if whole else "error"),
-        on_unexpected or ("error" if whole else "ignore"),
-    )
 
 
 @contextlib.contextmanager

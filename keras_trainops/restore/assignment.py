@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import keras
 import numpy as np
 
+from keras_trainops.readers.limits import nbytes
 from keras_trainops.restore.adapt import Adapter
 
 
@@ -28,4 +28,4 @@ class Assignment(NamedTuple):
 
 def variable_bytes(variable: keras.Variable) -> int:
     """The bytes that a variable's elements take."""
-    return math.prod(variable.shape) * np.dtype(variable.dtype).itemsize
+    return nbytes(variable.shape, np.dtype(variable.dtype))

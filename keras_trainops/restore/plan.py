@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, get_args
@@ -11,7 +10,9 @@ import keras
 import numpy as np
 
 from keras_trainops import _keras, paths
+from keras_trainops.readers.arrays import ArraysCheckpoint
 from keras_trainops.readers.base import Checkpoint, RestoreError
+from keras_trainops.readers.limits import nbytes
 from keras_trainops.restore.adapt import Adapt, Adapter, as_adapter
 from keras_trainops.restore.assignment import Assignment
 from keras_trainops.restore.matching import Matching, pair_by_heuristic
@@ -30,10 +31,21 @@ class Options(NamedTuple):
     include: paths.Patterns = None
     exclude: paths.Patterns = None
     adapt: Adapt = None
-    on_missing: Reaction = "error"
-    on_unexpected: Reaction = "ignore"
+    on_missing: Reaction | None = None
+    on_unexpected: Reaction | None = None
     on_mismatch: Reaction = "error"
     include_optimizer: bool = False
+
+    def for_source(self, checkpoint: Checkpoint) -> Options:
+        """The same with the reactions that are not given: what is usual for such a source.
+
+        A checkpoint must cover the model; arrays somebody put together must be used whole.
+        """
+        whole = isinstance(checkpoint, ArraysCheckpoint)
+        return self._replace(
+            on_missing=self.on_missing or ("ignore" if whole else "error"),
+            on_unexpected=self.on_unexpected or ("error" if whole else "ignore"),
+        )
 
     def reaction(self, what: str) -> Reaction:
         """The reaction to what `on_…` names."""
@@ -64,6 +76,7 @@ def make_plan(model: keras.Model, checkpoint: Checkpoint, options: Options) -> P
         ValueError: If an argument is not of the kind it must be.
         RestoreError: If the model has no variables yet.
     """
+    options = options.for_source(checkpoint)
     for argument in ("on_missing", "on_unexpected", "on_mismatch"):
         reaction = options.reaction(argument)
         if reaction not in get_args(Reaction):
@@ -220,7 +233,8 @@ def _plan(
         unbuilt=unbuilt,
         problems=tuple(problems + refused),
         bytes=sum(
-            _nbytes(checkpoint, key) for key in {k for a in [*assignments, *state] for k in a.keys}
+            nbytes(checkpoint.shape(key), checkpoint.dtype(key))
+            for key in {k for a in [*assignments, *state] for k in a.keys}
         ),
     )
     failing = [m.path for m in mismatched] if options.on_mismatch == "error" else []
@@ -268,10 +282,6 @@ def _is_numeric(dtype: np.dtype) -> bool:
 def _fits(dtype: np.dtype, wanted: np.dtype) -> bool:
     """Integers may become floats; floats never silently become integers."""
     return wanted.kind not in "biu" or dtype.kind in "biu"
-
-
-def _nbytes(checkpoint: Checkpoint, key: str) -> int:
-    return math.prod(checkpoint.shape(key)) * checkpoint.dtype(key).itemsize
 
 
 def refusal(plan: Plan) -> str:

@@ -10,8 +10,8 @@ from keras import ops
 
 from keras_trainops.numbers import (
     Number,
-    check_number,
     check_positive,
+    check_whole,
     deserialize_number,
     serialize_number,
 )
@@ -80,14 +80,7 @@ class SkipNonFinite(GradientTransform):
     row_sparse = True
 
     def __init__(self, max_consecutive: int | None = None) -> None:
-        if max_consecutive is not None:
-            max_consecutive = check_number(
-                "max_consecutive",
-                max_consecutive,
-                "an integer >= 0, or None",
-                lambda n: isinstance(n, int) and n >= 0,
-            )
-        self.max_consecutive = max_consecutive
+        self.max_consecutive = check_whole("max_consecutive", max_consecutive, 0, optional=True)
 
     def build(self, variables: Sequence[keras.Variable]) -> None:
         self.skipped = self.add_variable("skipped", dtype="int32", held=False)

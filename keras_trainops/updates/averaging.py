@@ -316,9 +316,7 @@ class WarmUp(keras.optimizers.schedules.LearningRateSchedule):
 
     def __init__(self, decay: float, power: float | None = None, gamma: float = 1.0) -> None:
         self.decay = check_decay(decay)
-        if power is not None:
-            power = check_number("power", power, "> 0, or None", lambda value: value > 0)
-        self.power = power
+        self.power = check_number("power", power, "> 0", lambda p: p > 0, optional=True)
         self.gamma = check_positive("gamma", gamma)
 
     def __call__(self, step: Any) -> Any:

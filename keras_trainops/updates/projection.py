@@ -199,11 +199,8 @@ class FixedMask(Projection):
     """
 
     def __init__(self, sparsity: float | None = None) -> None:
-        if sparsity is not None:
-            sparsity = check_number(
-                "sparsity", sparsity, "above 0 and below 1, or None", lambda s: 0 < s < 1
-            )
-        self.sparsity = sparsity
+        must = "above 0 and below 1"
+        self.sparsity = check_number("sparsity", sparsity, must, lambda s: 0 < s < 1, optional=True)
 
     def build(self, variable: keras.Variable) -> None:
         self._mask = self.add_variable("mask", variable.shape, dtype="bool")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import time
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -108,10 +109,8 @@ class _Watch:
             weights = ops.ones_like(inputs)
         else:
             weights = ops.broadcast_to(ops.cast(mask, "float32")[..., None], ops.shape(inputs))
-        count = ops.sum(weights, axes)
-        mean = ops.sum(weights * inputs, axes, keepdims=True) / ops.maximum(
-            ops.sum(weights, axes, keepdims=True), 1.0
-        )
+        count = ops.sum(weights, axes, keepdims=True)
+        mean = ops.sum(weights * inputs, axes, keepdims=True) / ops.maximum(count, 1.0)
         square = ops.sum(weights * ops.square(inputs - mean), axes)  # about the mean: exact enough
         count, mean, square = (
             np.asarray(ops.convert_to_numpy(part), "float64").reshape(-1)
@@ -138,7 +137,7 @@ class _Watch:
 
 @contextlib.contextmanager
 def _watched(layers: Iterable[keras.layers.BatchNormalization]) -> Iterator[list[_Watch]]:
-    turns = iter(range(1, 1_000_000))
+    turns = itertools.count(1)
     watches = [_Watch(layer, turns) for layer in layers]
     try:
         for watch in watches:
@@ -154,12 +153,10 @@ def _recalibrate(model: keras.Model, watches: list[_Watch], batches: Iterable[An
         watch.clear()
     for x in batches:
         _forward(model, x)
-    for watch in watches:
-        if watch.turn:
-            for variable, value in zip(_statistics(watch.layer), watch.moments(), strict=True):
-                variable.assign(value.astype(variable.dtype))
-    if not any(watch.turn for watch in watches):
-        watches[0].moments()  # says that there was nothing
+    # Layers that this model does not call keep what they have, unless none was called at all.
+    for watch in [w for w in watches if w.turn] or watches[:1]:
+        for variable, value in zip(_statistics(watch.layer), watch.moments(), strict=True):
+            variable.assign(value.astype(variable.dtype))
 
 
 def _forward(model: keras.Model, x: Any) -> None:

@@ -31,7 +31,7 @@ def assert_same_run(resumed: Any, whole: Any) -> None:
 
 def test_within_an_epoch_at_its_beginning_and_twice(whole: Any) -> None:
     for at in (3, 7, 12):  # of the batches of each process: steps 3, 10 (an epoch's first), 22
-        with pytest.raises(Interrupted):
+        with pytest.raises(Interrupted, match="before batch"):
             train("run", Interrupt(at))
     assert_same_run(train("run"), whole)
 
@@ -60,7 +60,7 @@ def test_a_warm_start_beside_it(first: bool, capsys: pytest.CaptureFixture[str])
         return model
 
     uninterrupted = run("whole")
-    with pytest.raises(Interrupted):
+    with pytest.raises(Interrupted, match="before batch"):
         run("run", Interrupt(4))
     assert "restored 1 of" in capsys.readouterr().out
     assert_same(state(run("run")), state(uninterrupted))
@@ -151,7 +151,7 @@ def test_between_the_last_batch_of_an_epoch_and_its_end(kind: str) -> None:
         return train(name, *more, model=watcher(), data=DATA[kind](), epochs=3, beside=[])
 
     whole = run("whole")
-    with pytest.raises(Interrupted):
+    with pytest.raises(Interrupted, match="as epoch 1 ends"):
         run("run", InterruptEnd(1))
     resumed = run("run")
     assert_same(state(resumed), state(whole))
@@ -175,7 +175,7 @@ def test_data_go_on_where_they_were(kind: str) -> None:
         return train(name, *more, model=model, data=DATA[kind](), epochs=3, beside=[])
 
     whole = run("whole")
-    with pytest.raises(Interrupted):
+    with pytest.raises(Interrupted, match="before batch"):
         run("run", Interrupt(14))
     resumed = run("run")
     assert_same(state(resumed), state(whole))
@@ -186,7 +186,7 @@ def test_data_go_on_where_they_were(kind: str) -> None:
 def test_blocks_of_steps(whole: Any) -> None:
     """Of 10 batches in blocks of 4."""
     whole_in_blocks = train("whole", model=net(steps_per_execution=4))
-    with pytest.raises(Interrupted):
+    with pytest.raises(Interrupted, match="before batch"):
         train("run", Interrupt(5), model=net(steps_per_execution=4))
     resumed = train("run", model=net(steps_per_execution=4))
     assert_same(state(resumed), state(whole_in_blocks))
@@ -195,7 +195,7 @@ def test_blocks_of_steps(whole: Any) -> None:
 
 @pytest.mark.backends("tensorflow")
 def test_other_blocks_than_it_had_are_refused() -> None:
-    with pytest.raises(Interrupted):
+    with pytest.raises(Interrupted, match="before batch"):
         train("run", Interrupt(5))
     with pytest.raises(
         ValueError, match=r"at batch \d of its epoch.*multiple of steps_per_exec.*=7"
@@ -224,7 +224,7 @@ def test_validation_and_lazily_built_models() -> None:
 
     whole = run("whole")
     assert whole.history.epoch == [0, 1]  # it stopped early
-    with pytest.raises(Interrupted):
+    with pytest.raises(Interrupted, match="before batch"):
         run("run", Interrupt(15))
     for _ in range(2):  # and does not train on when it is run again
         resumed = run("run")
