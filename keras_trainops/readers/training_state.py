@@ -10,10 +10,14 @@ _COUNTERS = re.compile(
     r"|current_loss_scale|good_steps|num_batches_tracked)"
 )
 # TF1 names a slot after its variable (`conv/weights/Adam`), and so an average.
-_SLOT = re.compile(
-    r"(?:AdamW?|Adamax|Adagrad|AdagradDA|Adadelta|Ftrl|Momentum|RMSProp|LARSOptimizer|LAMB)"
-    r"(?:_\d+)?|ExponentialMovingAverage(?:_\d+)?|adam_[mv]"
+_OPTIMIZER = (
+    r"(?:AdamW?|Adamax|Adagrad|AdagradDA|Adadelta|Ftrl|Momentum|RMS[Pp]rop|LARSOptimizer|LAMB"
+    r"|Nadam|SGD)(?:_\d+)?"
 )
+_SLOT = re.compile(rf"{_OPTIMIZER}|ExponentialMovingAverage(?:_\d+)?|adam_[mv]")
+# An optimizer of Keras in a graph, as Estimators have it, the other way round:
+# `training/Adam/conv/weights/m`, and its numbers as `training/Adam/beta_1`.
+_IN_GRAPH = re.compile(rf"((?:.*/)?{_OPTIMIZER}/)(.+)/\w+")
 # The counter of updates by which an optimizer of Keras is found among named tensors.
 OPTIMIZER_COUNTERS = frozenset({"_iterations", "iterations", "iter", "iteration"})
 # Where training programs keep their own state beside the weights.
@@ -32,24 +36,27 @@ def by_name(names: Iterable[str]) -> frozenset[str]:
     """The names that are training state, as far as names tell.
 
     That is: counters; what hangs on a variable as its slot or average does; what lies beside an
-    optimizer's counter of updates; what lies in a place that training programs keep for it.
+    optimizer's counter of updates or beside its slots; what lies in a place that training programs
+    keep for it.
 
     Example:
         >>> sorted(by_name(["w", "w/Adam", "w/bias", "global_step", "optimizer/0/exp_avg"]))
         ['global_step', 'optimizer/0/exp_avg', 'w/Adam']
     """
     known = set(names)
-    optimizers = tuple(
+    optimizers = {
         f"{parent}/"
         for parent, _, leaf in (name.rpartition("/") for name in known)
         if parent and leaf in OPTIMIZER_COUNTERS
-    )
+    }
+    below = (_IN_GRAPH.fullmatch(name) for name in known)
+    optimizers |= {match[1] for match in below if match and match[2] in known}
     return frozenset(
         name
         for name in known
         if is_counter(name.replace(".", "/"))  # PyTorch's names are dotted
         or _is_slot(name, known)
-        or name.startswith(optimizers)
+        or name.startswith(tuple(optimizers))
         or _PLACES.fullmatch(name.partition("/")[0])
     )
 

@@ -16,6 +16,7 @@ import keras_trainops as kt
 from keras_trainops.readers.training_state import by_name
 
 tf1 = tf.compat.v1
+DATA = Path(__file__).with_name("data")
 
 
 def test_averages_counters_and_partitioned_slots_of_tf1_are_training_state() -> None:
@@ -38,19 +39,24 @@ def test_averages_counters_and_partitioned_slots_of_tf1_are_training_state() -> 
         assert checkpoint.shape("net/table") == (6, 4)
 
 
-def test_saved_models_of_the_v1_builder_as_estimators_wrote_them() -> None:
-    """Variables by name, and no object graph."""
-    with tf.Graph().as_default(), tf1.Session() as session:
-        tf1.get_variable("dense/kernel", initializer=np.ones((3, 2), "float32"))
-        tf1.train.get_or_create_global_step()
-        session.run(tf1.global_variables_initializer())
-        builder = tf1.saved_model.Builder("1700000000")
-        builder.add_meta_graph_and_variables(session, [tf1.saved_model.tag_constants.SERVING])
-        builder.save()
-    with kt.open_checkpoint("1700000000") as checkpoint:
-        assert checkpoint.format == "SavedModel"
-        assert set(checkpoint) - checkpoint.training_state == {"dense/kernel"}
-        assert checkpoint["dense/kernel"].tolist() == [[1, 1]] * 3
+@pytest.mark.parametrize("place", ["estimator", "estimator/model.ckpt-4"])
+def test_what_an_estimator_exported_and_its_last_checkpoint(place: str) -> None:
+    """Written by `tf.estimator.DNNClassifier` (see data/make_estimator.py); no object graph."""
+    inputs = keras.Input((4,))
+    hidden = keras.layers.Dense(5, "relu", name="hidden")(inputs)
+    model = keras.Model(inputs, keras.layers.Dense(3, name="logits")(hidden))
+    report = kt.restore(
+        model,
+        DATA / place,
+        rename={r"dnn/hiddenlayer_0/(.*)": r"hidden/\1", r"dnn/logits/(.*)": r"logits/\1"},
+    )
+    assert report.unexpected == ()  # the step, and in the checkpoint Adam's slots, are no weights
+    assert "global_step" in report.slots
+    assert any("/m" in key for key in report.slots) == ("ckpt" in place)
+    with np.load(DATA / "estimator.npz") as values:  # as the Estimator told them
+        for variable in model.weights:
+            name = f"dnn/{variable.path}".replace("/hidden/", "/hiddenlayer_0/")
+            np.testing.assert_array_equal(variable.numpy(), values[name])
 
 
 def test_a_directory_whose_state_file_names_a_path_of_another_machine() -> None:

@@ -15,7 +15,11 @@ import tempfile
 from pathlib import Path
 
 HERE = Path(__file__).parent
-VERSIONS = ("3.3.3", "3.6.0", "3.9.2", "3.12.0")
+# One of each minor version that reads today's Python.
+VERSIONS = (
+    *("3.3.3", "3.4.1", "3.5.0", "3.6.0", "3.7.0", "3.8.0"),
+    *("3.9.2", "3.10.0", "3.11.3", "3.12.0", "3.13.2", "3.14.0"),
+)
 
 
 def install_and_write(version: str) -> None:
