@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import keras
 import numpy as np
-import pytest
 from helpers import refused, two_layers
 
 import keras_trainops as kt
@@ -49,27 +46,22 @@ LIKELY: list[tuple[list[tuple[int, ...]], tuple[int, ...], str, str | None]] = [
 ]
 
 
-@pytest.mark.parametrize(("shapes", "target", "path", "expected"), LIKELY)
-def test_the_likeliest_is_suggested_and_fits(
-    shapes: Any, target: tuple[int, ...], path: str, expected: str | None
-) -> None:
-    found = fitting(shapes, target, path)
-    assert (found and repr(found)) == expected
-    text = suggest(shapes, target, path)
-    if found is None:
-        assert text == ""
-        return
-    assert found.shape(shapes, target) == target
-    pasted = eval(f"dict({text})", {"kt": kt})["adapt"]  # as the user would
+def test_the_likeliest_is_suggested_and_fits() -> None:
     rng = np.random.default_rng(0)
-    arrays = [rng.normal(size=shape) for shape in shapes]
-    (adapter,) = pasted.values()
-    adapted = [
-        np.ma.filled(one(arrays, target), 0)
-        for one in (found, kt.adapt.Chain(*(adapter if isinstance(adapter, list) else [adapter])))
-    ]
-    np.testing.assert_array_equal(*adapted)
-    assert adapted[0].shape == target
+    for shapes, target, path, expected in LIKELY:
+        found, text = fitting(shapes, target, path), suggest(shapes, target, path)
+        assert (found and repr(found)) == expected, (shapes, target, path)
+        if found is None:
+            assert text == ""
+            continue
+        (pasted,) = eval(f"dict({text})", {"kt": kt})["adapt"].values()  # as the user would
+        steps = pasted if isinstance(pasted, list) else [pasted]
+        arrays = [rng.normal(size=shape) for shape in shapes]
+        ours, theirs = (
+            np.ma.filled(adapter(arrays, target), 0) for adapter in (found, kt.adapt.Chain(*steps))
+        )
+        assert found.shape(shapes, target) == ours.shape == target
+        np.testing.assert_array_equal(ours, theirs)
 
 
 def test_a_mismatch_says_what_would_fit_and_that_fits() -> None:
