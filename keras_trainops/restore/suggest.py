@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -191,22 +191,31 @@ def _suggest(
     variables: Mapping[str, Shape], keys: Mapping[str, Shape], itself: Mapping[str, str]
 ) -> Suggestion:
     """The suggestion for names and shapes; `itself` are keys that lead to a path without a rule."""
-    theirs = {layer.name: layer for layer in layers_of(keys, "/.")}
-    ours = {layer.name: layer for layer in layers_of(variables, "/")}
-    torch = _has_torch_layouts(theirs, ours, looks_like_torch(keys))
+    torch = _has_torch_layouts(
+        layers_of(keys, "/."), layers_of(variables, "/"), looks_like_torch(keys)
+    )
+
+    def how(key: str, path: str) -> str | None:
+        return adaptation(leaf_of(path, "/"), keys[key], variables[path], torch)
+
+    other_keys = {key: shape for key, shape in keys.items() if key not in itself}
+    taken = set(itself.values())
+    other_paths = {path: shape for path, shape in variables.items() if path not in taken}
+    theirs = {layer.name: layer for layer in layers_of(other_keys, "/.")}
+    ours = {layer.name: layer for layer in layers_of(other_paths, "/")}
     search = Search(theirs, ours, torch, ordered=list(keys) != sorted(keys))
     if not torch:
-        certain = {k: p for p, k in auto.pair(variables, keys).key_of.items()}
-        for name, other in _whole_layers(search, {**certain, **itself}).items():
-            search.settle({name: other}, NAMES)
+        certain = {key: path for path, key in auto.pair(other_paths, other_keys).key_of.items()}
+        search.settle(_whole_layers(search, certain), NAMES)
     groups = search.run()
-    pairs: dict[str, str] = {}
     pairs_by: dict[str, dict[str, str]] = {NAMES: {}, SHAPES: {}, ORDER: {}}
-    for name in sorted(search.found, key=list(theirs).index):
-        found = counterparts(theirs[name], ours[search.found[name]], torch) or {}
-        pairs |= found
-        pairs_by[search.reasons[name]] |= {k: p for k, p in found.items() if itself.get(k) != p}
+    for name, layer in theirs.items():
+        if name in search.found:
+            pairs = counterparts(layer, ours[search.found[name]], torch) or {}
+            pairs_by[search.reasons[name]] |= pairs
     rules_by = {reason: fold_rules(found, keys) for reason, found in pairs_by.items()}
+    pairs = {key: path for key, path in itself.items() if how(key, path) is not None}
+    pairs |= pairs_by[NAMES] | pairs_by[SHAPES] | pairs_by[ORDER]
     ambiguous = tuple(
         Ambiguity(
             tuple(key for name in group.theirs for key in theirs[name].tensors.values()),
@@ -222,39 +231,31 @@ def _suggest(
         by_order=tuple(rules_by[ORDER]),
         by_shape=tuple(rules_by[SHAPES]),
         from_torch=torch,
-        reshaped=tuple(
-            path
-            for key, path in pairs.items()
-            if adaptation(leaf_of(path, "/"), keys[key], variables[path], torch) == "Reshape"
-        ),
+        reshaped=tuple(path for key, path in pairs.items() if how(key, path) == "Reshape"),
         ambiguous=ambiguous,
         missing=tuple(path for path in variables if path not in claimed),
         unmatched=tuple(key for key in keys if key not in told),
     )
 
 
-def _has_torch_layouts(
-    theirs: Mapping[str, Layer], ours: Mapping[str, Layer], likely: bool
-) -> bool:
+def _has_torch_layouts(theirs: Sequence[Layer], ours: Sequence[Layer], likely: bool) -> bool:
     """Whether more layers fit in PyTorch's layouts than as they are; `likely` where as many do."""
+    kinds = {layer.leaves: layer for layer in ours}.values()
 
     def fitting(torch: bool) -> int:
-        kinds = {layer.leaves: layer for layer in ours.values()}.values()
-        return sum(
-            any(counterparts(layer, other, torch) is not None for other in kinds)
-            for layer in theirs.values()
-        )
+        return sum(any(counterparts(t, o, torch) is not None for o in kinds) for t in theirs)
 
     as_it_is, transposed = fitting(False), fitting(True)
     return likely if as_it_is == transposed else transposed > as_it_is
 
 
 def _whole_layers(search: Search, certain: Mapping[str, str]) -> dict[str, str]:
-    """The layers whose tensors all go to those of one other, as keys and paths go."""
+    """The layers whose tensors all go to those of one other, as `certain` says."""
+    owner = {path: name for name, layer in search.ours.items() for path in layer.tensors.values()}
     found = {}
     for name, layer in search.theirs.items():
-        for other, ours in search.ours.items():
-            fit = counterparts(layer, ours, search.torch)
+        for other in {owner[certain[key]] for key in layer.tensors.values() if key in certain}:
+            fit = counterparts(layer, search.ours[other], search.torch)
             if fit is not None and all(certain.get(key) == path for key, path in fit.items()):
                 found[name] = other
     return found
