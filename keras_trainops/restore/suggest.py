@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import keras
 
 from keras_trainops import paths
+from keras_trainops.readers.training_state import by_name
 from keras_trainops.restore import auto
 from keras_trainops.restore.api import Source, open_source
 from keras_trainops.restore.counterparts import NAMES, ORDER, SHAPES, Search
@@ -169,9 +170,8 @@ def suggest_rename(
             for i, (_, variable) in enumerate(named)
             if selected[i]
         }
-        keys = {
-            key: checkpoint.shape(key) for key in checkpoint if key not in checkpoint.training_state
-        }
+        state = checkpoint.training_state | by_name(checkpoint)  # of arrays names alone tell
+        keys = {key: checkpoint.shape(key) for key in checkpoint if key not in state}
         itself = {
             key: _name(table, found[0])
             for key in keys
