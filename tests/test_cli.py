@@ -210,6 +210,17 @@ def test_plan_by_the_heuristic(model: str, fitting: str, capsys: Captured) -> No
     assert found["restored"]["head/bias"] == "net/l2/bias"
 
 
+def test_plan_of_a_file_of_pytorch(model: str, capsys: Captured) -> None:
+    arrays = {"a.weight": np.ones((3, 4)), "a.bias": np.ones(3), "b.weight": np.ones((1, 1, 3, 2))}
+    np.savez("torch.npz", **arrays)
+    rules = ["--rename", "a.weight => trunk/kernel", "--rename", "a.bias => trunk/bias"]
+    rules += ["--rename", "b.weight => head/kernel", "--exclude", "head/bias"]
+    assert main(["plan", model, "torch.npz", *rules]) == 1
+    adapt = ["--from-torch", "--reshape", "head/kernel"]
+    found = document(capsys, 0, "plan", model, "torch.npz", *rules, *adapt)
+    assert found["adapted"] == {"trunk/kernel": "Transpose()", "head/kernel": "Reshape()"}
+
+
 def test_suggest_prints_python_to_paste(model: str, theirs: str, capsys: Captured) -> None:
     assert main(["suggest", model, theirs]) == 0
     scope: dict[str, Any] = {}

@@ -14,6 +14,7 @@ from keras_trainops.cli.model import (
     load_model,
     rename_rules,
     restore_arguments,
+    says_more_than_names,
 )
 from keras_trainops.cli.output import FILE_HELP, RefusedError, print_json, progress_bar, size_text
 from keras_trainops.readers.base import Checkpoint, open_checkpoint
@@ -83,8 +84,7 @@ def _ending(options: argparse.Namespace) -> str:
         raise ValueError(f"A {_KERAS} file is that of a model: which, `--model` has to say.")
     if options.model is not None and options.all:
         raise ValueError("`--all` does not go with `--model`: a model has no training state.")
-    of_model = set(restore_arguments(options)) - {"rename"}
-    if options.model is None and (of_model or options.modules or options.rename == ["auto"]):
+    if options.model is None and (options.modules or says_more_than_names(options)):
         raise ValueError(
             "Without `--model` there are no variables: `--rename 'KEY => NAME'` is all that can "
             "be said."
@@ -127,10 +127,11 @@ def _write(out: Path, ending: str, checkpoint: Checkpoint, names: Mapping[str, s
 def _write_model(
     out: Path, ending: str, checkpoint: Checkpoint, options: argparse.Namespace
 ) -> int:
-    arguments = restore_arguments(options)
+    rename_rules(options.rename)
     model = load_model(options.model, options.modules)
     import keras_trainops as kt
 
+    arguments = restore_arguments(options, model)
     problems = kt.plan_restore(model, checkpoint, **arguments).problems
     if problems:
         raise RefusedError(

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import keras
 
 _REACTIONS = ("error", "warn", "ignore")
+_SELECTIONS = ("include", "exclude", "on_missing", "on_unexpected", "on_mismatch")
 
 
 def add_plan(commands: Any, common: argparse.ArgumentParser) -> None:
@@ -83,6 +84,16 @@ def add_restore_options(parser: argparse.ArgumentParser) -> None:
         ("--on-mismatch", "shapes that differ"),
     ):
         parser.add_argument(option, choices=_REACTIONS, help=f"what to do with {what}")
+    parser.add_argument(
+        "--from-torch", action="store_true", help="the tensors have PyTorch's layouts"
+    )
+    parser.add_argument(
+        "--reshape",
+        action="append",
+        default=[],
+        metavar="PATTERN",
+        help="give tensors the shape of the variables that it matches; may be given several times",
+    )
 
 
 def add_rename(parser: argparse.ArgumentParser) -> None:
@@ -96,6 +107,12 @@ def add_rename(parser: argparse.ArgumentParser) -> None:
         "\\g<1+1> the number in it plus one); nothing behind the arrow leaves them out; may be "
         "given several times, the first that matches counts; or: auto",
     )
+
+
+def says_more_than_names(options: argparse.Namespace) -> bool:
+    """Whether there are options that only mean something beside a model."""
+    given = [getattr(options, name) for name in _SELECTIONS]
+    return any([*given, options.from_torch, options.reshape, options.rename == ["auto"]])
 
 
 def rename_rules(texts: list[str]) -> dict[str, str | None] | str | None:
@@ -119,16 +136,19 @@ def rename_rules(texts: list[str]) -> dict[str, str | None] | str | None:
     return rules or None
 
 
-def restore_arguments(options: argparse.Namespace) -> dict[str, Any]:
+def restore_arguments(options: argparse.Namespace, model: keras.Model) -> dict[str, Any]:
     """What the options say, as arguments of `restore`."""
+    import keras_trainops as kt
+
+    adapt: dict[str, Any] = {pattern: kt.adapt.Reshape() for pattern in options.reshape}
+    if options.from_torch:
+        adapt |= kt.adapt.from_torch(model)
     given = {
         "rename": rename_rules(options.rename),
-        **{
-            name: getattr(options, name)
-            for name in ("include", "exclude", "on_missing", "on_unexpected", "on_mismatch")
-        },
+        "adapt": adapt,
+        **{name: getattr(options, name) for name in _SELECTIONS},
     }
-    return {name: value for name, value in given.items() if value is not None}
+    return {name: value for name, value in given.items() if value}
 
 
 def load_model(file: str, modules: list[str]) -> keras.Model:
@@ -164,11 +184,11 @@ def load_model(file: str, modules: list[str]) -> keras.Model:
 
 
 def _plan(options: argparse.Namespace) -> int:
-    arguments = restore_arguments(options)
+    rename_rules(options.rename)  # what is wrong with them is told before Keras takes its time
     model = load_model(options.model, options.modules)
     import keras_trainops as kt
 
-    report = kt.plan_restore(model, options.file, **arguments)
+    report = kt.plan_restore(model, options.file, **restore_arguments(options, model))
     if options.json:
         print_json(report.to_dict())
     else:

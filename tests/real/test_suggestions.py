@@ -189,12 +189,14 @@ def test_a_resnet_of_pytorch(tmp_path: Path) -> None:
     assert suggestion.from_torch
     assert suggestion.ambiguous == suggestion.unmatched == ()
     assert set(suggestion.missing) == {v.path for v in model.weights if "conv/bias" in v.path}
-    adapt = {"predictions/kernel": kt.adapt.Transpose(), "kernel": kt.adapt.Transpose((2, 3, 1, 0))}
+    page = Path(__file__).parents[2] / "docs" / "warm-start.md"
+    assert str(suggestion) in page.read_text(encoding="utf-8")
+    code = pasted(suggestion, model)
     report = kt.restore(
         model,
         tmp_path / "resnet50.pt",
-        rename=suggestion.rules,
-        adapt=adapt,
+        rename=code["rename"],
+        adapt=code["adapt"],
         exclude=[".*_conv/bias"],  # zero in a new model
     )
     assert {key: path for path, key in report.restored.items()} == dict(suggestion.pairs)
