@@ -84,7 +84,7 @@ def run(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
 def test_inspect_draws_a_tree_with_sums(theirs: str, capsys: Captured) -> None:
     assert main(["inspect", theirs]) == 0
     assert capsys.readouterr().out.splitlines() == [
-        "theirs.npz: NumPy .npz archive, 4 weights and 1 tensors of training state, 100 B",
+        "theirs.npz: NumPy .npz archive, 4 weights and 1 tensor of training state, 100 B",
         "                shape   dtype    size",
         "├─ net/                          92 B  4 tensors",
         "│  ├─ l1/                        60 B  2 tensors",

@@ -100,7 +100,7 @@ def _title(checkpoint: Checkpoint) -> str:
     total = size_text(sum(_size(checkpoint, key) for key in checkpoint))
     return (
         f"{checkpoint.location}: {checkpoint.format}, {len(checkpoint) - state} weights and "
-        f"{state} tensors of training state, {total}"
+        f"{_count(state)} of training state, {total}"
     )
 
 

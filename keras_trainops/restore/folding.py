@@ -47,8 +47,11 @@ def fold_rules(pairs: Mapping[str, str], keys: Collection[str]) -> dict[str, str
             *(families.split(pair.path_owner)[0], pair.path_leaf),
         )
         kinds.setdefault(kind, []).append(pair)
-    others = [_parted(key, "/.") for key in keys if key not in pairs]
-    found = [rule for kind in kinds.values() for rule in _rules(kind, [*pairs], others)]
+    owners: dict[str, set[str]] = {}  # of all keys, by the last component
+    for key in [*keys, *pairs]:
+        owner, leaf = _parted(key, "/.")
+        owners.setdefault(leaf, set()).add(owner)
+    found = [rule for kind in kinds.values() for rule in _rules(kind, owners[kind[0].key_leaf])]
     return dict(_with_leaves(rules) for rules in _alike(found))
 
 
@@ -57,33 +60,25 @@ def _parted(name: str, separators: str) -> tuple[str, str]:
     return name[: -len(leaf)], leaf
 
 
-def _rules(
-    pairs: Sequence[_Pair], known: Collection[str], others: Collection[tuple[str, str]]
-) -> list[_Rule]:
-    """One rule for all pairs of a kind, or several for parts of them."""
+def _rules(pairs: Sequence[_Pair], owners: Collection[str]) -> list[_Rule]:
+    """One rule for all pairs of a kind, or several for parts of them, that match no other owner."""
     if len(pairs) == 1:
         pair = pairs[0]
-        return [
-            _Rule(re.escape(pair.key_owner), _plain(pair.path_owner), 0, *_leaves(pair)),
-        ]
+        return [_Rule(re.escape(pair.key_owner), _plain(pair.path_owner), 0, *_leaves(pair))]
     mine = {pair.key_owner for pair in pairs}
-    leaf = pairs[0].key_leaf
-    foreign = [owner for owner, other in others if other == leaf]
-    foreign += [k[: -len(leaf)] for k in known if k.endswith(leaf) and k[: -len(leaf)] not in mine]
     for listed in (False, True):
         rule = _one_rule(pairs, listed)
         if rule is None:
             break
         expression = re.compile(rule.expression)
-        if not any(expression.fullmatch(owner) for owner in foreign):
+        if not any(expression.fullmatch(owner) for owner in owners if owner not in mine):
             return [rule]
     numbers = [families.split(pair.key_owner)[1] for pair in pairs]
-    places = families.varying(numbers)
-    place = min(places, key=lambda i: len({n[i] for n in numbers}))
+    place = min(families.varying(numbers), key=lambda i: len({n[i] for n in numbers}))
     parts: dict[str, list[_Pair]] = {}
     for pair, n in zip(pairs, numbers, strict=True):
         parts.setdefault(n[place], []).append(pair)
-    return [rule for part in parts.values() for rule in _rules(part, known, others)]
+    return [rule for part in parts.values() for rule in _rules(part, owners)]
 
 
 def _leaves(pair: _Pair) -> tuple[str, str]:

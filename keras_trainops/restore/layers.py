@@ -69,10 +69,11 @@ def layers_of(shapes: Mapping[str, Shape], separators: str) -> list[Layer]:
     """
     found: dict[str, list[str]] = {}
     for name in shapes:
-        found.setdefault(name[: -len(leaf_of(name, separators))], []).append(name)
+        owner = name[: -len(leaf_of(name, separators))].rstrip(separators)
+        found.setdefault(owner, []).append(name)
     return [
         Layer(
-            owner.rstrip(separators),
+            owner,
             tuple((leaf_of(name, separators), shapes[name]) for name in names),
             {leaf_of(name, separators): name for name in names},
         )

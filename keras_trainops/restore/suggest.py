@@ -13,7 +13,7 @@ from keras_trainops import paths
 from keras_trainops.readers.training_state import by_name
 from keras_trainops.restore import auto
 from keras_trainops.restore.api import Source, open_source
-from keras_trainops.restore.counterparts import NAMES, ORDER, SHAPES, Search
+from keras_trainops.restore.counterparts import NAMES, ORDER, SHAPES, Group, Search
 from keras_trainops.restore.folding import fold_rules
 from keras_trainops.restore.layers import (
     Layer,
@@ -194,35 +194,26 @@ def _suggest(
     torch = _has_torch_layouts(
         layers_of(keys, "/."), layers_of(variables, "/"), looks_like_torch(keys)
     )
+    taken = set(itself.values())
+    search = _search(
+        {path: shape for path, shape in variables.items() if path not in taken},
+        {key: shape for key, shape in keys.items() if key not in itself},
+        torch,
+        ordered=list(keys) != sorted(keys),
+    )
+    ambiguous = tuple(_ambiguity(search, group) for group in search.run())
+    pairs_by: dict[str, dict[str, str]] = {NAMES: {}, SHAPES: {}, ORDER: {}}
+    for name, layer in search.theirs.items():
+        if name in search.found:
+            found = counterparts(layer, search.ours[search.found[name]], torch) or {}
+            pairs_by[search.reasons[name]] |= found
+    rules_by = {reason: fold_rules(found, keys) for reason, found in pairs_by.items()}
 
     def how(key: str, path: str) -> str | None:
         return adaptation(leaf_of(path, "/"), keys[key], variables[path], torch)
 
-    other_keys = {key: shape for key, shape in keys.items() if key not in itself}
-    taken = set(itself.values())
-    other_paths = {path: shape for path, shape in variables.items() if path not in taken}
-    theirs = {layer.name: layer for layer in layers_of(other_keys, "/.")}
-    ours = {layer.name: layer for layer in layers_of(other_paths, "/")}
-    search = Search(theirs, ours, torch, ordered=list(keys) != sorted(keys))
-    if not torch:
-        certain = {key: path for path, key in auto.pair(other_paths, other_keys).key_of.items()}
-        search.settle(_whole_layers(search, certain), NAMES)
-    groups = search.run()
-    pairs_by: dict[str, dict[str, str]] = {NAMES: {}, SHAPES: {}, ORDER: {}}
-    for name, layer in theirs.items():
-        if name in search.found:
-            pairs = counterparts(layer, ours[search.found[name]], torch) or {}
-            pairs_by[search.reasons[name]] |= pairs
-    rules_by = {reason: fold_rules(found, keys) for reason, found in pairs_by.items()}
     pairs = {key: path for key, path in itself.items() if how(key, path) is not None}
     pairs |= pairs_by[NAMES] | pairs_by[SHAPES] | pairs_by[ORDER]
-    ambiguous = tuple(
-        Ambiguity(
-            tuple(key for name in group.theirs for key in theirs[name].tensors.values()),
-            tuple(path for name in group.ours for path in ours[name].tensors.values()),
-        )
-        for group in groups
-    )
     told = {*pairs, *(key for group in ambiguous for key in group.keys)}
     claimed = {*pairs.values(), *(path for group in ambiguous for path in group.paths)}
     return Suggestion(
@@ -235,6 +226,26 @@ def _suggest(
         ambiguous=ambiguous,
         missing=tuple(path for path in variables if path not in claimed),
         unmatched=tuple(key for key in keys if key not in told),
+    )
+
+
+def _search(
+    variables: Mapping[str, Shape], keys: Mapping[str, Shape], torch: bool, ordered: bool
+) -> Search:
+    """A search that begins with what `rename="auto"` is sure of."""
+    theirs = {layer.name: layer for layer in layers_of(keys, "/.")}
+    ours = {layer.name: layer for layer in layers_of(variables, "/")}
+    search = Search(theirs, ours, torch, ordered)
+    if not torch:
+        certain = {key: path for path, key in auto.pair(variables, keys).key_of.items()}
+        search.settle(_whole_layers(search, certain), NAMES)
+    return search
+
+
+def _ambiguity(search: Search, group: Group) -> Ambiguity:
+    return Ambiguity(
+        tuple(key for name in group.theirs for key in search.theirs[name].tensors.values()),
+        tuple(path for name in group.ours for path in search.ours[name].tensors.values()),
     )
 
 
