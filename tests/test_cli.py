@@ -1,39 +1,572 @@
+"""The command line: what it prints, its exit codes, and that it needs no Keras to list a file."""
+
 from __future__ import annotations
 
+import importlib
+import json
+import os
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any
 
+import keras
+import ml_dtypes
 import numpy as np
 import pytest
+import safetensors.numpy
+from helpers import assert_same, randomise, two_layers, value, weights
 
 import keras_trainops
 from keras_trainops.cli import main
 
+Captured = pytest.CaptureFixture[str]
+THEIRS = {
+    "net/l1/w": np.arange(12, dtype="float32").reshape(4, 3),
+    "net/l1/b": np.full(3, 0.5, "float32"),
+    "net/l2/w": -np.arange(6, dtype="float32").reshape(3, 2),
+    "net/l2/b": np.zeros(2, "float32"),
+    "global_step": np.array(7),
+}
+RULES = [
+    *("--rename", r"net/l1/(.*) => trunk/\1", "--rename", r"net/l2/(.*) => head/\1"),
+]
 
-def test_inspect_lists_keys_shapes_and_dtypes(capsys: pytest.CaptureFixture[str]) -> None:
-    np.savez("w.npz", **{"head/kernel": np.ones((2, 3), "float32"), "step": np.int64(7)})
-    assert main(["inspect", "w.npz"]) == 0
-    out = capsys.readouterr().out
-    assert "2 weights and 0 tensors of training state" in out
-    row = next(line for line in out.splitlines() if "head/kernel" in line)
-    assert "(2, 3)" in row
-    assert "float32" in row
+
+@pytest.fixture
+def theirs() -> str:
+    np.savez("theirs.npz", **THEIRS)
+    return "theirs.npz"
 
 
-def test_a_checkpoint_that_cannot_be_read_is_exit_code_1(
-    capsys: pytest.CaptureFixture[str],
+@pytest.fixture
+def fitting() -> str:
+    """With the leaf names of Keras."""
+    leaves = {"w": "kernel", "b": "bias"}
+    np.savez(
+        "fitting.npz",
+        **{f"{k[:-1]}{leaves[k[-1]]}": v for k, v in THEIRS.items() if k.startswith("net")},
+    )
+    return "fitting.npz"
+
+
+@pytest.fixture
+def model() -> str:
+    two_layers(seed=1, name="net").save("model.keras")
+    keras.backend.clear_session()
+    return "model.keras"
+
+
+def document(capsys: Captured, code: int, *arguments: str) -> Any:
+    """What `--json` prints, and nothing else, with this exit code."""
+    capsys.readouterr()
+    assert main([*arguments, "--json"]) == code
+    return json.loads(capsys.readouterr().out)
+
+
+def told(capsys: Captured, code: int, *arguments: str) -> str:
+    """What is printed to stderr; nothing goes to stdout."""
+    capsys.readouterr()
+    assert main(arguments) == code
+    out, err = capsys.readouterr()
+    assert out == ""
+    return err
+
+
+def run(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "keras_trainops", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, **options)
+
+
+# inspect
+
+
+def test_inspect_draws_a_tree_with_sums(theirs: str, capsys: Captured) -> None:
+    assert main(["inspect", theirs]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "theirs.npz: NumPy .npz archive, 4 weights and 1 tensor of training state, 100 B",
+        "                shape   dtype    size",
+        "├─ net/                          92 B  4 tensors",
+        "│  ├─ l1/                        60 B  2 tensors",
+        "│  │  ├─ w      (4, 3)  float32  48 B",
+        "│  │  └─ b      (3,)    float32  12 B",
+        "│  └─ l2/                        32 B  2 tensors",
+        "│     ├─ w      (3, 2)  float32  24 B",
+        "│     └─ b      (2,)    float32   8 B",
+        "└─ global_step  ()      int64     8 B  training state",
+    ]
+
+
+def test_inspect_to_a_depth(theirs: str, capsys: Captured) -> None:
+    assert main(["inspect", theirs, "--depth", "2"]) == 0
+    lines = capsys.readouterr().out.splitlines()[2:]
+    assert [line.split()[-4:-2] for line in lines[1:3]] == [["60", "B"], ["32", "B"]]
+    assert len(lines) == 4
+
+
+def test_inspect_joins_what_has_one_child_and_parts_dotted_names(capsys: Captured) -> None:
+    safetensors.numpy.save_file({"a.0.w": np.ones(2), "a.0.v.x": np.ones(3)}, "w.safetensors")
+    assert main(["inspect", "w.safetensors"]) == 0
+    lines = capsys.readouterr().out.splitlines()[2:]
+    assert [line[:9].rstrip() for line in lines] == ["└─ a.0.", "   ├─ v.x", "   └─ w"]
+
+
+def test_inspect_statistics_are_those_of_numpy(capsys: Captured) -> None:
+    rng = np.random.default_rng(0)
+    large = rng.normal(3.0, 2.0, (700, 900)).astype("float32")  # more than two pieces
+    large[5, 7], large[650, 1], large[650, 2] = np.nan, np.inf, -np.inf
+    small = rng.normal(size=(3, 5)).astype(ml_dtypes.bfloat16)
+    arrays = {"large": large, "small": small, "flags": np.array([True, False, True])}
+    arrays |= {"empty": np.ones((0, 4), "float32"), "nan": np.full(2, np.nan, "float16")}
+    safetensors.numpy.save_file(arrays, "w.safetensors")
+    found = document(capsys, 0, "inspect", "w.safetensors", "--stats")
+    by_key = {tensor["key"]: tensor["statistics"] for tensor in found["tensors"]}
+    for key, array in arrays.items():
+        values = array.astype("float64")
+        finite = values[np.isfinite(values)]
+        if not finite.size:
+            expected = dict.fromkeys(("minimum", "maximum", "mean", "std"))
+        else:
+            numbers = (finite.min(), finite.max(), finite.mean(), finite.std())
+            expected = dict(zip(("minimum", "maximum", "mean", "std"), numbers, strict=True))
+        expected |= {"nan": int(np.isnan(values).sum()), "infinite": int(np.isinf(values).sum())}
+        assert by_key[key].keys() == expected.keys()
+        for what, number in expected.items():
+            assert by_key[key][what] == (number and pytest.approx(number, rel=1e-12)), (key, what)
+    assert main(["inspect", "w.safetensors", "--stats"]) == 0
+    line = next(line for line in capsys.readouterr().out.splitlines() if "large" in line)
+    assert line.split()[-2:] == ["1", "2"]
+
+
+def test_inspect_as_json(theirs: str, capsys: Captured) -> None:
+    found = document(capsys, 0, "inspect", theirs)
+    assert found["format"] == "NumPy .npz archive"
+    assert found["location"] == theirs
+    assert found["tensors"][0] == {
+        "key": "net/l1/w",
+        "shape": [4, 3],
+        "dtype": "float32",
+        "bytes": 48,
+        "training_state": False,
+    }
+    assert [t["key"] for t in found["tensors"] if t["training_state"]] == ["global_step"]
+
+
+def test_listing_comparing_and_converting_import_no_keras(theirs: str) -> None:
+    code = f"""
+import sys
+from keras_trainops.cli import main
+assert main(["inspect", {theirs!r}, "--stats"]) == 0
+assert main(["diff", {theirs!r}, {theirs!r}]) == 0
+assert main(["convert", {theirs!r}, "out.safetensors"]) == 0
+loaded = {{name.partition(".")[0] for name in sys.modules}}
+assert not loaded & {{"keras", "tensorflow", "jax", "torch"}}, loaded
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_reader_that_goes_away_is_no_traceback(theirs: str) -> None:
+    code = "import sys; from keras_trainops.cli import main; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", code, "inspect", theirs]
+    done = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert done.stdout is not None
+    done.stdout.close()
+    _, err = done.communicate(timeout=60)
+    assert err == ""
+    assert done.returncode == 141
+
+
+# plan and suggest
+
+
+def test_plan_says_what_a_restore_would_do(model: str, theirs: str, capsys: Captured) -> None:
+    rules = [*RULES[:1], r"net/l1/w => trunk/kernel", "--rename", "net/l1/b => trunk/bias"]
+    rules += ["--rename", "net/l2/.* =>", "--exclude", "head"]
+    assert main(["plan", model, theirs, *rules]) == 0
+    assert "would restore 2 of 2 variables" in capsys.readouterr().out
+    found = document(capsys, 0, "plan", model, theirs, *rules)
+    assert found["restored"] == {"trunk/kernel": "net/l1/w", "trunk/bias": "net/l1/b"}
+    assert found["ignored"] == ["net/l2/w", "net/l2/b"]
+    assert found["applied"] is False
+
+
+def test_plan_that_would_be_refused_is_exit_code_1(
+    model: str, theirs: str, capsys: Captured
 ) -> None:
-    assert main(["inspect", "nothing.npz"]) == 1
-    assert "There is no checkpoint at 'nothing.npz'" in capsys.readouterr().err
+    assert main(["plan", model, theirs]) == 1
+    assert "No key of 'theirs.npz' leads to a selected variable" in capsys.readouterr().out
+    rules = ["--rename", "net/l1/w => trunk/kernel"]
+    found = document(capsys, 1, "plan", model, theirs, *rules)
+    assert found["problems"] == ["- missing: trunk/bias, head/{bias,kernel}"]
+    for reaction, code in (("ignore", 0), ("error", 1)):
+        assert main(["plan", model, theirs, *rules, "--on-missing", reaction]) == code
+    unexpected = ["--on-missing", "ignore", "--on-unexpected", "error"]
+    assert main(["plan", model, theirs, *rules, *unexpected]) == 1
 
 
-def test_arguments_that_make_no_sense_are_exit_code_2(capsys: pytest.CaptureFixture[str]) -> None:
+def test_plan_by_the_heuristic(model: str, fitting: str, capsys: Captured) -> None:
+    found = document(capsys, 0, "plan", model, fitting, "--rename", "auto")
+    assert found["restored"]["head/bias"] == "net/l2/bias"
+
+
+def test_plan_of_a_file_of_pytorch(model: str, capsys: Captured) -> None:
+    arrays = {"a.weight": np.ones((3, 4)), "a.bias": np.ones(3), "b.weight": np.ones((1, 1, 3, 2))}
+    np.savez("torch.npz", **arrays)
+    rules = ["--rename", "a.weight => trunk/kernel", "--rename", "a.bias => trunk/bias"]
+    rules += ["--rename", "b.weight => head/kernel", "--exclude", "head/bias"]
+    assert main(["plan", model, "torch.npz", *rules]) == 1
+    adapt = ["--from-torch", "--reshape", "head/kernel"]
+    found = document(capsys, 0, "plan", model, "torch.npz", *rules, *adapt)
+    assert found["adapted"] == {"trunk/kernel": "Transpose()", "head/kernel": "Reshape()"}
+
+
+def test_suggest_prints_python_to_paste(model: str, theirs: str, capsys: Captured) -> None:
+    assert main(["suggest", model, theirs]) == 0
+    scope: dict[str, Any] = {}
+    exec(capsys.readouterr().out, scope)
+    found = document(capsys, 0, "suggest", model, theirs)
+    assert found["rules"] == scope["rename"]
+    assert found["pairs"]["net/l2/w"] == "head/kernel"
+    only = document(capsys, 0, "suggest", model, theirs, "--include", "head")
+    assert set(only["pairs"].values()) == {"head/kernel", "head/bias"}
+
+
+def test_suggest_that_leaves_a_question_is_exit_code_1(model: str, capsys: Captured) -> None:
+    np.savez("two.npz", **{"a/w": np.ones((3, 2)), "b/w": np.ones((3, 2))})
+    found = document(capsys, 1, "suggest", model, "two.npz")
+    assert found["ambiguous"] == [{"keys": ["a/w", "b/w"], "paths": ["head/kernel", "head/bias"]}]
+    np.savez("none.npz", x=np.ones(9))
+    assert main(["suggest", model, "none.npz"]) == 1
+
+
+def test_modules_that_register_layers_are_imported(
+    theirs: str, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "path", [*sys.path, "."])
+    Path("own_layers.py").write_text(
+        "import keras\n"
+        "@keras.saving.register_keras_serializable(package='own')\n"
+        "class Mine(keras.layers.Dense): pass\n"
+    )
+    own = importlib.import_module("own_layers")
+    layers = [own.Mine(3, name="trunk"), own.Mine(2, name="head")]
+    keras.Sequential([keras.Input((4,)), *layers]).save("own.keras")
+    monkeypatch.delitem(keras.saving.get_custom_objects(), "own>Mine")
+    monkeypatch.delitem(sys.modules, "own_layers")
+    monkeypatch.setattr(sys, "path", sys.path[:-1])
+    assert "--import MODULE" in told(capsys, 2, "plan", "own.keras", theirs)
+    found = document(capsys, 0, "suggest", "own.keras", theirs, "--import", "own_layers")
+    assert len(found["pairs"]) == 4
+    assert "Cannot import 'no_such'" in told(
+        capsys, 2, "plan", "own.keras", theirs, "--import", "no_such"
+    )
+
+
+# diff
+
+
+def test_diff_of_equal_files_of_other_formats(theirs: str, capsys: Captured) -> None:
+    safetensors.numpy.save_file(THEIRS | {"global_step": np.array(9)}, "same.safetensors")
+    assert main(["diff", theirs, "same.safetensors"]) == 0
+    text = "4 tensors are equal; 1 of training state were left out\n"
+    assert capsys.readouterr().out == text
+    assert main(["diff", theirs, "same.safetensors", "--all"]) == 1
+    assert "~ global_step" in capsys.readouterr().out
+
+
+def test_diff_tells_names_shapes_dtypes_and_largest_differences(
+    theirs: str, capsys: Captured
+) -> None:
+    other = dict(THEIRS)
+    other["net/l1/w"] = THEIRS["net/l1/w"].copy()
+    other["net/l1/w"][2, 1] += 0.5
+    other["net/l1/b"] = THEIRS["net/l1/b"].astype("float64") + np.array([0, 0.25, -0.75])
+    other["net/l2/w"] = THEIRS["net/l2/w"].T.copy()
+    other["new"] = other.pop("net/l2/b")
+    np.savez("other.npz", **other)
+    found = document(capsys, 1, "diff", theirs, "other.npz")
+    assert found["only_first"], found["only_second"] == (["net/l2/b"], ["new"])
+    assert found["shapes"] == [{"key": "net/l2/w", "first": "(3, 2)", "second": "(2, 3)"}]
+    assert found["dtypes"] == [{"key": "net/l1/b", "first": "float32", "second": "float64"}]
+    assert [(v["key"], v["unequal"], v["size"], v["absolute"]) for v in found["values"]] == [
+        ("net/l1/b", 2, 3, 0.75),
+        ("net/l1/w", 1, 12, 0.5),
+    ]
+    # |-0.25 - 0.5| of the larger of both; 7 and 7.5
+    assert [v["relative"] for v in found["values"]] == pytest.approx([1.5, 0.5 / 7.5])
+    assert main(["diff", theirs, "other.npz"]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:4] == [
+        "- net/l2/b: only in theirs.npz",
+        "+ new: only in other.npz",
+        "! net/l2/w: shape (3, 2) and (2, 3)",
+        "! net/l1/b: dtype float32 and float64",
+    ]
+    assert lines[5].split() == ["~", "net/l1/b", "0.75", "1.5", "2", "of", "3"]
+    assert lines[-1].startswith("0 tensors are equal")
+
+
+def test_diff_within_a_tolerance_is_that_of_numpy(capsys: Captured) -> None:
+    rng = np.random.default_rng(0)
+    a = rng.normal(size=(600, 900)).astype("float32")
+    b = (a + rng.normal(scale=1e-3, size=a.shape)).astype("float32")
+    np.savez("a.npz", a=a)
+    np.savez("b.npz", a=b)
+    atol, rtol = 1e-3, 5e-4
+    found = document(capsys, 1, "diff", "a.npz", "b.npz", "--atol", str(atol), "--rtol", str(rtol))
+    wide = np.isclose(a.astype("float64"), b.astype("float64"), rtol, atol)
+    assert found["values"][0]["unequal"] == int((~wide).sum()) > 0
+    assert found["values"][0]["absolute"] == np.abs(a.astype("float64") - b).max()
+    assert main(["diff", "a.npz", "b.npz", "--atol", "0.1"]) == 0
+
+
+def test_diff_takes_nan_for_equal_to_nan_and_counts_what_is_not_finite(capsys: Captured) -> None:
+    first = np.array([np.nan, np.inf, -np.inf, np.nan, 1.0], "float32")
+    second = np.array([np.nan, np.inf, np.inf, 2.0, 1.0], "float32")
+    for name, array in (("a", first), ("b", second)):
+        np.savez(f"{name}.npz", x=array)
+    assert main(["diff", "a.npz", "a.npz"]) == 0
+    capsys.readouterr()
+    found = document(capsys, 1, "diff", "a.npz", "b.npz", "--atol", "9")
+    (values,) = found["values"]
+    assert (values["unequal"], values["non_finite"], values["absolute"]) == (2, 2, 0.0)
+
+
+# convert
+
+
+def test_convert_to_safetensors(capsys: Captured) -> None:
+    rng = np.random.default_rng(0)
+    arrays = {
+        "odd": np.arange(3, dtype="int8"),
+        "flag": np.array(True),
+        "net/wide": rng.normal(size=(600, 700)),  # more than one piece
+        "half": rng.normal(size=(2, 3)).astype(ml_dtypes.bfloat16),
+        "none": np.ones((0, 2), "float32"),
+        "größe": np.ones((2, 1), "float16"),
+    }
+    safetensors.numpy.save_file(arrays, "a.safetensors")
+    assert main(["convert", "a.safetensors", "b.safetensors"]) == 0
+    assert capsys.readouterr().out.startswith("b.safetensors: 6 tensors, 3.36 MB")
+    found = safetensors.numpy.load_file("b.safetensors")
+    assert found.keys() == arrays.keys()
+    for key, array in arrays.items():
+        assert found[key].dtype == array.dtype
+        np.testing.assert_array_equal(found[key], array)
+    assert main(["diff", "a.safetensors", "b.safetensors"]) == 0
+
+
+def test_convert_to_npz_leaves_out_training_state(theirs: str, capsys: Captured) -> None:
+    safetensors.numpy.save_file(THEIRS, "a.safetensors")
+    assert document(capsys, 0, "convert", "a.safetensors", "b.npz")["tensors"] == 4
+    assert set(np.load("b.npz")) == set(THEIRS) - {"global_step"}
+    assert main(["convert", "a.safetensors", "all.npz", "--all"]) == 0
+    found = dict(np.load("all.npz", allow_pickle=False))
+    assert found.keys() == THEIRS.keys()
+    for key, array in THEIRS.items():
+        assert found[key].dtype == array.dtype
+        np.testing.assert_array_equal(found[key], array)
+
+
+def test_convert_keeps_the_byte_order_it_can_and_columns(capsys: Captured) -> None:
+    np.savez("a.npz", big=np.arange(6, dtype=">f4").reshape(2, 3), f=np.ones((2, 3), order="F"))
+    assert main(["convert", "a.npz", "b.safetensors"]) == 0
+    found = safetensors.numpy.load_file("b.safetensors")
+    np.testing.assert_array_equal(found["big"], np.arange(6).reshape(2, 3))
+    assert found["big"].dtype == "float32"
+
+
+def test_convert_under_other_names(theirs: str, capsys: Captured) -> None:
+    rules = ["--rename", r"net/l(\d)/(.*) => layer\g<1-1>.\2", "--rename", "layer.*=>"]
+    assert "matches no key" in told(capsys, 1, "convert", theirs, "b.npz", *rules)
+    rules[-1] = "net.*=>"
+    assert "never applies" in told(capsys, 1, "convert", theirs, "b.npz", *rules)
+    assert main(["convert", theirs, "b.npz", *rules[:2]]) == 0
+    assert set(np.load("b.npz")) == {"layer0.w", "layer0.b", "layer1.w", "layer1.b"}
+    np.testing.assert_array_equal(np.load("b.npz")["layer1.w"], THEIRS["net/l2/w"])
+    crowded = ["--rename", "net/l./w => same"]
+    assert "Several keys are to be called 'same'" in told(
+        capsys, 1, "convert", theirs, "c.npz", *crowded
+    )
+    assert not Path("c.npz").exists()
+
+
+@pytest.mark.parametrize("out", ["new.weights.h5", "new.npz", "new.safetensors"])
+def test_convert_for_a_model(model: str, theirs: str, out: str, capsys: Captured) -> None:
+    rules = [
+        *("--rename", r"net/(l\d)/w => \1/kernel", "--rename", r"net/(l\d)/b => \1/bias"),
+    ]
+    assert "leads to no variable of the model" in told(
+        capsys, 1, "convert", theirs, out, "--model", model, *rules
+    )
+    assert not Path(out).exists()
+    rules = [
+        option
+        for i, layer in ((1, "trunk"), (2, "head"))
+        for leaf, name in (("w", "kernel"), ("b", "bias"))
+        for option in ("--rename", f"net/l{i}/{leaf} => {layer}/{name}")
+    ]
+    assert main(["convert", theirs, out, "--model", model, *rules]) == 0
+    expected = [array for key, array in THEIRS.items() if key != "global_step"]
+    if out.endswith(".h5"):
+        target = two_layers(seed=5)
+        target.load_weights(out)
+        assert_same(weights(target), expected)
+    else:
+        load = np.load if out.endswith(".npz") else safetensors.numpy.load_file
+        found = dict(load(out))
+        assert list(map(str, sorted(found))) == [
+            *("head/bias", "head/kernel", "trunk/bias", "trunk/kernel")
+        ]
+        names = ("trunk/kernel", "trunk/bias", "head/kernel", "head/bias")
+        assert_same([found[name] for name in names], expected)
+
+
+def test_convert_with_a_selection_keeps_the_models_own_values(
+    model: str, theirs: str, capsys: Captured
+) -> None:
+    own = weights(keras.saving.load_model(model))
+    rules = ["--rename", "net/l1/w => trunk/kernel", "--rename", "net/l1/b => trunk/bias"]
+    options = ["--model", model, *rules, "--include", "trunk"]
+    assert main(["convert", theirs, "new.weights.h5", *options]) == 0
+    target = randomise(two_layers(), 9)
+    target.load_weights("new.weights.h5")
+    np.testing.assert_array_equal(value(target.weights[0]), THEIRS["net/l1/w"])
+    assert_same(weights(target)[2:], own[2:])
+
+
+def test_convert_overwrites_only_where_it_is_forced(theirs: str, capsys: Captured) -> None:
+    Path("b.npz").write_text("precious")
+    assert "'b.npz' exists. Overwrite it with --force." in told(
+        capsys, 1, "convert", theirs, "b.npz"
+    )
+    assert Path("b.npz").read_text() == "precious"
+    assert main(["convert", theirs, "b.npz", "--force"]) == 0
+    assert len(np.load("b.npz")) == 4
+    assert main(["convert", "b.npz", "b.npz", "--force"]) == 0  # even onto itself
+    assert len(np.load("b.npz")) == 4
+
+
+def test_convert_that_fails_leaves_nothing_behind(capsys: Captured) -> None:
+    arrays = {"a": np.ones(3, "float32"), "b": np.ones(3, ml_dtypes.bfloat16)}
+    safetensors.numpy.save_file(arrays, "a.safetensors")
+    message = told(capsys, 1, "convert", "a.safetensors", "b.npz")
+    assert ".npz has no dtype for 'b', which is bfloat16" in message
+    np.savez("a.npz", a=np.ones(3), b=np.ones(70_000))
+    damaged = bytearray(Path("a.npz").read_bytes())
+    damaged[-1000] ^= 1  # in the values of `b`
+    Path("a.npz").write_bytes(damaged)
+    Path("b.safetensors").write_text("precious")
+    message = told(capsys, 2, "convert", "a.npz", "b.safetensors", "--force")
+    assert "Cannot read 'b' from 'a.npz'" in message
+    assert Path("b.safetensors").read_text() == "precious"
+    assert sorted(p.name for p in Path().iterdir()) == ["a.npz", "a.safetensors", "b.safetensors"]
+
+
+# errors
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["inspect", "nothing.npz"], "There is no checkpoint at 'nothing.npz'"),
+        (["inspect", "text"], "'text' is no checkpoint of a supported format"),
+        (["inspect", "cut.npz"], "'cut.npz' is no checkpoint .* cut short"),
+        (["diff", "theirs.npz", "nothing.npz"], "There is no checkpoint at 'nothing.npz'"),
+        (["plan", "nothing.keras", "theirs.npz"], "There is no model at 'nothing.keras'"),
+        (["plan", "theirs.npz", "theirs.npz"], "Keras cannot load a model from 'theirs.npz'"),
+        (["plan", "model.keras", "theirs.npz", "--rename", "a -> b"], "must be 'KEY => PATH'"),
+        (["plan", "model.keras", "theirs.npz", "--rename", "(=> b"], "not a valid regular expr"),
+        (["plan", "model.keras", "theirs.npz", *["--rename", "a=>b"] * 2], "two rules for 'a'"),
+        (["suggest", "model.keras", "theirs.npz", "--include", "haed"], "matches no variable"),
+        (["convert", "theirs.npz", "out.txt"], "OUT must end in one of"),
+        (["convert", "theirs.npz", "out.weights.h5"], "`--model` has to say"),
+        (["convert", "theirs.npz", "o.npz", "--model", "model.keras", "--all"], "`--all` does not"),
+        (["convert", "theirs.npz", "o.npz", "--exclude", "a"], "Without `--model`"),
+        (["convert", "theirs.npz", "no/where.npz"], "No such file or directory"),
+        (["convert", "theirs.npz", "o.npz", "--rename", "( => a"], "not a valid regular expr"),
+    ],
+)
+def test_what_cannot_be_told_is_exit_code_2(
+    theirs: str, model: str, capsys: Captured, arguments: list[str], message: str
+) -> None:
+    Path("text").write_text("no checkpoint")
+    Path("cut.npz").write_bytes(Path(theirs).read_bytes()[:-30])
+    before = sorted(Path().iterdir())
+    error = told(capsys, 2, *arguments)
+    assert len(error.splitlines()) == 1
+    with pytest.raises(AssertionError, match=message):
+        raise AssertionError(error)
+    assert document(capsys, 2, *arguments) == {"error": error.rstrip("\n")}
+    assert sorted(Path().iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["inspct", "w.npz"],
+        [],
+        ["inspect"],
+        ["inspect", "a", "--depth", "0"],
+        ["diff", "a", "b", "--atol", "-1"],
+        ["plan", "a", "b", "--on-missing", "explode"],
+    ],
+)
+def test_arguments_that_make_no_sense_are_exit_code_2(
+    capsys: Captured, arguments: list[str]
+) -> None:
     with pytest.raises(SystemExit, match="2"):
-        main(["inspct", "w.npz"])
-    assert "inspct" in capsys.readouterr().err
+        main(arguments)
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "usage: keras-trainops" in err
+
+
+@pytest.mark.parametrize("command", ["inspect", "plan", "suggest", "diff", "convert"])
+def test_each_command_has_help(capsys: Captured, command: str) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main([command, "--help"])
+    assert "--json" in capsys.readouterr().out
 
 
 def test_module_runs_as_the_command_does() -> None:
-    command = [sys.executable, "-m", "keras_trainops", "--version"]
-    run = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert run.stdout.strip() == f"keras-trainops {keras_trainops.__version__}"
+    done = run("--version")
+    assert done.stdout.strip() == f"keras-trainops {keras_trainops.__version__}"
+    assert run("inspect", "nothing").returncode == 2
+
+
+# the package without Keras
+
+
+def test_the_package_imports_keras_when_a_name_is_asked_for() -> None:
+    code = """
+import sys, threading
+import keras_trainops as kt
+assert "keras" not in sys.modules
+assert set(kt.__all__) <= set(dir(kt))
+try:
+    kt.no_such_name
+except AttributeError as error:
+    assert "no_such_name" in str(error)
+assert "keras" not in sys.modules
+found = []
+threads = [threading.Thread(target=lambda: found.append(kt.restore)) for _ in range(4)]
+[t.start() for t in threads], [t.join() for t in threads]
+assert len(found) == 4 and callable(kt.restore) and all(f is kt.restore for f in found)
+assert all(hasattr(kt, name) for name in kt.__all__)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "KERAS_BACKEND": "numpy"},  # the quickest
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_after_keras_the_import_registers_the_classes_of_the_library() -> None:
+    assert "__getattr__" not in vars(keras_trainops)  # Keras was there first, in `conftest.py`
+    registered = keras.saving.get_registered_object("keras_trainops>TrainOpsModel")
+    assert registered is keras_trainops.TrainOpsModel

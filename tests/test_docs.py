@@ -5,6 +5,8 @@ from __future__ import annotations
 import doctest
 import importlib
 import pkgutil
+import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import pytest
 from markdown_it import MarkdownIt
 
 import keras_trainops
+from keras_trainops.cli import main
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
@@ -22,10 +25,15 @@ MODULES = [
 ]
 
 
-def python_blocks(page: Path) -> list[tuple[int, str]]:
-    """Line and text of each block that is marked `python` (old code is marked `py`)."""
+def blocks(page: Path, language: str) -> list[tuple[int, str]]:
+    """Line and text of each block of code that is marked so."""
     tokens = MarkdownIt().parse(page.read_text(encoding="utf-8"))
-    return [(t.map[0], t.content) for t in tokens if t.type == "fence" and t.info == "python"]
+    return [(t.map[0], t.content) for t in tokens if t.type == "fence" and t.info == language]
+
+
+def python_blocks(page: Path) -> list[tuple[int, str]]:
+    """Those that are marked `python` (old code is marked `py`)."""
+    return blocks(page, "python")
 
 
 @pytest.mark.parametrize("page", [p for p in PAGES if python_blocks(p)], ids=lambda p: p.name)
@@ -35,6 +43,25 @@ def test_python_blocks_of_a_page_run_in_order(page: Path) -> None:
         # The line numbers of a traceback are those of the page.
         exec(compile("\n" * (line + 1) + block, str(page), "exec"), namespace)
     assert "kt" in namespace
+
+
+def test_commands_print_what_the_page_shows(capsys: pytest.CaptureFixture[str]) -> None:
+    page = ROOT / "docs" / "command-line.md"
+    for _, block in python_blocks(page):
+        exec(block, {})
+    shown = "".join(text for _, text in blocks(page, "console"))
+    commands = re.findall(r"^\$ keras-trainops (.*)$", shown, re.MULTILINE)
+    printed = ""
+    for command in commands:
+        arguments, _, echo = command.partition("; echo $?")
+        code = main(shlex.split(arguments))
+        out = re.sub(r"in \d+\.\d\d s", "in … s", capsys.readouterr().out)
+        lines = [line.rstrip() for line in out.splitlines()]
+        printed += "\n".join([f"$ keras-trainops {command}", *lines, ""])
+        printed += f"{code}\n" if command.endswith("echo $?") else ""
+        assert not echo
+    assert printed == re.sub(r"in \d+\.\d\d s", "in … s", shown)
+    assert len(commands) >= 7
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -22,6 +22,7 @@ ALLOWED = {
     "paths": set(),
     "state": set(),
     "readers": {"readers"},
+    "writers": {"writers", "readers"},
     "transforms": {"transforms", "paths", "numbers", "state", "_keras"},
     "updates": {"updates", "paths", "numbers", "state", "_keras"},
     "training": {"training", "transforms", "updates", "paths", "state", "_keras"},
@@ -34,7 +35,7 @@ ALLOWED = {
         *("callbacks", "restore", "readers", "session", "training", "transforms", "updates"),
         *("paths", "numbers", "state"),
     },
-    "cli": {"readers", "restore", "keras_trainops"},
+    "cli": {"cli", "readers", "writers", "restore", "state", "keras_trainops"},
     "__main__": {"cli"},
 }
 HEAVY = {"tensorflow", "tensorboardX", "tensorstore", "jax", "torch", "orbax", "tf_keras"}

@@ -10,9 +10,10 @@ import numpy as np
 
 from keras_trainops.readers.base import Checkpoint
 from keras_trainops.readers.raw import Extent
+from keras_trainops.readers.training_state import by_name
 
 # The names of dtypes in the file's header, where NumPy has another name for them.
-_DTYPES = {
+DTYPES = {
     "F64": np.dtype("float64"),
     "F32": np.dtype("float32"),
     "F16": np.dtype("float16"),
@@ -44,6 +45,7 @@ class SafetensorsCheckpoint(Checkpoint):
         self._file = safe_open(location, framework="numpy")
         self._file.__enter__()
         self._slices = {key: self._file.get_slice(key) for key in self._file.keys()}  # noqa: SIM118 - no mapping
+        self.training_state = by_name(self._slices)
         self._plain = open(location, "rb", buffering=0)  # noqa: SIM115 - see close
         # The library has checked the header, but tells no offsets.
         length = int.from_bytes(self._plain.read(8), "little")
@@ -59,9 +61,9 @@ class SafetensorsCheckpoint(Checkpoint):
 
     def _dtype(self, key: str) -> np.dtype:
         name = self._slices[key].get_dtype()
-        if name not in _DTYPES:
+        if name not in DTYPES:
             raise TypeError(f"NumPy has no dtype for {name}")
-        return _DTYPES[name]
+        return DTYPES[name]
 
     def _extent(self, key: str) -> Extent:
         return Extent(self._plain, self._offsets[key])

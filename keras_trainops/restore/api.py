@@ -91,7 +91,7 @@ def restore(
         rename, include, exclude, adapt, on_missing, on_unexpected, on_mismatch, include_optimizer
     )
     started = time.perf_counter()
-    with _opened(source, model, include_optimizer) as checkpoint:
+    with open_source(source, model, include_optimizer) as checkpoint:
         plan = make_plan(model, checkpoint, options)
         if plan.report.problems:
             raise RestoreError(refusal(plan))
@@ -134,13 +134,16 @@ def plan_restore(
         rename, include, exclude, adapt, on_missing, on_unexpected, on_mismatch, include_optimizer
     )
     started = time.perf_counter()
-    with _opened(source, model, include_optimizer) as checkpoint:
+    with open_source(source, model, include_optimizer) as checkpoint:
         plan = make_plan(model, checkpoint, options)
     return dataclasses.replace(plan.report, seconds=time.perf_counter() - started)
 
 
 @contextlib.contextmanager
-def _opened(source: Source, model: keras.Model, with_optimizer: bool) -> Iterator[Checkpoint]:
+def open_source(
+    source: Source, model: keras.Model, with_optimizer: bool = False
+) -> Iterator[Checkpoint]:
+    """Opens whatever `restore` takes for a source, to restore it into `model`."""
     if isinstance(source, Checkpoint):
         yield source  # the caller opened it, and closes it
     elif isinstance(source, keras.layers.Layer):

@@ -16,6 +16,8 @@ Rename: TypeAlias = (
     "Mapping[str, Target | Sequence[Target] | None] | Callable[[str], str | None] | str | None"
 )
 
+_SHIFTED = re.compile(r"\\g<(\d+)([+-]\d+)>")  # a number in a group, plus or minus another
+
 
 @dataclass
 class Renamed:
@@ -47,8 +49,9 @@ def apply_rules(rename: Rename, keys: Iterable[str]) -> Renaming:
 
     Args:
         rename: Regular expressions (matched with `re.fullmatch` on the key) and, for each, a
-            template (`\1` as in `re.sub`), a variable, a list of these, or None to leave the key
-            out; or a callable from key to path or None. A key that no rule matches keeps its name.
+            template (`\1` as in `re.sub`; `\g<1+1>` is the number in group 1, plus one), a
+            variable, a list of these, or None to leave the key out; or a callable from key to path
+            or None. A key that no rule matches keeps its name.
         keys: The keys of the checkpoint.
 
     Raises:
@@ -136,8 +139,12 @@ def _fill(rule: str, target: Target, match: re.Match[str]) -> Target:
     if not isinstance(target, str):
         return target
     try:
-        return match.expand(target)
-    except (re.error, IndexError) as error:
+        texts = _SHIFTED.split(target)  # plain, group, shift, plain, …
+        filled = [match.expand(text) for text in texts[::3]]
+        for i, (group, shift) in enumerate(zip(texts[1::3], texts[2::3], strict=True)):
+            filled[i] += str(int(match[int(group)]) + int(shift))
+        return "".join(filled)
+    except (re.error, IndexError, ValueError, TypeError) as error:
         raise ValueError(
             f"Rename rule {rule!r}: the template {target!r} does not fit it: {error}"
         ) from None

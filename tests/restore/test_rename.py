@@ -8,6 +8,7 @@ import pytest
 from helpers import refused, two_layers, value
 
 import keras_trainops as kt
+from keras_trainops.restore.rename import apply_rules
 
 THEIRS = {
     "net/l1/w": np.full((4, 3), 1.0),
@@ -99,6 +100,8 @@ def test_a_callable_renames_too() -> None:
         ({"net/.*": None, "net/l1/w": "trunk/kernel"}, "'net/l1/w' never applies: earlier rules"),
         ({**RULES, "net/l1/w": "trunk/kernl"}, "to 'trunk/kernl'. Closest paths: 'trunk/kernel'"),
         ({"net/(.*)": r"\2"}, "the template .* does not fit it: invalid group reference 2"),
+        ({"net/(.*)": r"\g<1+1>"}, "the template .* does not fit it: invalid literal for int"),
+        ({r"net/l(\d).*": r"x\g<2-1>"}, "the template .* does not fit it: no such group"),
         ({"net/(": "x"}, "'net/\\(' is not a valid regular expression"),
         ({**RULES, "net/l1/w": 3}, "must lead to a path, a `keras.Variable`, a list of these"),
         ({**RULES, "net/l1/w": []}, "must lead to a path, a `keras.Variable`, a list of these"),
@@ -117,6 +120,21 @@ def test_rules_that_make_no_sense_are_refused(rules: Any, message: str) -> None:
     model = two_layers()
     with refused(model, message):
         kt.restore(model, THEIRS, rename=rules)
+
+
+@pytest.mark.parametrize(
+    ("template", "expected"),
+    [
+        (r"block\g<1+1>", "block8"),
+        (r"\g<2-3>_\1\g<2+95>x\2", "2_7100x5"),  # the digits beside it are no part of a group
+        (r"\g<1>\g<1-7>", "70"),
+        (r"a\g<1-9>", "a-2"),
+        (r"\\g<1", r"\g<1"),  # an escaped backslash begins no group
+    ],
+)
+def test_numbers_in_groups_may_be_shifted(template: str, expected: str) -> None:
+    (renamed,) = apply_rules({r"layer(\d)\.(\d)": template}, ["layer7.5"]).renamed
+    assert renamed.targets == [expected]
 
 
 def test_the_models_own_name_may_be_left_out() -> None:

@@ -1,0 +1,208 @@
+"""`keras-trainops plan` and `suggest`: a checkpoint beside a model, which a Keras file holds."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from typing import TYPE_CHECKING, Any
+
+from keras_trainops.cli.output import FILE_HELP, print_json
+
+if TYPE_CHECKING:
+    import keras
+
+_REACTIONS = ("error", "warn", "ignore")
+_SELECTIONS = ("include", "exclude", "on_missing", "on_unexpected", "on_mismatch")
+
+
+def add_plan(commands: Any, common: argparse.ArgumentParser) -> None:
+    """Adds `plan` to the parser."""
+    parser = commands.add_parser(
+        "plan",
+        parents=[common],
+        help="say what a restore would do",
+        description="Says what `restore` would do, without reading or changing a value. Exits with "
+        "1 if it would be refused.",
+    )
+    _add_files(parser)
+    add_restore_options(parser)
+    parser.set_defaults(run=_plan)
+
+
+def add_suggest(commands: Any, common: argparse.ArgumentParser) -> None:
+    """Adds `suggest` to the parser."""
+    parser = commands.add_parser(
+        "suggest",
+        parents=[common],
+        help="suggest rename rules",
+        description="Suggests rename rules as Python, to be checked and pasted. Exits with 1 if "
+        "nothing was found, or if something is ambiguous.",
+    )
+    _add_files(parser)
+    _add_selection(parser)
+    parser.set_defaults(run=_suggest)
+
+
+def _add_files(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", help="a model that Keras loads: a .keras file")
+    parser.add_argument("file", metavar="FILE", help=FILE_HELP)
+    add_imports(parser)
+
+
+def add_imports(parser: argparse.ArgumentParser) -> None:
+    """Adds the option that makes classes of the user's known to Keras."""
+    parser.add_argument(
+        "--import",
+        dest="modules",
+        action="append",
+        default=[],
+        metavar="MODULE",
+        help="import a module before the model is loaded: one that registers its layers; may be "
+        "given several times",
+    )
+
+
+def _add_selection(parser: argparse.ArgumentParser) -> None:
+    for option, what in (("--include", "restore only"), ("--exclude", "leave out")):
+        parser.add_argument(
+            option,
+            action="append",
+            metavar="PATTERN",
+            help=f"{what} variables of the model that it matches; may be given several times",
+        )
+
+
+def add_restore_options(parser: argparse.ArgumentParser) -> None:
+    """Adds what `restore` takes as arguments."""
+    add_rename(parser)
+    _add_selection(parser)
+    for option, what in (
+        ("--on-missing", "a variable without a key"),
+        ("--on-unexpected", "a key without a variable"),
+        ("--on-mismatch", "shapes that differ"),
+    ):
+        parser.add_argument(option, choices=_REACTIONS, help=f"what to do with {what}")
+    parser.add_argument(
+        "--from-torch", action="store_true", help="the tensors have PyTorch's layouts"
+    )
+    parser.add_argument(
+        "--reshape",
+        action="append",
+        default=[],
+        metavar="PATTERN",
+        help="give tensors the shape of the variables that it matches; may be given several times",
+    )
+
+
+def add_rename(parser: argparse.ArgumentParser) -> None:
+    """Adds rename rules."""
+    parser.add_argument(
+        "--rename",
+        action="append",
+        default=[],
+        metavar="'KEY => PATH'",
+        help="lead keys that this regular expression matches to a path (\\1 is its first group, "
+        "\\g<1+1> the number in it plus one); nothing behind the arrow leaves them out; may be "
+        "given several times, the first that matches counts; or: auto",
+    )
+
+
+def says_more_than_names(options: argparse.Namespace) -> bool:
+    """Whether there are options that only mean something beside a model."""
+    given = [getattr(options, name) for name in _SELECTIONS]
+    return any([*given, options.from_torch, options.reshape, options.rename == ["auto"]])
+
+
+def rename_rules(texts: list[str]) -> dict[str, str | None] | str | None:
+    """The rules that `--rename` was given.
+
+    Raises:
+        ValueError: If a text is no rule, or if two are for the same keys.
+    """
+    if texts == ["auto"]:
+        return "auto"
+    rules: dict[str, str | None] = {}
+    for text in texts:
+        key, arrow, path = (part.strip() for part in text.partition("=>"))
+        if not arrow or not key:
+            raise ValueError(
+                f"`--rename` must be 'KEY => PATH' or, alone, auto. Received: {text!r}"
+            )
+        if key in rules:
+            raise ValueError(f"`--rename` has two rules for {key!r}.")
+        rules[key] = path or None
+    return rules or None
+
+
+def restore_arguments(options: argparse.Namespace, model: keras.Model) -> dict[str, Any]:
+    """What the options say, as arguments of `restore`."""
+    import keras_trainops as kt
+
+    adapt: dict[str, Any] = {pattern: kt.adapt.Reshape() for pattern in options.reshape}
+    if options.from_torch:
+        adapt |= kt.adapt.from_torch(model)
+    given = {
+        "rename": rename_rules(options.rename),
+        "adapt": adapt,
+        **{name: getattr(options, name) for name in _SELECTIONS},
+    }
+    return {name: value for name, value in given.items() if value}
+
+
+def load_model(file: str, modules: list[str]) -> keras.Model:
+    """The model of a Keras file, not compiled.
+
+    Raises:
+        ValueError: If a module cannot be imported, or Keras cannot load the file.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # its remarks are about nobody's files
+    import keras
+
+    import keras_trainops as kt
+
+    hasattr(kt, "TrainOpsModel")  # imports the library, which registers its classes
+    for module in modules:
+        if os.getcwd() not in sys.path:
+            sys.path.insert(0, os.getcwd())  # as `python -m` does
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise ValueError(f"Cannot import {module!r}: {error}") from error
+    if not os.path.exists(file):
+        raise ValueError(f"There is no model at {file!r}.")
+    try:
+        return keras.saving.load_model(file, compile=False)
+    except Exception as error:  # of any class: a configuration can be wrong in any way
+        reason = str(error).strip().partition("\n")[0]
+        raise ValueError(
+            f"Keras cannot load a model from {file!r} ({type(error).__name__}: {reason}). It has "
+            "to be a whole model, as of `model.save('model.keras')`; layers of your own are made "
+            "known with `--import MODULE`."
+        ) from error
+
+
+def _plan(options: argparse.Namespace) -> int:
+    rename_rules(options.rename)  # what is wrong with them is told before Keras takes its time
+    model = load_model(options.model, options.modules)
+    import keras_trainops as kt
+
+    report = kt.plan_restore(model, options.file, **restore_arguments(options, model))
+    if options.json:
+        print_json(report.to_dict())
+    else:
+        print(report)
+    return 1 if report.problems else 0
+
+
+def _suggest(options: argparse.Namespace) -> int:
+    model = load_model(options.model, options.modules)
+    import keras_trainops as kt
+
+    found = kt.suggest_rename(model, options.file, include=options.include, exclude=options.exclude)
+    if options.json:
+        print_json(found.to_dict())
+    else:
+        print(found)
+    return 1 if found.ambiguous or not found.pairs else 0

@@ -1,0 +1,208 @@
+"""Which layer of a checkpoint is which of a model: by names, shapes and, told apart, by order.
+
+Larger groups are settled first: what one rule does for all members of a family is no accident. A
+group is settled where it can only go one way and nobody else wants to go there; then where its
+words say which way (`query`); then where it stands beside what its siblings went to. What is left
+goes by order where two whole sequences have the same shapes one by one. The rest stays open.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from keras_trainops.restore import families
+from keras_trainops.restore.layers import Layer, counterparts
+
+NAMES, SHAPES, ORDER = "names and shapes", "shapes: nothing else fits", "order; check"
+
+
+class _Claim(NamedTuple):
+    """Layers that go together, and the ways they can go."""
+
+    part: tuple[str, ...]
+    ways: list[families.Pairing]
+
+
+class Group(NamedTuple):
+    """Layers of both sides, by name, that fit each other in more than one way."""
+
+    theirs: tuple[str, ...]
+    ours: tuple[str, ...]
+
+
+@dataclass
+class Search:
+    """Layers by name on both sides, and what was found so far.
+
+    Attributes:
+        theirs, ours: The layers of the checkpoint and of the model, in order.
+        torch: Whether the checkpoint has PyTorch's layouts.
+        ordered: Whether the checkpoint's order is one that somebody gave it.
+        found: Name there -> name here.
+        reasons: What a name of the checkpoint was settled by.
+    """
+
+    theirs: Mapping[str, Layer]
+    ours: Mapping[str, Layer]
+    torch: bool
+    ordered: bool
+    found: dict[str, str] = field(default_factory=dict)
+    reasons: dict[str, str] = field(default_factory=dict)
+
+    def fits(self, name: str, other: str) -> bool:
+        """Whether a layer of the checkpoint fits one of the model."""
+        return counterparts(self.theirs[name], self.ours[other], self.torch) is not None
+
+    def open_theirs(self) -> list[str]:
+        """Layers of the checkpoint that are not settled."""
+        return [name for name in self.theirs if name not in self.found]
+
+    def open_ours(self) -> list[str]:
+        """Layers of the model that are not settled."""
+        taken = set(self.found.values())
+        return [name for name in self.ours if name not in taken]
+
+    def settle(self, pairing: families.Pairing, reason: str) -> None:
+        """Takes a pairing for right."""
+        self.found |= pairing
+        self.reasons |= dict.fromkeys(pairing, reason)
+
+    def run(self) -> list[Group]:
+        """Settles what can be settled; returns what stays open."""
+        while self._settle_one(self._alone) or self._settle_one(self._by(_words)):
+            pass
+        # From here on all rests on order: also that nothing else fits any more.
+        nearest = self._by(self._nearness)
+        while self._settle_one(nearest, ORDER) or self._settle_one(self._alone, ORDER):
+            pass
+        self._settle_sequences()
+        return [group for group in self._groups() if group.theirs and group.ours]
+
+    def _claims(self) -> list[_Claim]:
+        """The largest groups that can go somewhere, the largest first."""
+        goals = families.by_family(self.open_ours())
+        claims: list[_Claim] = []
+        for family in families.by_family(self.open_theirs()):
+            for partition in families.partitions(family):
+                found = [
+                    _Claim(tuple(part), ways)
+                    for part in partition
+                    for ways in [[w for goal in goals for w in self._ways(part, goal)]]
+                    if ways
+                ]
+                if found:
+                    claims += found
+                    break
+        return sorted(claims, key=lambda claim: len(claim.part), reverse=True)
+
+    def _ways(self, part: Sequence[str], goal: Sequence[str]) -> list[families.Pairing]:
+        if len(part) == 1:
+            return [{part[0]: other} for other in goal if self.fits(part[0], other)]
+        return families.pairings(part, goal, self.fits) if len(part) <= len(goal) else []
+
+    def _settle_one(
+        self,
+        choose: Callable[[_Claim, list[_Claim]], families.Pairing | None],
+        reason: str | None = None,
+    ) -> bool:
+        """Settles the largest group for which `choose` knows the way; False if there is none."""
+        claims = self._claims()
+        for claim in claims:
+            rivals = [c for c in claims if c is not claim and len(c.part) >= len(claim.part)]
+            pairing = choose(claim, rivals)
+            if pairing is not None:
+                self.settle(pairing, reason or self._reason(pairing))
+                return True
+        return False
+
+    def _reason(self, pairing: families.Pairing) -> str:
+        leaves = [self.theirs[name].leaves for name in pairing]
+        if len(set(leaves)) < len(leaves) and families.numbers_change(pairing):
+            return ORDER
+        shared = all(families.common_words(*pair) for pair in pairing.items())
+        return NAMES if shared else SHAPES
+
+    def _alone(self, claim: _Claim, rivals: list[_Claim]) -> families.Pairing | None:
+        if len(claim.ways) == 1 and not any(_overlapping(claim.ways[0], c) for c in rivals):
+            return claim.ways[0]
+        return None
+
+    def _by(
+        self, likeness: Callable[[families.Pairing], float]
+    ) -> Callable[[_Claim, list[_Claim]], families.Pairing | None]:
+        """Chooses the way that is better than all others, and than what rivals make of it."""
+
+        def choose(claim: _Claim, rivals: list[_Claim]) -> families.Pairing | None:
+            best, *others = sorted(claim.ways, key=likeness, reverse=True)
+            others += [way for rival in rivals for way in _overlapping(best, rival)]
+            better = all(likeness(best) > likeness(other) for other in others)
+            return best if others and better else None
+
+        return choose
+
+    def _nearness(self, pairing: families.Pairing) -> float:
+        """How near the layers would stand to those that their siblings went to."""
+        place = {name: i for i, name in enumerate(self.ours)}
+        distances = []
+        for name, other in pairing.items():
+            parent = _parent(name)
+            beside = [
+                abs(place[there] - place[other])
+                for sibling, there in self.found.items()
+                if _parent(sibling) == parent
+            ]
+            distances.append(min(beside, default=len(place)))
+        return -sum(distances) / len(distances)
+
+    def _settle_sequences(self) -> None:
+        """Settles groups by order alone, where both sides have the same shapes one by one."""
+        for theirs, ours in self._groups():
+            one_family = len(families.by_family(theirs)) == 1
+            if len(theirs) == len(ours) and (self.ordered or one_family):
+                names = theirs if self.ordered else sorted(theirs, key=natural)
+                pairing = dict(zip(names, ours, strict=True))
+                if all(self.fits(*pair) for pair in pairing.items()):
+                    self.settle(pairing, ORDER)
+
+    def _groups(self) -> Iterator[Group]:
+        """Open layers that fit each other, directly or through others."""
+        ours = self.open_ours()
+        left = dict.fromkeys(self.open_theirs())
+        while left:
+            theirs_in, ours_in, fresh = set[str](), set[str](), [next(iter(left))]
+            while fresh:
+                theirs_in.update(fresh)
+                ours_in |= {other for other in ours if any(self.fits(n, other) for n in fresh)}
+                fresh = [
+                    name
+                    for name in left
+                    if name not in theirs_in and any(self.fits(name, other) for other in ours_in)
+                ]
+            yield Group(
+                tuple(name for name in left if name in theirs_in),
+                tuple(name for name in ours if name in ours_in),
+            )
+            left = {name: None for name in left if name not in theirs_in}
+
+
+def _overlapping(way: families.Pairing, rival: _Claim) -> list[families.Pairing]:
+    taken = set(way.values())
+    return [other for other in rival.ways if not taken.isdisjoint(other.values())]
+
+
+def _words(pairing: families.Pairing) -> float:
+    name, other = next(iter(pairing.items()))  # the words of a family are the same
+    return families.common_words(name, other)
+
+
+def _parent(name: str) -> str:
+    return name[: -len(name.replace("/", ".").rpartition(".")[2])]
+
+
+def natural(name: str) -> list[tuple[bool, int, str]]:
+    """Sorts by numbers as numbers: `layer.2` before `layer.10`."""
+    texts, numbers = families.split(name)
+    padded = [*numbers, "0"]
+    return [(bool(t), int(n), t) for t, n in zip(texts, padded, strict=True)]

@@ -1,0 +1,1 @@
+"""Checkpoint formats that can be written, one tensor at a time."""
