@@ -1,13 +1,8 @@
-"""Training steps that can be customised, and warm starts from any weights, for Keras 3.
+"""Training steps that can be customised, and warm starts from any weights, for Keras 3."""
 
-Where Keras is not imported yet, the public names are only imported when one is first asked for, as
-Keras takes seconds: the command line lists a file long before.
-"""
-
-import importlib
 import sys
-import threading
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
 
@@ -34,10 +29,18 @@ __all__ = [
     "with_train_ops",
 ]
 
-if TYPE_CHECKING or "keras" in sys.modules:
-    import keras_trainops.transforms as transforms
-    import keras_trainops.updates as updates
-    from keras_trainops import _keras
+
+def _is_command_line() -> bool:
+    """Whether this process is `keras-trainops`, which lists a file before Keras is imported."""
+    program, *_ = getattr(sys, "argv", None) or [""]
+    if program == "-m":  # so it is called while Python looks for the module to be run
+        return sys.orig_argv[sys.orig_argv.index("-m") :][1:2] == [__name__]
+    return Path(program).stem == "keras-trainops"
+
+
+# The command line reads this again once it needs a model (see `cli.model`), and so Keras.
+if TYPE_CHECKING or "keras" in sys.modules or not _is_command_line():
+    from keras_trainops import _keras, transforms, updates
     from keras_trainops.callbacks.monitor_board import MonitorBoard
     from keras_trainops.callbacks.recalibrate_batch_norm import RecalibrateBatchNorm
     from keras_trainops.callbacks.training_session import TrainingSession
@@ -55,19 +58,3 @@ if TYPE_CHECKING or "keras" in sys.modules:
     from keras_trainops.training.optimizer import TransformedOptimizer
 
     _keras.warn_if_untested()
-else:
-    _loading = threading.Lock()
-
-    def __getattr__(name: str) -> Any:
-        """Imports Keras and, as this module is then read again, all public names."""
-        if name not in __all__:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        with _loading:
-            if name not in globals():
-                import keras  # noqa: F401
-
-                importlib.reload(sys.modules[__name__])
-        return globals()[name]
-
-    def __dir__() -> list[str]:
-        return sorted({*globals(), *__all__})

@@ -160,9 +160,9 @@ def load_model(file: str, modules: list[str]) -> keras.Model:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # its remarks are about nobody's files
     import keras
 
-    import keras_trainops as kt
+    import keras_trainops
 
-    hasattr(kt, "TrainOpsModel")  # imports the library, which registers its classes
+    importlib.reload(keras_trainops)  # with its public names now, whose classes are registered
     for module in modules:
         if os.getcwd() not in sys.path:
             sys.path.insert(0, os.getcwd())  # as `python -m` does

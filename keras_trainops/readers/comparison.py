@@ -13,11 +13,11 @@ from keras_trainops.readers.statistics import is_real
 
 
 class Unlike(NamedTuple):
-    """A key whose tensors are of unlike kinds: of other shapes, or of other dtypes."""
+    """A key whose tensors have other shapes, or other dtypes (by name)."""
 
     key: str
-    first: str
-    second: str
+    first: tuple[int, ...] | str
+    second: tuple[int, ...] | str
 
 
 class Difference(NamedTuple):
@@ -98,7 +98,7 @@ def compare(
     for key in (key for key in ours if key in second):
         shape, dtype = first.shape(key), first.dtype(key)
         if shape != second.shape(key):
-            found.shapes.append(Unlike(key, str(shape), str(second.shape(key))))
+            found.shapes.append(Unlike(key, shape, second.shape(key)))
             continue
         if dtype != second.dtype(key):
             found.dtypes.append(Unlike(key, dtype.name, second.dtype(key).name))
