@@ -9,7 +9,7 @@ import keras
 
 from keras_trainops.paths import Patterns
 from keras_trainops.readers.base import RestoreError
-from keras_trainops.restore.adapt import Adapt
+from keras_trainops.restore.adapt.base import Adapt
 from keras_trainops.restore.api import Source, restore
 from keras_trainops.restore.plan import Reaction
 from keras_trainops.restore.rename import Rename

@@ -17,7 +17,7 @@ import numpy as np
 from keras_trainops.paths import Patterns
 from keras_trainops.readers.arrays import ArraysCheckpoint, VariablesCheckpoint
 from keras_trainops.readers.base import Checkpoint, RestoreError, open_checkpoint
-from keras_trainops.restore.adapt import Adapt
+from keras_trainops.restore.adapt.base import Adapt
 from keras_trainops.restore.assign import assign
 from keras_trainops.restore.names import model_weights, without_model_name
 from keras_trainops.restore.optimizer_state import innermost

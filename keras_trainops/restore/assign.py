@@ -221,14 +221,20 @@ def _value(assignment: Assignment, checkpoint: Checkpoint) -> Any:
 
 
 def _adapted(assignment: Assignment, checkpoint: Checkpoint) -> np.ndarray:
+    """What the adapter makes of the tensors, with what the variable holds where that is to stay."""
     assert assignment.adapter is not None
+    shape = tuple(assignment.variable.shape)
     arrays = [checkpoint[key] for key in assignment.keys]
     try:
-        return assignment.adapter(arrays, assignment.variable)
+        adapted = assignment.adapter(arrays, shape)
     except Exception as error:  # a callable of the user's may raise anything
         raise RestoreError(
             f"{assignment.path}: {assignment.adapter} failed on {assignment.keys[0]!r}: {error}"
         ) from error
+    if not np.ma.isMaskedArray(adapted) or adapted.shape != shape:
+        return adapted
+    kept = np.ma.getmaskarray(adapted)
+    return np.where(kept, copy_of(assignment.variable), np.ma.getdata(adapted))
 
 
 def _cast(value: np.ndarray, dtype: np.dtype) -> np.ndarray:

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 
 from keras_trainops.readers.limits import nbytes
-from keras_trainops.restore.adapt import Adapter
+from keras_trainops.restore.adapt.base import Adapter
 
 
 class Assignment(NamedTuple):

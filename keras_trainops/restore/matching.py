@@ -10,7 +10,7 @@ import keras
 from keras_trainops import paths
 from keras_trainops.readers.base import Checkpoint
 from keras_trainops.restore import auto
-from keras_trainops.restore.adapt import Adapter
+from keras_trainops.restore.adapt.base import Adapter
 from keras_trainops.restore.names import NameTable
 from keras_trainops.restore.rename import Renamed, Renaming
 
@@ -106,20 +106,7 @@ class Matching:
             for rule, targets in self._rule_targets.items()
             if rule not in self._rules_that_lead and rule != "the callable"
         ]
-        crowded = [
-            f"{_number(len(found))} keys for one variable: {' and '.join(map(repr, found))} "
-            f"{'both' if len(found) == 2 else 'all'} lead to {self.named[position].path!r}. Leave "
-            "out what is too many with a rename rule to None, or combine them by an adapter, with "
-            "`adapt=`."
-            for position in self._keys
-            for found in [self.keys_of(position)]
-            if len(found) > 1 and self.adapters[position] is None
-        ]
-        return [*self._conflicts, *dead_ends, *crowded]
-
-
-def _number(count: int) -> str:
-    return "Two" if count == 2 else str(count)
+        return [*self._conflicts, *dead_ends]
 
 
 def pair_by_heuristic(rename: str, matching: Matching, checkpoint: Checkpoint) -> Renaming:

@@ -7,19 +7,19 @@ from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, get_args
 
 import keras
-import numpy as np
 
 from keras_trainops import _keras, paths
 from keras_trainops.readers.arrays import ArraysCheckpoint
 from keras_trainops.readers.base import Checkpoint, RestoreError
 from keras_trainops.readers.limits import nbytes
-from keras_trainops.restore.adapt import Adapt, Adapter, as_adapter
+from keras_trainops.restore.adapt.base import Adapt, Adapter, as_adapter
 from keras_trainops.restore.assignment import Assignment
 from keras_trainops.restore.matching import Matching, pair_by_heuristic
 from keras_trainops.restore.names import NameTable, model_weights
 from keras_trainops.restore.optimizer_state import plan_optimizer
 from keras_trainops.restore.rename import Rename, apply_rules
 from keras_trainops.restore.report import Mismatch, RestoreReport, folded
+from keras_trainops.restore.shapes import dtype_problems, in_words, mismatch_of
 
 Reaction = Literal["error", "warn", "ignore"]
 
@@ -146,11 +146,15 @@ def _adapters(
     named: Sequence[paths.NamedVariable], adapt: Adapt, problems: list[str]
 ) -> list[Adapter | None]:
     rules = [(pattern, as_adapter(value)) for pattern, value in paths.as_rules(adapt)]
+    own = [rule for rule in rules if not rule[1].gives_way]
+    others = [rule for rule in rules if rule[1].gives_way]
     try:
-        return paths.first_match(rules, named)
+        first = paths.first_match(own, named)
+        second = paths.first_match(others, named, shadowed="allow")
     except ValueError as error:
         problems += [f"`adapt`: {line}" for line in str(error).splitlines()]
         return [None] * len(named)
+    return [ours or other for ours, other in zip(first, second, strict=True)]
 
 
 @dataclass
@@ -159,6 +163,7 @@ class _Outcome:
 
     assignments: list[Assignment] = field(default_factory=list)
     mismatched: list[Mismatch] = field(default_factory=list)
+    mismatches: list[str] = field(default_factory=list)  # the same in words
     missing: list[str] = field(default_factory=list)
     excluded: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
@@ -175,17 +180,18 @@ def _outcome(matching: Matching, checkpoint: Checkpoint) -> _Outcome:
         else:
             adapter, copies = matching.adapters[position], matching.copies_of.get(position, [])
             assignment = Assignment(path, variable, keys, adapter, copies)
-            outcome.problems += _dtype_problems(assignment, checkpoint)
+            outcome.problems += dtype_problems(assignment, checkpoint)
             try:
-                shape = _shape(assignment, checkpoint)
+                name = matching.table.short_paths[position]
+                mismatch = mismatch_of(assignment, checkpoint, name)
             except ValueError as error:
-                outcome.problems.append(f"! {path}: {error}")
+                outcome.problems.append(str(error))
                 continue
-            wanted = tuple(variable.shape)
-            if shape is None or shape == wanted:
+            if mismatch is None:
                 outcome.assignments.append(assignment)
             else:
-                outcome.mismatched.append(Mismatch(path, " + ".join(keys), wanted, shape))
+                outcome.mismatched.append(mismatch)
+                outcome.mismatches.append(in_words(mismatch, assignment, checkpoint))
     return outcome
 
 
@@ -204,10 +210,7 @@ def _plan(
     unused = [key for key in matching.unused if key not in restored_state]
     unexpected = [key for key in unused if key not in checkpoint.training_state]
     lines = {
-        "on_mismatch": [
-            f"! {m.path}: {m.model_shape} in the model, {m.checkpoint_shape} under key {m.key!r}"
-            for m in mismatched
-        ],
+        "on_mismatch": outcome.mismatches,
         "on_missing": [f"- missing: {folded(missing)}"] if missing else [],
         "on_unexpected": [f"+ unused: {folded(unexpected)}"] if unexpected else [],
     }
@@ -255,33 +258,6 @@ def _nothing_matched(checkpoint: Checkpoint, matching: Matching) -> str:
         f"No key of {checkpoint.location!r} leads to a selected variable. Keys look like "
         f"{examples[:2]}, variables like {matching.table.paths[:2]}."
     )
-
-
-def _shape(assignment: Assignment, checkpoint: Checkpoint) -> tuple[int, ...] | None:
-    """What is to be assigned has this shape; None if only the values tell."""
-    shapes = [checkpoint.shape(key) for key in assignment.keys]
-    if assignment.adapter is None:
-        return shapes[0]
-    return assignment.adapter.shape(shapes, tuple(assignment.variable.shape))
-
-
-def _dtype_problems(assignment: Assignment, checkpoint: Checkpoint) -> list[str]:
-    path, wanted = assignment.path, np.dtype(assignment.variable.dtype)
-    return [
-        f"! {path}: {wanted} in the model, {dtype} under key {key!r}"
-        for key in assignment.keys
-        for dtype in [checkpoint.dtype(key)]
-        if not (_is_numeric(dtype) and _fits(dtype, wanted))
-    ]
-
-
-def _is_numeric(dtype: np.dtype) -> bool:
-    return dtype.kind in "biuf" or dtype.name.startswith(("bfloat16", "float8"))
-
-
-def _fits(dtype: np.dtype, wanted: np.dtype) -> bool:
-    """Integers may become floats; floats never silently become integers."""
-    return wanted.kind not in "biu" or dtype.kind in "biu"
 
 
 def refusal(plan: Plan) -> str:

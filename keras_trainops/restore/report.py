@@ -13,12 +13,22 @@ _MAPPINGS = ("restored", "adapted", "optimizer")  # fields that are read-only ma
 
 
 class Mismatch(NamedTuple):
-    """A variable whose shape is not that of the tensor under its key."""
+    """A variable whose shape is not that of the tensor under its key.
+
+    Attributes:
+        path: The variable's path.
+        key: The key; several, with an adapter that combines them, are joined by ` + `.
+        model_shape: The variable's shape.
+        checkpoint_shape: The tensor's shape; where there is an adapter, after it.
+        suggestion: What would fit: an entry of `adapt`, or what is to stand behind the adapter;
+            empty where nothing is likely.
+    """
 
     path: str
     key: str
     model_shape: tuple[int, ...]
     checkpoint_shape: tuple[int, ...]
+    suggestion: str = ""
 
 
 @dataclass(frozen=True, repr=False)

@@ -1,0 +1,213 @@
+"""Adapters between one tensor and several: what one library fuses, another keeps apart."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+
+import numpy as np
+
+from keras_trainops.restore.adapt.base import (
+    Adapter,
+    OneTensor,
+    Shape,
+    axis_of,
+    first_that_fits,
+    with_length,
+)
+
+
+class _Combination(Adapter):
+    """What adapters of several tensors share; the order is that of the rename rules."""
+
+    def shape(self, shapes: Sequence[Shape], target: Shape) -> Shape:
+        if len(shapes) < 2:
+            raise ValueError("it combines several tensors, and one key leads here")
+        return self._shape(shapes)
+
+    @abstractmethod
+    def _shape(self, shapes: Sequence[Shape]) -> Shape: ...
+
+    def _require_equal(self, shapes: Sequence[Shape]) -> None:
+        if len(set(shapes)) > 1:
+            raise ValueError(f"the tensors must have one shape, and are {_and(shapes)}")
+
+
+class Concat(_Combination):
+    """Joins tensors along an axis, in the order of the rename rules that lead to the variable.
+
+    Keys that one rule leads there keep the order they have in the checkpoint: write a rule for
+    each where that is not certain.
+
+    Args:
+        axis: The axis, which the tensors have.
+
+    Example:
+        >>> import keras_trainops as kt
+        >>> kt.adapt.Concat(axis=-1).shape([(4, 3), (4, 2)], target=(4, 5))
+        (4, 5)
+
+    References: `numpy.concatenate`.
+    """
+
+    def __init__(self, axis: int = 0) -> None:
+        self.axis = axis
+
+    def _shape(self, shapes: Sequence[Shape]) -> Shape:
+        axes = [axis_of(self.axis, shape) for shape in shapes]
+        beside = [with_length(shape, axis, 0) for shape, axis in zip(shapes, axes, strict=True)]
+        if len(set(beside)) > 1:
+            raise ValueError(
+                f"the tensors must have one shape but for axis {self.axis}, and are {_and(shapes)}"
+            )
+        return with_length(shapes[0], axes[0], sum(shape[axes[0]] for shape in shapes))
+
+    def __call__(self, arrays: Sequence[np.ndarray], target: Shape) -> np.ndarray:
+        return np.concatenate(arrays, self.axis)
+
+    def __repr__(self) -> str:
+        return f"Concat(axis={self.axis})"
+
+    @classmethod
+    def fitting(cls, shapes: Sequence[Shape], target: Shape, path: str) -> Concat | None:
+        if len(shapes) < 2:
+            return None
+        return first_that_fits([cls(axis) for axis in range(len(target))], shapes, target)
+
+
+class Stack(_Combination):
+    """Joins tensors of one shape along a new axis, in the order of the rename rules.
+
+    Args:
+        axis: The place of the new axis in the result.
+
+    Example:
+        The two biases of a GRU:
+
+        >>> import keras_trainops as kt
+        >>> kt.adapt.Stack().shape([(12,), (12,)], target=(2, 12))
+        (2, 12)
+
+    References: `numpy.stack`.
+    """
+
+    def __init__(self, axis: int = 0) -> None:
+        self.axis = axis
+
+    def _shape(self, shapes: Sequence[Shape]) -> Shape:
+        self._require_equal(shapes)
+        axis = axis_of(self.axis, (*shapes[0], 1))
+        return (*shapes[0][:axis], len(shapes), *shapes[0][axis:])
+
+    def __call__(self, arrays: Sequence[np.ndarray], target: Shape) -> np.ndarray:
+        return np.stack(arrays, self.axis)
+
+    def __repr__(self) -> str:
+        return f"Stack(axis={self.axis})"
+
+    @classmethod
+    def fitting(cls, shapes: Sequence[Shape], target: Shape, path: str) -> Stack | None:
+        if len(shapes) < 2:
+            return None
+        return first_that_fits([cls(axis) for axis in range(len(target))], shapes, target)
+
+
+class Sum(_Combination):
+    """Adds tensors of one shape.
+
+    Example:
+        The two biases of PyTorch's LSTM, of which Keras has the sum:
+
+        >>> import keras_trainops as kt
+        >>> kt.adapt.Sum().shape([(12,), (12,)], target=(12,))
+        (12,)
+    """
+
+    def _shape(self, shapes: Sequence[Shape]) -> Shape:
+        self._require_equal(shapes)
+        return shapes[0]
+
+    def __call__(self, arrays: Sequence[np.ndarray], target: Shape) -> np.ndarray:
+        return sum(arrays[1:], start=arrays[0])
+
+    def __repr__(self) -> str:
+        return "Sum()"
+
+    @classmethod
+    def fitting(cls, shapes: Sequence[Shape], target: Shape, path: str) -> Sum | None:
+        """For biases: of other tensors of one shape nobody would think of a sum."""
+        several = len(shapes) > 1 and set(shapes) == {target}
+        return cls() if several and "bias" in path.rpartition("/")[2] else None
+
+
+class Split(OneTensor):
+    """Takes one part of a tensor that another library fuses, as its query, key and value.
+
+    A rename rule leads the key to a list of variables, and each has a `Split` of its own.
+
+    Args:
+        index: Which part, from 0.
+        parts: How many parts of one length, or their lengths along the axis.
+        axis: The axis along which the parts lie side by side.
+
+    Raises:
+        ValueError: If there is no such part.
+
+    Example:
+        The key of PyTorch's `MultiheadAttention`:
+
+        >>> import keras_trainops as kt
+        >>> kt.adapt.Split(1, parts=3).shape([(36, 12)], target=(12, 12))
+        (12, 12)
+
+    References: `numpy.split`.
+    """
+
+    def __init__(self, index: int, parts: int | Sequence[int], axis: int = 0) -> None:
+        self.index, self.axis = index, axis
+        self.parts = parts if isinstance(parts, int) else tuple(parts)
+        count = self.parts if isinstance(self.parts, int) else len(self.parts)
+        if not 0 <= index < count:
+            raise ValueError(f"`index` must be one of {count} parts, from 0. Received: {index=}")
+        if not isinstance(self.parts, int) and min(self.parts) < 0:
+            raise ValueError(f"`parts` must be lengths ≥ 0. Received: {parts=}")
+
+    def _shape(self, shape: Shape, target: Shape) -> Shape:
+        axis = axis_of(self.axis, shape)
+        start, stop = self._range(shape[axis])
+        return with_length(shape, axis, stop - start)
+
+    def _range(self, length: int) -> tuple[int, int]:
+        if isinstance(self.parts, int):
+            if length % self.parts:
+                raise ValueError(f"{length} cannot be cut into {self.parts} parts of one length")
+            size = length // self.parts
+            return self.index * size, (self.index + 1) * size
+        if sum(self.parts) != length:
+            raise ValueError(
+                f"`parts` must add up to {length}, the length of axis {self.axis}. Received: "
+                f"parts={list(self.parts)}, which is {sum(self.parts)}"
+            )
+        return sum(self.parts[: self.index]), sum(self.parts[: self.index + 1])
+
+    def _adapt(self, array: np.ndarray, target: Shape) -> np.ndarray:
+        axis = axis_of(self.axis, array.shape)
+        return np.take(array, range(*self._range(array.shape[axis])), axis)
+
+    def __repr__(self) -> str:
+        parts = self.parts if isinstance(self.parts, int) else list(self.parts)
+        return f"Split({self.index}, {parts}, axis={self.axis})"
+
+    @classmethod
+    def fitting(cls, shapes: Sequence[Shape], target: Shape, path: str) -> Split | None:
+        """For variables called query, key or value, of a tensor that is three times as long."""
+        names = [name for name in ("query", "key", "value") if name in path.split("/")]
+        if len(names) != 1 or len(shapes) != 1 or len(shapes[0]) != len(target):
+            return None
+        index = ("query", "key", "value").index(names[0])
+        candidates = [cls(index, 3, axis) for axis in range(len(target))]
+        return first_that_fits(candidates, shapes, target)
+
+
+def _and(shapes: Sequence[Shape]) -> str:
+    return " and ".join(map(str, shapes))

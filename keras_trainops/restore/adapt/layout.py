@@ -1,0 +1,204 @@
+"""Adapters that keep all elements and bring them into another order or shape."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from keras_trainops.restore.adapt.base import Chain, OneTensor, Shape, axis_of, first_that_fits
+
+
+class Transpose(OneTensor):
+    """Permutes the axes of one tensor.
+
+    Square kernels need it, too, where the other library stores them as (outputs, inputs): that is
+    nothing shapes could tell.
+
+    Args:
+        axes: The order of the tensor's axes; None reverses them.
+
+    Raises:
+        ValueError: If `axes` is no permutation.
+
+    Example:
+        >>> import keras_trainops as kt
+        >>> kt.adapt.Transpose().shape([(768, 3072)], target=(3072, 768))
+        (3072, 768)
+
+    References: `numpy.transpose`; PyTorch's `Linear.weight` is `Dense.kernel` transposed.
+    """
+
+    def __init__(self, axes: Sequence[int] | None = None) -> None:
+        if axes is not None and sorted(axes) != list(range(len(axes))):
+            raise ValueError(f"`axes` must be a permutation of 0 … n-1. Received: axes={axes!r}")
+        self.axes = None if axes is None else tuple(axes)
+
+    def _shape(self, shape: Shape, target: Shape) -> Shape:
+        if self.axes is None:
+            return shape[::-1]
+        if len(shape) != len(self.axes):
+            raise ValueError(f"it takes {len(self.axes)} axes, and the tensor is {shape}")
+        return tuple(shape[axis] for axis in self.axes)
+
+    def _adapt(self, array: np.ndarray, target: Shape) -> np.ndarray:
+        return np.transpose(array, self.axes)
+
+    def __repr__(self) -> str:
+        return f"Transpose({'' if self.axes is None else list(self.axes)})"
+
+    @classmethod
+    def fitting(cls, shapes: Sequence[Shape], target: Shape, path: str) -> Transpose | None:
+        """The order of a known layout, or the only one that fits."""
+        if len(shapes) != 1 or sorted(shapes[0]) != sorted(target):
+            return None
+        known = first_that_fits(cls.layouts(len(target)), shapes, target)
+        if known is not None or len(target) > 5:
+            return known
+        orders = [cls(axes) for axes in itertools.permutations(range(len(target)))]
+        possible = [order for order in orders if order.shape(shapes, target) == target]
+        return possible[0] if len(possible) == 1 else None
+
+    @classmethod
+    def layouts(cls, rank: int) -> list[Transpose]:
+        """The orders between which libraries differ, of tensors of this rank."""
+        if rank < 3:
+            return [cls()] if rank == 2 else []
+        space = range(2, rank)
+        return [cls([*space, 1, 0]), cls([*space, 0, 1]), cls()]  # PyTorch's kernels; reversed
+
+
+class Reshape(OneTensor):
+    """Gives one tensor another shape; the elements keep their order.
+
+    Args:
+        shape: The new shape, of which one length may be -1, for use in a chain; None: the shape of
+            the variable.
+
+    Raises:
+        ValueError: If `shape` is no shape.
+
+    Example:
+        >>> import keras_trainops as kt
+        >>> kt.adapt.Reshape().shape([(1, 1, 2048, 10)], target=(2048, 10))
+        (2048, 10)
+
+    References: `numpy.reshape`; `reshape_variables` of `assign_from_checkpoint_fn` in
+    tf.contrib.framework.
+    """
+
+    def __init__(self, shape: Sequence[int] | None = None) -> None:
+        self.new_shape = None if shape is None else tuple(shape)
+        if self.new_shape is not None and (
+            any(length < -1 for length in self.new_shape) or self.new_shape.count(-1) > 1
+        ):
+            raise ValueError(f"`shape` must be a shape with at most one -1. Received: {shape!r}")
+
+    def _shape(self, shape: Shape, target: Shape) -> Shape:
+        wanted = target if self.new_shape is None else self.new_shape
+        size, known = math.prod(shape), math.prod(length for length in wanted if length >= 0)
+        if -1 in wanted and known and size % known == 0:
+            return tuple(size // known if length < 0 else length for length in wanted)
+        if size != known or -1 in wanted:
+            whose = "the variable's " if self.new_shape is None else ""
+            raise ValueError(
+                f"{shape} has {size} elements, and {whose}{wanted} has "
+                f"{'a multiple of ' if -1 in wanted else ''}{known}"
+            )
+        return wanted
+
+    def _adapt(self, array: np.ndarray, target: Shape) -> np.ndarray:
+        return np.reshape(array, self._shape(array.shape, target))
+
+    def __repr__(self) -> str:
+        return f"Reshape({'' if self.new_shape is None else list(self.new_shape)})"
+
+    @classmethod
+    def fitting(cls, shapes: Sequence[Shape], target: Shape, path: str) -> Reshape | None:
+        """Where axes are only merged, split, or of length 1: as (1, 1, 64, 10) and (64, 10)."""
+        if len(shapes) != 1 or math.prod(shapes[0]) != math.prod(target) or 0 in target:
+            return None
+        ends = [set(itertools.accumulate(shape, lambda a, b: a * b)) for shape in (*shapes, target)]
+        ends = [found | {1} for found in ends]
+        return cls() if ends[0] <= ends[1] or ends[1] <= ends[0] else None
+
+
+class Gates(OneTensor):
+    """Brings equal blocks along one axis into another order, as the gates of recurrent layers.
+
+    Args:
+        order: For each block of the result, the number of the tensor's block that it is.
+        axis: The axis along which the blocks lie side by side.
+
+    Raises:
+        ValueError: If `order` is no permutation.
+
+    Example:
+        PyTorch's GRU has its gates as reset, update, new; Keras as update, reset, new:
+
+        >>> import keras_trainops as kt
+        >>> kernel = kt.adapt.Chain(kt.adapt.Transpose(), kt.adapt.Gates([1, 0, 2]))
+        >>> kernel.shape([(12, 5)], target=(5, 12))
+        (5, 12)
+
+    References: `torch.nn.GRU`, `keras.layers.GRU`; TF1's `LSTMCell` has input, new, forget, output
+    where Keras has input, forget, new, output: `Gates([0, 2, 1, 3])`.
+    """
+
+    def __init__(self, order: Sequence[int], axis: int = -1) -> None:
+        if sorted(order) != list(range(len(order))) or not order:
+            raise ValueError(f"`order` must be a permutation of 0 … n-1. Received: order={order!r}")
+        self.order, self.axis = tuple(order), axis
+
+    def _shape(self, shape: Shape, target: Shape) -> Shape:
+        length = shape[axis_of(self.axis, shape)]
+        if length % len(self.order):
+            raise ValueError(f"{length} of {shape} cannot be cut into {len(self.order)} blocks")
+        return shape
+
+    def _adapt(self, array: np.ndarray, target: Shape) -> np.ndarray:
+        axis = axis_of(self.axis, array.shape)
+        blocks = np.arange(array.shape[axis]).reshape(len(self.order), -1)
+        return np.take(array, blocks[list(self.order)].reshape(-1), axis)
+
+    def __repr__(self) -> str:
+        return f"Gates({list(self.order)}, axis={self.axis})"
+
+
+def channels_first_flatten(shape: Sequence[int]) -> Chain:
+    """For the kernel of a layer behind `Flatten`, where the other library has channels first.
+
+    PyTorch flattens features (channels, height, width), Keras (height, width, channels): the rows
+    of the kernel are to be brought into another order. The kernel must have its inputs on axis 0;
+    PyTorch's is transposed first: `[Transpose(), channels_first_flatten(shape)]`.
+
+    Args:
+        shape: The shape of the features in Keras, without the batch: (height, width, channels), or
+            any number of axes before the channels.
+
+    Returns:
+        An adapter from (channels · height · width, units) to (height · width · channels, units).
+
+    Raises:
+        ValueError: If `shape` has no axis besides the channels.
+
+    Example:
+        >>> import keras_trainops as kt
+        >>> adapter = kt.adapt.channels_first_flatten((7, 5, 64))
+        >>> adapter.shape([(2240, 10)], target=(2240, 10))
+        (2240, 10)
+    """
+    *space, channels = shape
+    if not space:
+        raise ValueError(
+            "`shape` must be that of the features before `Flatten`, as (height, width, channels). "
+            f"Received: shape={shape!r}"
+        )
+    rank = len(shape)
+    return Chain(
+        Reshape([channels, *space, -1]),
+        Transpose([*range(1, rank), 0, rank]),
+        Reshape([math.prod(shape), -1]),
+    )

@@ -1,0 +1,85 @@
+"""Whether tensors fit their variables, by shape and dtype, and the words for where they do not."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from keras_trainops.readers.base import Checkpoint
+from keras_trainops.restore.adapt.base import Chain
+from keras_trainops.restore.adapt.suggestion import suggest
+from keras_trainops.restore.assignment import Assignment
+from keras_trainops.restore.report import Mismatch
+
+
+def mismatch_of(assignment: Assignment, checkpoint: Checkpoint, name: str) -> Mismatch | None:
+    """What does not fit by shape; None if all does, or if only the values tell.
+
+    Args:
+        assignment: The variable and its keys.
+        checkpoint: Where the tensors are.
+        name: What the variable is called in a suggestion: its path without the model's name.
+
+    Raises:
+        ValueError: If there are several keys and nothing that combines them, or if the adapter
+            does not take tensors of these shapes; the message is a line of the report.
+    """
+    adapter = assignment.adapter
+    wanted = tuple(assignment.variable.shape)
+    shapes = [checkpoint.shape(key) for key in assignment.keys]
+    if adapter is None and len(shapes) > 1:
+        raise ValueError(_crowded(assignment, suggest(shapes, wanted, name)))
+    try:
+        shape = shapes[0] if adapter is None else adapter.shape(shapes, wanted)
+    except ValueError as error:
+        reason = str(error) if isinstance(adapter, Chain) else f"{adapter}: {error}"
+        raise ValueError(f"{_shapes(assignment, checkpoint)}; {reason}") from None
+    if shape is None or shape == wanted:
+        return None
+    key = " + ".join(assignment.keys)
+    suggestion = suggest([shape], wanted, name, adapter)
+    return Mismatch(assignment.path, key, wanted, shape, suggestion)
+
+
+def in_words(mismatch: Mismatch, assignment: Assignment, checkpoint: Checkpoint) -> str:
+    """A line that says the shapes before, wanted and after, and what would fit."""
+    line = _shapes(assignment, checkpoint)
+    if assignment.adapter is not None:
+        line += f", {mismatch.checkpoint_shape} after {assignment.adapter}"
+    return f"{line}; {mismatch.suggestion} would fit" if mismatch.suggestion else line
+
+
+def _shapes(assignment: Assignment, checkpoint: Checkpoint) -> str:
+    found = [f"{checkpoint.shape(key)} under key {key!r}" for key in assignment.keys]
+    wanted = tuple(assignment.variable.shape)
+    return f"! {assignment.path}: {wanted} in the model, {' and '.join(found)}"
+
+
+def _crowded(assignment: Assignment, suggestion: str) -> str:
+    keys = assignment.keys
+    count, all_of_them = ("Two", "both") if len(keys) == 2 else (str(len(keys)), "all")
+    fitting = f": {suggestion} would fit" if suggestion else ""
+    return (
+        f"{count} keys for one variable: {' and '.join(map(repr, keys))} {all_of_them} lead to "
+        f"{assignment.path!r}. Leave out what is too many with a rename rule to None, or combine "
+        f"them by an adapter, with `adapt=`{fitting}."
+    )
+
+
+def dtype_problems(assignment: Assignment, checkpoint: Checkpoint) -> list[str]:
+    """Lines on tensors that are no numbers, or floats for a variable of integers."""
+    path, wanted = assignment.path, np.dtype(assignment.variable.dtype)
+    return [
+        f"! {path}: {wanted} in the model, {dtype} under key {key!r}"
+        for key in assignment.keys
+        for dtype in [checkpoint.dtype(key)]
+        if not (_is_numeric(dtype) and _fits(dtype, wanted))
+    ]
+
+
+def _is_numeric(dtype: np.dtype) -> bool:
+    return dtype.kind in "biuf" or dtype.name.startswith(("bfloat16", "float8"))
+
+
+def _fits(dtype: np.dtype, wanted: np.dtype) -> bool:
+    """Integers may become floats; floats never silently become integers."""
+    return wanted.kind not in "biu" or dtype.kind in "biu"
