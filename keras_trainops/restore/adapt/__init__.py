@@ -7,9 +7,13 @@ the other.
 """
 
 from keras_trainops.restore.adapt.base import Adapter, Chain
+from keras_trainops.restore.adapt.channels import InputChannels
 from keras_trainops.restore.adapt.combination import Concat, Split, Stack, Sum
 from keras_trainops.restore.adapt.layout import Gates, Reshape, Transpose, channels_first_flatten
 from keras_trainops.restore.adapt.places import Crop, Pad
+from keras_trainops.restore.adapt.positions import ResizePositions
+from keras_trainops.restore.adapt.torch_layouts import from_torch
+from keras_trainops.restore.adapt.vocabulary import Rows
 
 __all__ = [
     "Adapter",
@@ -17,11 +21,15 @@ __all__ = [
     "Concat",
     "Crop",
     "Gates",
+    "InputChannels",
     "Pad",
     "Reshape",
+    "ResizePositions",
+    "Rows",
     "Split",
     "Stack",
     "Sum",
     "Transpose",
     "channels_first_flatten",
+    "from_torch",
 ]

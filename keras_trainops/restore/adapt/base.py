@@ -201,6 +201,20 @@ def with_length(shape: Shape, axis: int, length: int) -> Shape:
     return (*shape[:axis], length, *shape[axis + 1 :])
 
 
+def unmasked(array: np.ndarray) -> np.ndarray:
+    """The array, for an adapter that computes with its elements.
+
+    Raises:
+        ValueError: If some are left to the variable.
+    """
+    if np.ma.is_masked(array):
+        raise ValueError(
+            "it computes with all slices, and an adapter before it leaves some to the variable. "
+            "Put it in front of that one, or give that one a `default`"
+        )
+    return np.ma.getdata(array)
+
+
 def only_difference(shape: Shape, target: Shape) -> int | None:
     """The one axis in which two shapes of the same rank differ; None if there is no such."""
     if len(shape) != len(target):

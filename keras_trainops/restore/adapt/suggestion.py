@@ -6,12 +6,23 @@ import re
 from collections.abc import Sequence
 
 from keras_trainops.restore.adapt.base import Adapter, Chain, Shape
+from keras_trainops.restore.adapt.channels import InputChannels
 from keras_trainops.restore.adapt.combination import Concat, Split, Stack, Sum
 from keras_trainops.restore.adapt.layout import Reshape, Transpose
 from keras_trainops.restore.adapt.places import Crop, Pad
+from keras_trainops.restore.adapt.positions import ResizePositions
 
 # The likeliest first.
-KINDS: tuple[type[Adapter], ...] = (Split, Pad, Crop, Concat, Stack, Sum)
+KINDS: tuple[type[Adapter], ...] = (
+    InputChannels,
+    ResizePositions,
+    Split,
+    Pad,
+    Crop,
+    Concat,
+    Stack,
+    Sum,
+)
 
 
 def suggest(

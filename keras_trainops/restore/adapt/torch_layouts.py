@@ -1,0 +1,161 @@
+"""How PyTorch's layers keep their tensors, for the Keras layers that do the same."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeAlias
+
+import keras
+from keras import layers
+
+from keras_trainops import _keras
+from keras_trainops.restore.adapt.base import Adapter, Chain
+from keras_trainops.restore.adapt.combination import Split, Stack, Sum
+from keras_trainops.restore.adapt.layout import Gates, Reshape, Transpose
+from keras_trainops.restore.names import model_weights
+
+_Layout: TypeAlias = "Iterator[tuple[Any, list[Adapter]]]"  # variables and the steps to each
+
+
+class FromTorch(Chain):
+    """An adapter of `from_torch`, which gives way to the user's own."""
+
+    gives_way = True
+
+    def __repr__(self) -> str:
+        return repr(self.adapters[0]) if len(self.adapters) == 1 else super().__repr__()
+
+
+def from_torch(model: keras.layers.Layer | Iterable[keras.layers.Layer]) -> dict[str, Adapter]:
+    """The adapters that bring PyTorch's tensors into the layout of Keras's layers.
+
+    It is about layouts, not names: rename rules say which key is for which variable. Other rules
+    for the same variables win, wherever they stand, as in `{**from_torch(model), "head": ...}`.
+
+    | Keras | PyTorch | what becomes of its tensors |
+    |---|---|---|
+    | Dense | Linear | `weight` transposed |
+    | Conv1D … Conv3D, and transposed | Conv1d … Conv3d, ConvTranspose1d … 3d | (outputs, inputs, *space) is (*space, inputs, outputs) |
+    | DepthwiseConv1D, 2D; the first half of SeparableConv1D, 2D | Conv1d, 2d with a group for each channel | (channels · multiplier, 1, *space) is (*space, channels, multiplier) |
+    | LSTM, LSTMCell | LSTM, LSTMCell | weights transposed; `bias_ih` and `bias_hh` added |
+    | GRU, GRUCell | GRU, GRUCell | weights transposed, gates reordered; `bias_ih` and `bias_hh` stacked in this order |
+    | MultiHeadAttention | MultiheadAttention | `in_proj_weight` and `in_proj_bias` split, for query, key and value; all by heads |
+    | BatchNormalization, other normalizations, Embedding | the same | nothing: only the names differ |
+
+    Two keys lead to the bias of a recurrent layer, with a rename rule for each, that for `bias_ih`
+    first; one key, with a list of paths, to query, key and value. Attention whose query, key and
+    value differ in width has `q_proj_weight`, `k_proj_weight` and `v_proj_weight` in PyTorch, which
+    are expected then. `EinsumDense` is left alone: its equation does not tell what `Linear` it was.
+    Nothing is said of what layers compute with: epsilons, paddings and activations must agree.
+
+    Args:
+        model: A built model or layer, or several layers.
+
+    Returns:
+        From a pattern that is a variable's whole path, to its adapter, for `adapt=`.
+
+    Raises:
+        ValueError: If there is something else than layers, or one without variables yet, or a GRU
+            with `reset_after=False`, which PyTorch does not have.
+
+    Example:
+        >>> import keras, keras_trainops as kt
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, name="head")])
+        >>> list(kt.adapt.from_torch(model).values())
+        [Transpose()]
+
+    References: the documentation of `torch.nn`.
+    """  # noqa: E501 (a table has no line breaks)
+    roots = [model] if isinstance(model, keras.layers.Layer) else list(model)
+    adapters: dict[str, Adapter] = {}
+    for root in roots:
+        if not isinstance(root, keras.layers.Layer) or not root.weights:
+            raise ValueError(
+                "`model` must be a model or layers that have variables: call it on a batch first. "
+                f"Received: {root!r}"
+            )
+        path_of = {id(variable): path for path, variable in model_weights(root)}
+        for layer in _keras.all_layers(root):
+            for variable, steps in _layout(layer):
+                if id(variable) in path_of:
+                    adapters[f"^{re.escape(path_of[id(variable)])}$"] = FromTorch(*steps)
+    return adapters
+
+
+def _layout(layer: keras.layers.Layer) -> _Layout:
+    for kinds, layout in _LAYOUTS:
+        if isinstance(layer, kinds) and layer.built:
+            yield from layout(layer)
+
+
+def _dense(layer: Any) -> _Layout:
+    yield layer.kernel, [Transpose()]
+
+
+def _convolution(layer: Any) -> _Layout:
+    yield layer.kernel, [_space_first(len(layer.kernel.shape))]
+
+
+def _depthwise(layer: Any) -> _Layout:
+    yield layer.kernel, _by_channel(layer.kernel)
+
+
+def _separable(layer: Any) -> _Layout:
+    yield layer.depthwise_kernel, _by_channel(layer.depthwise_kernel)
+    yield layer.pointwise_kernel, [_space_first(len(layer.pointwise_kernel.shape))]
+
+
+def _by_channel(kernel: Any) -> list[Adapter]:
+    *space, channels, multiplier = kernel.shape
+    order = [*range(2, 2 + len(space)), 0, 1]
+    return [Reshape([channels, multiplier, *space]), Transpose(order)]
+
+
+def _space_first(rank: int) -> Transpose:
+    return Transpose([*range(2, rank), 1, 0])
+
+
+def _lstm(cell: Any) -> _Layout:
+    yield cell.kernel, [Transpose()]
+    yield cell.recurrent_kernel, [Transpose()]
+    yield cell.bias, [Sum()]
+
+
+def _gru(cell: Any) -> _Layout:
+    if not cell.reset_after:
+        raise ValueError(
+            f"{cell.name!r} has reset_after=False, and PyTorch's GRU resets after the product: "
+            "its weights mean something else. Build the layer with reset_after=True"
+        )
+    gates = Gates([1, 0, 2])  # reset, update, new -> update, reset, new
+    yield cell.kernel, [Transpose(), gates]
+    yield cell.recurrent_kernel, [Transpose(), gates]
+    yield cell.bias, [Stack(), gates]
+
+
+def _attention(layer: Any) -> _Layout:
+    projections = [layer.query_dense, layer.key_dense, layer.value_dense]
+    fused = len({projection.kernel.shape[0] for projection in projections}) == 1
+    for index, projection in enumerate(projections):
+        part = Split(index, 3)
+        yield projection.kernel, [*([part] if fused else []), Transpose(), Reshape()]
+        yield projection.bias, [part, Reshape()]
+    yield layer.output_dense.kernel, [Transpose(), Reshape()]
+
+
+_LAYOUTS: tuple[tuple[Any, Callable[[Any], _Layout]], ...] = (
+    (layers.Dense, _dense),
+    (
+        (
+            *(layers.Conv1D, layers.Conv2D, layers.Conv3D),
+            *(layers.Conv1DTranspose, layers.Conv2DTranspose, layers.Conv3DTranspose),
+        ),
+        _convolution,
+    ),
+    ((layers.DepthwiseConv1D, layers.DepthwiseConv2D), _depthwise),
+    ((layers.SeparableConv1D, layers.SeparableConv2D), _separable),
+    (layers.LSTMCell, _lstm),
+    (layers.GRUCell, _gru),
+    (layers.MultiHeadAttention, _attention),
+)
