@@ -75,6 +75,15 @@ def compare(
     return runs
 
 
+def show(title: str, axes: tuple[str, str], runs: Mapping[str, list[float]], output: Path) -> None:
+    """Prints what `compare` measured as a table, and draws it; `axes` are epochs and measure."""
+    epochs = len(next(iter(runs.values()))) - 1
+    columns = ["", "before training", "after 1 epoch", f"after {epochs}"]
+    rows = {name: [values[0], values[1], values[-1]] for name, values in runs.items()}
+    table(f"{axes[1].capitalize()} on {title}", columns, rows)
+    curves({title: runs}, axes, output)
+
+
 def table(title: str, columns: Sequence[str], rows: Mapping[str, Sequence[float]]) -> None:
     """Prints a row of numbers for each name; `columns` are the heads of all columns."""
     print(f"\n{title}:")

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import keras
-from digits import Data, accuracy, coarse_digits, compiled, mnist, reader
 from compare import curves, options, table
+from digits import Data, accuracy, coarse_digits, compiled, mnist, reader
 
 import keras_trainops as kt
 
@@ -33,7 +33,7 @@ class Digits(NamedTuple):
 
 
 class Run:
-    """A network, and its accuracies on both kinds of digits before training and after each epoch."""
+    """A network, and its accuracies on both kinds of digits, before and after each epoch."""
 
     def __init__(self, digits: Digits, start: Path | None) -> None:
         keras.utils.set_random_seed(1)

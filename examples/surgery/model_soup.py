@@ -1,7 +1,7 @@
 """Averages the weights of several fine-tuned networks, from their files, without building one.
 
-A "model soup" (Wortsman et al. 2022): networks that were fine-tuned from the same weights, with other
-learning rates and orders of the data, lie in one valley of the loss, and their mean often reads
+A "model soup" (Wortsman et al. 2022): networks that were fine-tuned from the same weights, with
+other learning rates and orders of the data, lie in one valley of the loss, and their mean is often
 better than most of them. `average` opens the files side by side and reads one tensor of each at a
 time.
 
@@ -18,9 +18,9 @@ from pathlib import Path
 
 import keras
 import numpy as np
+from compare import options, table
 from digits import accuracy, coarse_digits, compiled, mnist, reader
 from safetensors.numpy import save_file
-from compare import options, table
 
 import keras_trainops as kt
 
