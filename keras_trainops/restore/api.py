@@ -59,9 +59,9 @@ def restore(
             its own name.
         include: Patterns (see `keras_trainops.paths`) of the variables to restore; None: all.
         exclude: Patterns of the variables to leave as they are.
-        adapt: From pattern to adapter (`kt.adapt.Transpose()`, `kt.adapt.Reshape()`, a callable on
-            arrays): what a tensor becomes before it is assigned, or what becomes of several, where
-            several keys lead to one variable.
+        adapt: From pattern to adapter (of `kt.adapt`, as `kt.adapt.Transpose()`, a callable on
+            arrays, or a list of these): what a tensor becomes before it is assigned, or what
+            becomes of several, where several keys lead to one variable.
         on_missing: What to do with a selected variable that no key leads to: "error", "warn" or
             "ignore". Default "error", for a mapping of arrays "ignore".
         on_unexpected: What to do with a key that leads to no variable. Default "ignore" (it is

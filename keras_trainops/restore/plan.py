@@ -164,6 +164,7 @@ class _Outcome:
     assignments: list[Assignment] = field(default_factory=list)
     mismatched: list[Mismatch] = field(default_factory=list)
     mismatches: list[str] = field(default_factory=list)  # the same in words
+    not_adapted: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
     excluded: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
@@ -186,6 +187,7 @@ def _outcome(matching: Matching, checkpoint: Checkpoint) -> _Outcome:
                 mismatch = mismatch_of(assignment, checkpoint, name)
             except ValueError as error:
                 outcome.problems.append(str(error))
+                outcome.not_adapted.append(path)
                 continue
             if mismatch is None:
                 outcome.assignments.append(assignment)
@@ -240,7 +242,8 @@ def _plan(
             for key in {k for a in [*assignments, *state] for k in a.keys}
         ),
     )
-    failing = [m.path for m in mismatched] if options.on_mismatch == "error" else []
+    failing = list(outcome.not_adapted)
+    failing += [m.path for m in mismatched] if options.on_mismatch == "error" else []
     failing += missing if options.on_missing == "error" else []
     warned = [
         line for what, found in lines.items() if options.reaction(what) == "warn" for line in found
@@ -263,8 +266,9 @@ def _nothing_matched(checkpoint: Checkpoint, matching: Matching) -> str:
 def refusal(plan: Plan) -> str:
     """The error message for a plan with problems."""
     report = plan.report
-    selected = len(report.restored) + len(report.missing) + len(report.mismatched)
-    what = f"{len(plan.failing)} of {selected} variables of " if plan.failing else ""
+    paths_of_mismatched = [m.path for m in report.mismatched]
+    selected = {*report.restored, *report.missing, *paths_of_mismatched, *plan.failing}
+    what = f"{len(plan.failing)} of {len(selected)} variables of " if plan.failing else ""
     lines = "\n".join(f"  {line}" for line in report.problems)
     owners = sorted({path.rpartition("/")[0] or path for path in plan.failing})
     leave = (

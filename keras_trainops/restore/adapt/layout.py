@@ -143,8 +143,9 @@ class Gates(OneTensor):
         >>> kernel.shape([(12, 5)], target=(5, 12))
         (5, 12)
 
-    References: `torch.nn.GRU`, `keras.layers.GRU`; TF1's `LSTMCell` has input, new, forget, output
-    where Keras has input, forget, new, output: `Gates([0, 2, 1, 3])`.
+    References: `torch.nn.GRU`, `keras.layers.GRU`. TF1's `LSTMCell` has input, new, forget, output
+    where Keras has input, forget, new, output: `Gates([0, 2, 1, 3])`; besides, it adds its
+    `forget_bias` (1) when it runs.
     """
 
     def __init__(self, order: Sequence[int], axis: int = -1) -> None:

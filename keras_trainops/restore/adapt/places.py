@@ -69,7 +69,7 @@ class Pad(OneTensor):
     def _adapt(self, array: np.ndarray, target: Shape) -> np.ndarray:
         axis = axis_of(self.axis, array.shape)
         places = range(array.shape[axis]) if self.indices is None else self.indices
-        return place(array, axis, target[axis], places, self.default)
+        return place(array, axis, target[axis_of(self.axis, target)], places, self.default)
 
     def __repr__(self) -> str:
         return call(self, self.axis, indices=self.indices, default=self.default)
@@ -115,8 +115,8 @@ class Crop(OneTensor):
 
     def _adapt(self, array: np.ndarray, target: Shape) -> np.ndarray:
         axis = axis_of(self.axis, array.shape)
-        taken = range(target[axis]) if self.indices is None else self.indices
-        return np.take(array, taken, axis)
+        first = range(target[axis_of(self.axis, target)])
+        return np.take(array, first if self.indices is None else self.indices, axis)
 
     def __repr__(self) -> str:
         return call(self, self.axis, indices=self.indices)

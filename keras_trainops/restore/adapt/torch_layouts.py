@@ -33,15 +33,18 @@ def from_torch(model: keras.layers.Layer | Iterable[keras.layers.Layer]) -> dict
     It is about layouts, not names: rename rules say which key is for which variable. Other rules
     for the same variables win, wherever they stand, as in `{**from_torch(model), "head": ...}`.
 
-    | Keras | PyTorch | what becomes of its tensors |
-    |---|---|---|
-    | Dense | Linear | `weight` transposed |
-    | Conv1D … Conv3D, and transposed | Conv1d … Conv3d, ConvTranspose1d … 3d | (outputs, inputs, *space) is (*space, inputs, outputs) |
-    | DepthwiseConv1D, 2D; the first half of SeparableConv1D, 2D | Conv1d, 2d with a group for each channel | (channels · multiplier, 1, *space) is (*space, channels, multiplier) |
-    | LSTM, LSTMCell | LSTM, LSTMCell | weights transposed; `bias_ih` and `bias_hh` added |
-    | GRU, GRUCell | GRU, GRUCell | weights transposed, gates reordered; `bias_ih` and `bias_hh` stacked in this order |
-    | MultiHeadAttention | MultiheadAttention | `in_proj_weight` and `in_proj_bias` split, for query, key and value; all by heads |
-    | BatchNormalization, other normalizations, Embedding | the same | nothing: only the names differ |
+    * `Dense`, of `Linear`: the weight is transposed.
+    * `Conv1D` to `Conv3D` and `Conv1DTranspose` to `Conv3DTranspose`: the kernel's axes are put in
+      the order space, then the two of channels.
+    * `DepthwiseConv1D`, `2D`, of a convolution with a group for each channel: (channels ·
+      multiplier, 1, space) becomes (space, channels, multiplier). `SeparableConv1D`, `2D`: the
+      same, and the kernel of the second convolution as above.
+    * `LSTM`, `LSTMCell`: weights are transposed, `bias_ih` and `bias_hh` are added.
+    * `GRU`, `GRUCell`: weights are transposed, `bias_ih` and `bias_hh` stacked in this order, and
+      gates reordered.
+    * `MultiHeadAttention`: `in_proj_weight` and `in_proj_bias` are split for query, key and value,
+      and all are divided into heads.
+    * `BatchNormalization`, other normalizations and `Embedding` are the same but for the names.
 
     Two keys lead to the bias of a recurrent layer, with a rename rule for each, that for `bias_ih`
     first; one key, with a list of paths, to query, key and value. Attention whose query, key and
@@ -66,7 +69,7 @@ def from_torch(model: keras.layers.Layer | Iterable[keras.layers.Layer]) -> dict
         [Transpose()]
 
     References: the documentation of `torch.nn`.
-    """  # noqa: E501 (a table has no line breaks)
+    """
     roots = [model] if isinstance(model, keras.layers.Layer) else list(model)
     adapters: dict[str, Adapter] = {}
     for root in roots:
