@@ -7,9 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import keras_trainops as kt
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
+PAGE = (EXAMPLES.parent / "docs" / "surgery.md").read_text(encoding="utf-8")
+SECTIONS = PAGE.split("\n## ")[1:]
 
 
 def run(name: str, output: Path, *arguments: str) -> str:
@@ -58,6 +62,18 @@ def test_the_averaged_codebook_learns_digits(tmp_path: Path) -> None:
     assert after < before / 4
     used = int(re.findall(r"codes in use: (\d+) of 64", printed)[0])
     assert used > 32
+
+
+@pytest.mark.parametrize("section", SECTIONS, ids=lambda section: section.partition("\n")[0])
+def test_the_key_lines_of_the_page_stand_in_the_example(section: str) -> None:
+    """The page on surgery shows lines of its examples, which run below."""
+    name = re.search(r"`examples/(surgery/\w+\.py)`", section)
+    lines = re.search(r"```py\n(.*?)```", section, re.DOTALL)
+    assert name is not None
+    assert lines is not None
+    source = {line.strip() for line in (EXAMPLES / name[1]).read_text("utf-8").splitlines()}
+    for line in lines[1].splitlines():
+        assert any(line.strip().rstrip(",") == other.rstrip(",") for other in source), line
 
 
 def test_a_new_head_knows_the_old_classes_by_name(tmp_path: Path) -> None:

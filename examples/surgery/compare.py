@@ -107,6 +107,7 @@ def curves(
         for name, values in runs.items():
             plot.plot(range(len(values)), values, marker="o", markersize=3, label=name)
         plot.set(title=title, xlabel=axes[0], ylabel=axes[1])
+        plot.xaxis.get_major_locator().set_params(integer=True)
         plot.grid(alpha=0.3)
         plot.legend()
     figure.savefig(output, dpi=80)

@@ -45,12 +45,9 @@ class Run:
 
     def train(self, epochs: int, layers: list[str], decay: float = 1.0) -> None:
         """Trains these layers, each with `decay` times the rate of the next; the others stay."""
-        compiled(
-            self.model,
-            self.optimizer,  # the same throughout: what it knows of a variable goes on
-            variables_to_train=layers,
-            gradient_transforms=kt.transforms.LayerwiseDecay(decay, layers),
-        )
+        rates = kt.transforms.LayerwiseDecay(decay, layers)
+        # With the same optimizer throughout, what it knows of a variable goes on.
+        compiled(self.model, self.optimizer, variables_to_train=layers, gradient_transforms=rates)
         for _ in range(epochs):
             self.model.fit(*self.digits.train, batch_size=20, verbose=0)
             self.old.append(accuracy(self.model, self.digits.old))

@@ -296,14 +296,17 @@ def test_missing_numbers_of_a_table_are_refused() -> None:
 
 
 def test_matlab_files_without_their_header() -> None:
-    scipy.io.savemat("w.mat", {"w": KERNEL, "b": BIAS, "net": {"head": {"bias": [1.0, 2.0]}}})
+    scipy.io.savemat("w.mat", {"w": KERNEL, "b": BIAS})
     model = two_layers()
     rename = {"w": "trunk/kernel", "b": "trunk/bias"}
-    with refused(model, r"! trunk/bias: \(3,\) in the model, \(1, 3\) under key 'b'"):
-        kt.restore(model, scipy.io.loadmat("w.mat"), rename=rename, adapt=None)
-    plain = scipy.io.loadmat("w.mat")
-    del plain["net"]
-    report = kt.restore(model, plain, rename=rename, adapt={"bias": kt.adapt.Reshape()})
+    with refused(
+        model,
+        r"! trunk/bias: \(3,\) in the model, \(1, 3\) under key 'b'; "
+        r'adapt={"trunk/bias": kt.adapt.Reshape\(\)} would fit',
+    ):
+        kt.restore(model, scipy.io.loadmat("w.mat"), rename=rename)
+    adapt = {"trunk/bias": kt.adapt.Reshape()}
+    report = kt.restore(model, scipy.io.loadmat("w.mat"), rename=rename, adapt=adapt)
     assert report.unexpected == report.slots == report.ignored == ()
     assert_same(kernel_and_bias(model), [KERNEL, BIAS])
 
