@@ -2,46 +2,165 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
-from keras_trainops.readers.base import Checkpoint
+from keras_trainops.readers import torch_file
+from keras_trainops.readers.base import PIECE, Checkpoint, Memory
+from keras_trainops.readers.raw import aligned
+from keras_trainops.readers.training_state import is_counter
+
+_DEEPEST = 64  # dimensions that NumPy takes: deeper lists are no arrays
 
 
 class ArraysCheckpoint(Checkpoint):
-    """A mapping from name to anything NumPy takes for an array."""
+    """A mapping from name to anything NumPy takes for an array, and to PyTorch's tensors.
+
+    Mappings in it are joined by `/`. So are lists and tuples that hold arrays or mappings, by
+    position (`blocks/0/kernel`); those of numbers are arrays themselves. Arrays stay where they
+    are until they are read, and then are copied once.
+
+    Args:
+        arrays: The mapping. Of one that `scipy.io.loadmat` made its header is left out.
+        location: What it is, for messages.
+
+    Raises:
+        ValueError: If a key is no name, two values have one name, a container holds itself, or a
+            value is no array, is sparse or has masked elements.
+
+    Example:
+        >>> import numpy as np
+        >>> params = {"dense": {"kernel": np.ones((2, 3)), "bias": [0.0, 0.0, 0.0]}}
+        >>> {key: array.shape for key, array in ArraysCheckpoint(params).items()}
+        {'dense/kernel': (2, 3), 'dense/bias': (3,)}
+    """
 
     format = "arrays in memory"
 
     def __init__(self, arrays: Mapping[str, Any], location: str = "a mapping of arrays") -> None:
         super().__init__(location)
-        self._arrays = {key: _as_array(key, value) for key, value in arrays.items()}
+        self._arrays: dict[str, Any] = {}
+        for key, value in _flattened(_without_header(arrays), "", frozenset()):
+            if key in self._arrays:
+                raise ValueError(
+                    f"Two arrays of the mapping have the name {key!r}, as names in names are "
+                    "joined by '/'. Rename one of them."
+                )
+            self._arrays[key] = _as_array(key, value)
+        # Arrays are to be used whole, but for what counts batches in a PyTorch `state_dict()`.
+        self.training_state = frozenset(k for k in self._arrays if is_counter(k.replace(".", "/")))
 
-    def _keys(self) -> Mapping[str, np.ndarray]:
+    def _keys(self) -> Mapping[str, Any]:
         return self._arrays
 
     def _shape(self, key: str) -> tuple[int, ...]:
-        return self._arrays[key].shape
+        return tuple(self._arrays[key].shape)
 
     def _dtype(self, key: str) -> np.dtype:
-        return self._arrays[key].dtype
+        return _dtype_of(self._arrays[key])
 
     def _read(self, key: str) -> np.ndarray:
         # JAX would make an aligned array the variable's own memory, and so share it with the user.
-        return self._arrays[key].copy()
+        return self._view(key).copy()
+
+    def _view(self, key: str) -> np.ndarray:
+        """The array, in memory of the user's wherever NumPy can look at it there."""
+        value = self._arrays[key]
+        return torch_file.view_of(value) if _is_torch(value) else np.asarray(value)
+
+    def pieces(self, key: str) -> Iterator[np.ndarray]:
+        """The elements in C order, `PIECE` at a time, in memory of the user's."""
+        elements = self._ask(self._view, key).reshape(-1)
+        yield from (elements[i : i + PIECE] for i in range(0, elements.size, PIECE))
+
+    def again(self, key: str, memory: Memory = aligned) -> np.ndarray:
+        """The array, copied into what `memory` makes."""
+        array = memory(self.shape(key), self.dtype(key))
+        np.copyto(array, self._ask(self._view, key))
+        return array
 
 
-def _as_array(key: Any, value: Any) -> np.ndarray:
-    if not isinstance(key, str):
+def _flattened(value: Any, name: str, above: frozenset[int]) -> Iterator[tuple[str, Any]]:
+    """Names and values, in order. `above` are the containers that `value` lies in."""
+    if isinstance(value, Mapping):
+        entries = value.items()
+    elif _holds_arrays(value):
+        entries = dict(enumerate(value)).items()
+    else:
+        yield name, value
+        return
+    if id(value) in above:
+        raise ValueError(f"The mapping of arrays holds itself, under {name!r}.")
+    for key, entry in entries:
+        inner = _as_name(key, name)
+        yield from _flattened(entry, f"{name}/{inner}" if name else inner, above | {id(value)})
+
+
+def _holds_arrays(value: Any, depth: int = 0) -> bool:
+    """Whether a list is no array itself, as one of numbers is: it holds arrays or mappings."""
+    if not isinstance(value, (list, tuple)):
+        return isinstance(value, Mapping) or (depth > 0 and getattr(value, "ndim", 0) > 0)
+    return depth > _DEEPEST or any(_holds_arrays(entry, depth + 1) for entry in value)
+
+
+def _as_name(key: Any, above: str) -> str:
+    if isinstance(key, int) and not isinstance(key, bool):
+        return str(key)  # where others have lists, some libraries have mappings from position
+    if isinstance(key, str):
+        return key
+    where = f" under {above!r}" if above else ""
+    raise ValueError(
+        f"A mapping of arrays must have names (strings) as keys. Received: {key!r}{where}"
+    )
+
+
+def _without_header(arrays: Mapping[str, Any]) -> Mapping[str, Any]:
+    """`arrays` without what `scipy.io.loadmat` adds: no name in MATLAB starts with `_`."""
+    if not isinstance(arrays.get("__header__"), bytes):
+        return arrays
+    return {key: value for key, value in arrays.items() if not key.startswith("__")}
+
+
+def _as_array(key: str, value: Any) -> Any:
+    """`value` as it is, if its shape and dtype can be told, or as an array.
+
+    Raises:
+        ValueError: If it is no array, or one that has not all of its elements.
+    """
+    if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
         raise ValueError(
-            f"A mapping of arrays must have names (strings) as keys. Received: {key!r}"
+            f"The array under {key!r} has masked elements, which have no value: pass its "
+            "`filled(value)`."
         )
+    if hasattr(value, "toarray"):
+        raise ValueError(f"The array under {key!r} is sparse: pass its `toarray()`.")
+    if hasattr(value, "assign"):  # a variable may be one that this very restore overwrites
+        return np.asarray(value).copy()
+    try:
+        if _is_torch(value) or (hasattr(value, "__array__") and _dtype_of(value) is not None):
+            tuple(value.shape)
+            return value
+    except (AttributeError, TypeError):
+        pass  # a table of pandas has no dtype, or one that NumPy lacks
     try:
         return np.asarray(value)
     except Exception as error:  # lists of unequal lengths; tensors that refuse to be converted
         raise ValueError(f"The value under {key!r} is no array: {error}") from error
+
+
+def _is_torch(value: Any) -> bool:
+    """Whether it is a tensor of PyTorch's, which is not imported to see it."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(value, torch.Tensor)
+
+
+def _dtype_of(value: Any) -> np.dtype:
+    if _is_torch(value):
+        return torch_file.dtype_of(value)
+    return np.dtype(getattr(value.dtype, "as_numpy_dtype", value.dtype))  # TensorFlow's have both
 
 
 class VariablesCheckpoint(Checkpoint):

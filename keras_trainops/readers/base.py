@@ -6,6 +6,7 @@ import contextlib
 import functools
 import math
 import os
+import string
 import zipfile
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -308,6 +309,18 @@ def _reading_of(head: bytes) -> str:
         return "The file is empty."
     if head.startswith(b"PK"):
         return "It starts as a zip archive but has no readable end: it was cut short."
+    if head.startswith(b"MATLAB 7.3"):
+        return (
+            "It is a MATLAB 7.3 file. Pass arrays instead: the `h5py.File` is a mapping of them, "
+            "with axes in reverse order."
+        )
+    if head.startswith(b"MATLAB"):
+        return "It is a MATLAB file. Pass arrays instead: `scipy.io.loadmat` makes a mapping of it."
+    if not head.translate(None, string.printable.encode()):
+        return (
+            f"It starts with the bytes {head!r}: text. Of a table of numbers pass arrays instead, "
+            "as `numpy.loadtxt` makes them."
+        )
     return f"It starts with the bytes {head!r}."
 
 

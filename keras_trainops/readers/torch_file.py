@@ -48,26 +48,35 @@ class TorchCheckpoint(Checkpoint):
         return tuple(self._tensors[key].shape)
 
     def _dtype(self, key: str) -> np.dtype:
-        name = str(self._tensors[key].dtype)
-        if name in _FOREIGN:
-            return _FOREIGN[name][1]
-        return np.dtype(name.removeprefix("torch."))
+        return dtype_of(self._tensors[key])
 
     def _read(self, key: str) -> np.ndarray:
-        import torch
-
-        tensor = self._tensors[key].detach()
+        tensor = self._tensors[key]
         claimed = tensor.numel() * tensor.element_size()
         refuse_bomb(
             f"the tensor {key!r}", claimed, tensor.untyped_storage().nbytes(), self.location
         )
-        if str(tensor.dtype) in _FOREIGN:
-            integer, dtype = _FOREIGN[str(tensor.dtype)]
-            return tensor.contiguous().view(getattr(torch, integer)).numpy().view(dtype).copy()
-        return tensor.numpy().copy()
+        return view_of(tensor).copy()
 
     def close(self) -> None:
         self._tensors = dict.fromkeys(self._tensors)  # the file stays mapped as long as they live
+
+
+def dtype_of(tensor: Any) -> np.dtype:
+    """NumPy's dtype for a tensor's, or that of `ml_dtypes`."""
+    name = str(tensor.dtype)
+    return _FOREIGN[name][1] if name in _FOREIGN else np.dtype(name.removeprefix("torch."))
+
+
+def view_of(tensor: Any) -> np.ndarray:
+    """A tensor as an array, in the tensor's own memory where that is possible."""
+    import torch
+
+    tensor = tensor.detach().cpu()
+    if str(tensor.dtype) not in _FOREIGN:
+        return tensor.resolve_conj().resolve_neg().numpy()
+    integer, dtype = _FOREIGN[str(tensor.dtype)]
+    return tensor.contiguous().view(getattr(torch, integer)).numpy().view(dtype)
 
 
 def is_archive(archive: zipfile.ZipFile) -> bool:

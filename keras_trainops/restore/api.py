@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import reprlib
 import time
 import warnings
 from collections.abc import Iterator, Mapping
@@ -48,7 +49,8 @@ def restore(
     Args:
         model: A built Keras model.
         source: The path of a checkpoint (see `open_checkpoint`), an open checkpoint, a mapping
-            from name to array, or another Keras model.
+            from name to array or tensor (mappings and lists in it are joined by `/`), or another
+            Keras model.
         rename: From key to variable path: an ordered mapping of regular expressions
             (`re.fullmatch` on the key) to a template (`\1` as in `re.sub`), a list of templates
             (one tensor, several variables), a `keras.Variable`, or None (leave the key out); or a
@@ -156,7 +158,8 @@ def open_source(
     else:
         raise ValueError(
             "`source` must be the path of a checkpoint, a mapping from name to array, a Keras "
-            f"model or an open checkpoint. Received: {source!r}"
+            "model or an open checkpoint. Of a PyTorch module pass its `state_dict()`; a single "
+            f"array needs a name. Received: {reprlib.repr(source)}"
         )
 
 

@@ -226,7 +226,7 @@ def test_dtypes_of_safetensors_that_are_no_weights(
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ({3: np.ones(2)}, r"must have names \(strings\) as keys. Received: 3"),
+        ({None: np.ones(2)}, r"must have names \(strings\) as keys. Received: None"),
         ({"head/bias": [[1], [1, 2]]}, "The value under 'head/bias' is no array: .*inhomogeneous"),
         ({}, "holds no weights"),
         ({"x": [1.0]}, r"No key of .* Keys look like \['x'\], variables like \['trunk/kernel'"),

@@ -160,7 +160,7 @@ def test_an_open_checkpoint_is_a_source_and_stays_open() -> None:
 class Unreadable(ArraysCheckpoint):
     """A checkpoint whose tensors cannot be read."""
 
-    def _read(self, key: str) -> np.ndarray:
+    def _view(self, key: str) -> np.ndarray:
         raise OSError(f"bad sector under {key}")
 
 
