@@ -121,7 +121,7 @@ def _without_header(arrays: Mapping[str, Any]) -> Mapping[str, Any]:
     """`arrays` without what `scipy.io.loadmat` adds: no name in MATLAB starts with `_`."""
     if not isinstance(arrays.get("__header__"), bytes):
         return arrays
-    return {key: value for key, value in arrays.items() if not key.startswith("__")}
+    return {key: value for key, value in arrays.items() if not str(key).startswith("__")}
 
 
 def _as_array(key: str, value: Any) -> Any:
@@ -137,24 +137,36 @@ def _as_array(key: str, value: Any) -> Any:
         )
     if hasattr(value, "toarray"):
         raise ValueError(f"The array under {key!r} is sparse: pass its `toarray()`.")
-    if hasattr(value, "assign"):  # a variable may be one that this very restore overwrites
-        return np.asarray(value).copy()
+    is_variable = hasattr(value, "assign") or _is_parameter(value)
+    if _is_array(value) and not is_variable:
+        return value
     try:
-        if _is_torch(value) or (hasattr(value, "__array__") and _dtype_of(value) is not None):
-            tuple(value.shape)
-            return value
-    except (AttributeError, TypeError):
-        pass  # a table of pandas has no dtype, or one that NumPy lacks
-    try:
-        return np.asarray(value)
+        if _is_parameter(value):
+            return value.detach().clone()
+        array = np.asarray(value)
+        # A variable may be one that this very restore overwrites.
+        return array.copy() if is_variable else array
     except Exception as error:  # lists of unequal lengths; tensors that refuse to be converted
         raise ValueError(f"The value under {key!r} is no array: {error}") from error
+
+
+def _is_array(value: Any) -> bool:
+    """Whether it tells its shape and dtype without being read."""
+    try:
+        tuple(value.shape), _dtype_of(value)
+    except (AttributeError, TypeError):
+        return False  # as a table of pandas, or a dtype that NumPy lacks
+    return _is_torch(value) or hasattr(value, "__array__")
 
 
 def _is_torch(value: Any) -> bool:
     """Whether it is a tensor of PyTorch's, which is not imported to see it."""
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(value, torch.Tensor)
+
+
+def _is_parameter(value: Any) -> bool:
+    return _is_torch(value) and isinstance(value, sys.modules["torch"].nn.Parameter)
 
 
 def _dtype_of(value: Any) -> np.dtype:

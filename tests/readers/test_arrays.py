@@ -252,13 +252,14 @@ def test_tensors_of_any_framework(wrap: Any) -> None:
     assert_same(kernel_and_bias(model), [KERNEL, BIAS])
 
 
-def test_a_models_own_variables_can_change_places() -> None:
+@pytest.mark.parametrize("of", [lambda v: v, lambda v: v.value], ids=["variable", "value"])
+def test_a_models_own_variables_can_change_places(of: Any) -> None:
     model = keras.Sequential(
         [keras.Input((3,)), keras.layers.Dense(3, name="a"), keras.layers.Dense(3, name="b")]
     )
     a, b = (model.get_layer(name).kernel for name in "ab")
     before = value(a), value(b)
-    kt.restore(model, {"a/kernel": b, "b/kernel": a})
+    kt.restore(model, {"a/kernel": of(b), "b/kernel": of(a)})
     assert_same([value(b), value(a)], list(before))
 
 
