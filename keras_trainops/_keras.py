@@ -47,6 +47,14 @@ def unbuilt_layers(model: keras.Model) -> tuple[str, ...]:
     )
 
 
+def layer_before(layer: keras.layers.Layer) -> keras.layers.Layer | None:
+    """What a layer of a functional model takes its inputs from; None for an input, or several."""
+    nodes = [parent for node in layer._inbound_nodes for parent in node.parent_nodes]
+    operations = {id(node.operation): node.operation for node in nodes}
+    before = next(iter(operations.values())) if len(operations) == 1 else None
+    return before if isinstance(before, keras.layers.Layer) else None
+
+
 def seeds(model: keras.Model) -> list[keras.Variable]:
     """The states of the seed generators in a model's layers, which Keras's files leave out."""
     weights = {id(v) for v in model.weights}

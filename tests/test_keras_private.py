@@ -142,6 +142,18 @@ def test_the_seeds_of_a_model_are_found_by_name() -> None:
     assert seed is drop.seed_generator.state
 
 
+def test_layers_of_a_functional_model_know_where_their_inputs_come_from() -> None:
+    inputs = keras.Input((3,))
+    first, second, both = keras.layers.Dense(2), keras.layers.ReLU(), keras.layers.Add()
+    keras.Model(inputs, both([second(first(inputs)), first(inputs)]))
+    assert _keras.layer_before(second) is first
+    assert isinstance(_keras.layer_before(first), keras.layers.InputLayer)
+    assert _keras.layer_before(both) is None
+    model = keras.Sequential([keras.Input((3,)), keras.layers.ReLU(), keras.layers.Dense(2)])
+    assert _keras.layer_before(model.layers[1]) is model.layers[0]
+    assert _keras.layer_before(keras.layers.Dense(2)) is None
+
+
 def test_a_model_tells_whether_its_layers_are_built() -> None:
     lazy = keras.Sequential([keras.layers.Dense(2, name="a")])
     assert not all(layer.built for layer in lazy._flatten_layers())

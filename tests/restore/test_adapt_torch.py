@@ -208,17 +208,15 @@ def test_attention_over_other_widths_has_its_weights_apart() -> None:
     )
 
 
-def test_a_network_with_flatten_gives_the_same_outputs() -> None:
+@pytest.mark.parametrize("flatten", [layers.Flatten(), layers.Reshape((-1,))], ids=type)
+def test_a_network_with_flatten_gives_the_same_outputs(flatten: keras.layers.Layer) -> None:
     module = randomised(
         nn.Sequential(nn.Conv2d(2, 3, (2, 4)), nn.ReLU(), nn.Flatten(), nn.Linear(3 * 4 * 6, 5))
     )
     inputs = keras.Input((5, 9, 2))
     features = layers.Conv2D(3, (2, 4), activation="relu", name="conv")(inputs)
-    model = keras.Model(inputs, layers.Dense(5, name="head")(layers.Flatten()(features)))
-    adapt = {
-        **kt.adapt.from_torch(model),
-        "head/kernel": [kt.adapt.Transpose(), kt.adapt.channels_first_flatten((4, 6, 3))],
-    }
+    model = keras.Model(inputs, layers.Dense(5, name="head")(flatten(features)))
+    adapt = kt.adapt.from_torch(model)
     names = {"0": "conv", "3": "head"}
     rename = {
         rf"{number}\.{theirs}": f"{layer}/{ours}"
@@ -229,6 +227,31 @@ def test_a_network_with_flatten_gives_the_same_outputs() -> None:
     assert report.adapted["conv/kernel"] == "Transpose([2, 3, 1, 0])"
     assert report.adapted["head/kernel"].startswith("Chain(Transpose(), Reshape([3, 4, 6, -1])")
     x = np.random.default_rng(1).normal(size=(2, 5, 9, 2)).astype("f4")
+    with torch.no_grad():
+        expected = module(torch.tensor(np.moveaxis(x, -1, 1)))
+    np.testing.assert_allclose(keras.ops.convert_to_numpy(model(x)), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_normalization_behind_flatten_is_reordered_and_what_follows_another_layer_is_not() -> (
+    None
+):
+    module = randomised(
+        nn.Sequential(
+            *(nn.Flatten(), nn.BatchNorm1d(24), nn.ReLU(), nn.Linear(24, 5), nn.Linear(5, 3))
+        )
+    ).eval()
+    model = keras.Sequential(
+        [
+            *(keras.Input((2, 4, 3)), layers.Flatten(), layers.Dropout(0.5)),
+            *(layers.BatchNormalization(epsilon=1e-5, name="norm"), layers.ReLU()),
+            *(layers.Dense(5, name="hidden"), layers.Dense(3, name="head")),
+        ]
+    )
+    rename = kt.suggest_rename(model, state_of(module)).rules
+    report = kt.restore(model, state_of(module), rename=rename, adapt=kt.adapt.from_torch(model))
+    assert report.adapted[model.get_layer("head").kernel.path] == "Transpose()"
+    assert set(report.restored) == {variable.path for variable in model.weights}
+    x = np.random.default_rng(1).normal(size=(2, 2, 4, 3)).astype("f4")
     with torch.no_grad():
         expected = module(torch.tensor(np.moveaxis(x, -1, 1)))
     np.testing.assert_allclose(keras.ops.convert_to_numpy(model(x)), expected, rtol=1e-5, atol=1e-5)

@@ -12,7 +12,12 @@ from keras import layers
 from keras_trainops import _keras
 from keras_trainops.restore.adapt.base import Adapter, Chain
 from keras_trainops.restore.adapt.combination import Split, Stack, Sum
-from keras_trainops.restore.adapt.layout import Gates, Reshape, Transpose
+from keras_trainops.restore.adapt.layout import (
+    Gates,
+    Reshape,
+    Transpose,
+    channels_first_flatten,
+)
 from keras_trainops.restore.names import model_weights
 
 _Layout: TypeAlias = "Iterator[tuple[Any, list[Adapter]]]"  # variables and the steps to each
@@ -33,7 +38,9 @@ def from_torch(model: keras.layers.Layer | Iterable[keras.layers.Layer]) -> dict
     It is about layouts, not names: rename rules say which key is for which variable. Other rules
     for the same variables win, wherever they stand, as in `{**from_torch(model), "head": ...}`.
 
-    * `Dense`, of `Linear`: the weight is transposed.
+    * `Dense`, of `Linear`: the weight is transposed. Behind `Flatten` its inputs are reordered as
+      well, as channels are flattened first there, and last here; so are those of a
+      `BatchNormalization` there.
     * `Conv1D` to `Conv3D` and `Conv1DTranspose` to `Conv3DTranspose`: the kernel's axes are put in
       the order space, then the two of channels.
     * `DepthwiseConv1D`, `2D`, of a convolution with a group for each channel: (channels ·
@@ -44,13 +51,15 @@ def from_torch(model: keras.layers.Layer | Iterable[keras.layers.Layer]) -> dict
       gates reordered.
     * `MultiHeadAttention`: `in_proj_weight` and `in_proj_bias` are split for query, key and value,
       and all are divided into heads.
-    * `BatchNormalization`, other normalizations and `Embedding` are the same but for the names.
+    * Normalizations elsewhere and `Embedding` are the same but for the names.
 
     Two keys lead to the bias of a recurrent layer, with a rename rule for each, that for `bias_ih`
     first; one key, with a list of paths, to query, key and value. Attention whose query, key and
     value differ in width has `q_proj_weight`, `k_proj_weight` and `v_proj_weight` in PyTorch, which
     are expected then. `EinsumDense` is left alone: its equation does not tell what `Linear` it was.
-    Nothing is said of what layers compute with: epsilons, paddings and activations must agree.
+    What stands behind `Flatten`, perhaps with activations and dropout between, is told in
+    functional and sequential models only; elsewhere add `channels_first_flatten`. Nothing is said
+    of what layers compute with: epsilons, paddings and activations must agree.
 
     Args:
         model: A built model or layer, or several layers.
@@ -93,7 +102,30 @@ def _layout(layer: keras.layers.Layer) -> _Layout:
 
 
 def _dense(layer: Any) -> _Layout:
-    yield layer.kernel, [Transpose()]
+    yield layer.kernel, [Transpose(), *_reordering(layer)]
+
+
+def _batch_norm(layer: Any) -> _Layout:
+    reordering = _reordering(layer)
+    if reordering:
+        for variable in layer.weights:
+            yield variable, [*reordering, Reshape()]
+
+
+def _reordering(layer: keras.layers.Layer) -> list[Adapter]:
+    """What reorders the inputs of a layer if they are flattened features."""
+    before = _keras.layer_before(layer)
+    while isinstance(before, _ONE_BY_ONE):
+        before = _keras.layer_before(before)
+    if isinstance(before, layers.Flatten):
+        features = before.input.shape[1:]
+        if before.data_format == "channels_first":  # it flattens channels last all the same
+            features = (*features[1:], features[0])
+    elif isinstance(before, layers.Reshape) and len(before.output.shape) == 2:
+        features = before.input.shape[1:]
+    else:
+        return []
+    return [channels_first_flatten(features)] if len(features) > 1 else []
 
 
 def _convolution(layer: Any) -> _Layout:
@@ -147,8 +179,16 @@ def _attention(layer: Any) -> _Layout:
     yield layer.output_dense.kernel, [Transpose(), Reshape()]
 
 
+# Layers that do to each input what they do to it alone, so that its place does not matter.
+_ONE_BY_ONE = (
+    *(layers.Activation, layers.ReLU, layers.LeakyReLU, layers.ELU, layers.Identity),
+    *(layers.Dropout, layers.AlphaDropout, layers.GaussianDropout, layers.GaussianNoise),
+    *(layers.ActivityRegularization, layers.BatchNormalization),
+)
+
 _LAYOUTS: tuple[tuple[Any, Callable[[Any], _Layout]], ...] = (
     (layers.Dense, _dense),
+    (layers.BatchNormalization, _batch_norm),
     (
         (
             *(layers.Conv1D, layers.Conv2D, layers.Conv3D),
