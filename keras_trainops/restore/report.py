@@ -209,8 +209,8 @@ def fold(names: Iterable[str]) -> list[tuple[str, list[str]]]:
 
 def _tokens(name: str) -> list[frozenset[str]]:
     """Numbers and what stands between them; the last component apart from what is above it."""
-    head, slash, leaf = name.rpartition("/")
-    parts = [*re.split(r"(\d+)", head + slash), *re.split(r"(\d+)", leaf)]
+    leaf = re.split("[/.]", name)[-1]  # PyTorch's names are dotted
+    parts = [*re.split(r"(\d+)", name[: len(name) - len(leaf)]), *re.split(r"(\d+)", leaf)]
     return [frozenset([part]) for part in parts if part]
 
 

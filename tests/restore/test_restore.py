@@ -268,7 +268,7 @@ part = st.sampled_from(["a", "b1", "b2", "b3", "c1_2", "c3_4", "conv10", "2"]) |
 )
 
 
-@given(st.lists(st.lists(part, min_size=1, max_size=3).map("/".join), max_size=12))
+@given(st.lists(st.lists(part | st.just("."), min_size=1, max_size=3).map("/".join), max_size=12))
 def test_a_fold_stands_for_exactly_its_members(names: list[str]) -> None:
     folded = fold(names)
     members = [name for _, group in folded for name in group]
@@ -285,3 +285,5 @@ def test_folds_read_as_a_person_would_write_them() -> None:
         for leaf in ("kernel", "bias")
     ]
     assert [text for text, _ in fold(names)] == ["block{1..5}_conv{1,2}/{bias,kernel}"]
+    dotted = [name.replace("/", ".") for name in names]
+    assert [text for text, _ in fold(dotted)] == ["block{1..5}_conv{1,2}.{bias,kernel}"]
