@@ -47,12 +47,16 @@ def unbuilt_layers(model: keras.Model) -> tuple[str, ...]:
     )
 
 
-def layer_before(layer: keras.layers.Layer) -> keras.layers.Layer | None:
-    """What a layer of a functional model takes its inputs from; None for an input, or several."""
-    nodes = [parent for node in layer._inbound_nodes for parent in node.parent_nodes]
-    operations = {id(node.operation): node.operation for node in nodes}
-    before = next(iter(operations.values())) if len(operations) == 1 else None
-    return before if isinstance(before, keras.layers.Layer) else None
+def operation_before(operation: Any) -> Any:
+    """What an operation of a functional model takes its first input from; None if nothing is known.
+
+    Of a model within the model, the last operation in it.
+    """
+    parents = [parent for node in operation._inbound_nodes for parent in node.parent_nodes]
+    before = parents[0].operation if parents else None
+    while isinstance(before, keras.Model) and getattr(before, "outputs", None):
+        before = before.outputs[0]._keras_history.operation
+    return before
 
 
 def seeds(model: keras.Model) -> list[keras.Variable]:

@@ -146,12 +146,16 @@ def test_layers_of_a_functional_model_know_where_their_inputs_come_from() -> Non
     inputs = keras.Input((3,))
     first, second, both = keras.layers.Dense(2), keras.layers.ReLU(), keras.layers.Add()
     keras.Model(inputs, both([second(first(inputs)), first(inputs)]))
-    assert _keras.layer_before(second) is first
-    assert isinstance(_keras.layer_before(first), keras.layers.InputLayer)
-    assert _keras.layer_before(both) is None
+    assert _keras.operation_before(second) is first
+    assert isinstance(_keras.operation_before(first), keras.layers.InputLayer)
+    assert _keras.operation_before(both) is second
+    assert _keras.operation_before(_keras.operation_before(first)) is None
+    assert _keras.operation_before(keras.layers.Dense(2)) is None
     model = keras.Sequential([keras.Input((3,)), keras.layers.ReLU(), keras.layers.Dense(2)])
-    assert _keras.layer_before(model.layers[1]) is model.layers[0]
-    assert _keras.layer_before(keras.layers.Dense(2)) is None
+    assert _keras.operation_before(model.layers[1]) is model.layers[0]
+    outside = keras.layers.ReLU()
+    keras.Model(inputs, outside(model(inputs)))
+    assert _keras.operation_before(outside) is model.layers[1]
 
 
 def test_a_model_tells_whether_its_layers_are_built() -> None:

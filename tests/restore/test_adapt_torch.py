@@ -232,29 +232,66 @@ def test_a_network_with_flatten_gives_the_same_outputs(flatten: keras.layers.Lay
     np.testing.assert_allclose(keras.ops.convert_to_numpy(model(x)), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_a_normalization_behind_flatten_is_reordered_and_what_follows_another_layer_is_not() -> (
-    None
-):
+def same_outputs(module: nn.Module, model: keras.Model, x: np.ndarray, theirs: np.ndarray) -> Any:
+    """The report of a restore, if the outputs for `x`, here and there, are the same."""
+    state = state_of(module)
+    rename = kt.suggest_rename(model, state).rules
+    report = kt.restore(model, state, rename=rename, adapt=kt.adapt.from_torch(model))
+    assert set(report.restored) == {variable.path for variable in model.weights}
+    with torch.no_grad():
+        expected = module(torch.tensor(theirs))
+    found = keras.ops.convert_to_numpy(model(x))
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+    return report
+
+
+def test_behind_a_convolution_and_flatten_all_inputs_are_reordered() -> None:
+    """Through what stands between, a model in the model too; not what follows another layer."""
     module = randomised(
         nn.Sequential(
-            *(nn.Flatten(), nn.BatchNorm1d(24), nn.ReLU(), nn.Linear(24, 5), nn.Linear(5, 3))
+            *(nn.Conv2d(3, 6, (2, 3)), nn.BatchNorm2d(6), nn.ReLU(), nn.MaxPool2d(2)),
+            *(nn.Flatten(), nn.BatchNorm1d(36), nn.ReLU(), nn.Linear(36, 5), nn.Linear(5, 3)),
         )
     ).eval()
-    model = keras.Sequential(
+    norm, relu, dense = layers.BatchNormalization, layers.ReLU, layers.Dense
+    backbone = keras.Sequential(
         [
-            *(keras.Input((2, 4, 3)), layers.Flatten(), layers.Dropout(0.5)),
-            *(layers.BatchNormalization(epsilon=1e-5, name="norm"), layers.ReLU()),
-            *(layers.Dense(5, name="hidden"), layers.Dense(3, name="head")),
+            *(keras.Input((7, 6, 3)), layers.Conv2D(6, (2, 3), name="conv")),
+            *(norm(epsilon=1e-5, name="bn"), relu(), layers.MaxPooling2D(2)),
         ]
     )
-    rename = kt.suggest_rename(model, state_of(module)).rules
-    report = kt.restore(model, state_of(module), rename=rename, adapt=kt.adapt.from_torch(model))
-    assert report.adapted[model.get_layer("head").kernel.path] == "Transpose()"
-    assert set(report.restored) == {variable.path for variable in model.weights}
-    x = np.random.default_rng(1).normal(size=(2, 2, 4, 3)).astype("f4")
-    with torch.no_grad():
-        expected = module(torch.tensor(np.moveaxis(x, -1, 1)))
-    np.testing.assert_allclose(keras.ops.convert_to_numpy(model(x)), expected, rtol=1e-5, atol=1e-5)
+    inputs = keras.Input((7, 6, 3))
+    x = layers.Dropout(0.5)(layers.Flatten()(backbone(inputs)))
+    x = dense(5, name="hidden")(relu()(norm(epsilon=1e-5, name="norm")(x)))
+    model = keras.Model(inputs, dense(3, name="head")(x))
+    x = np.random.default_rng(1).normal(size=(2, 7, 6, 3)).astype("f4")
+    report = same_outputs(module, model, x, np.moveaxis(x, -1, 1))
+    assert report.adapted["head/kernel"] == "Transpose()"
+
+
+def test_what_is_flattened_without_a_convolution_is_not_reordered() -> None:
+    rng = np.random.default_rng(1)
+    flat, dense = nn.Flatten(), layers.Dense(2, name="head")
+    model = keras.Sequential([keras.Input((4, 3)), layers.Flatten(), dense])
+    x = rng.normal(size=(2, 4, 3)).astype("f4")
+    same_outputs(randomised(nn.Sequential(flat, nn.Linear(12, 2))), model, x, x)
+    words = layers.Embedding(5, 3, name="words")
+    model = keras.Sequential([keras.Input((4,), dtype="int32"), words, layers.Flatten(), dense])
+    module = randomised(nn.Sequential(nn.Embedding(5, 3), flat, nn.Linear(12, 2)))
+    i = rng.integers(0, 5, size=(2, 4)).astype("i4")
+    same_outputs(module, model, i, i)
+
+
+@pytest.mark.backends("jax", "torch")  # TensorFlow's convolutions on CPUs are channels last
+@pytest.mark.parametrize("flatten", ["channels_first", "channels_last"])
+def test_channels_that_are_first_here_too(flatten: str) -> None:
+    first = layers.Conv2D(4, (2, 3), data_format="channels_first", name="conv")
+    behind = layers.Flatten(data_format=flatten)
+    head = layers.Dense(2, name="head")
+    model = keras.Sequential([keras.Input((3, 5, 4)), first, behind, head])
+    parts = (nn.Conv2d(3, 4, (2, 3)), nn.Flatten(), nn.Linear(4 * 4 * 2, 2))
+    x = np.random.default_rng(1).normal(size=(2, 3, 5, 4)).astype("f4")
+    same_outputs(randomised(nn.Sequential(*parts)), model, x, x)
 
 
 def test_own_entries_win_wherever_they_stand_and_layers_may_be_named_alone() -> None:

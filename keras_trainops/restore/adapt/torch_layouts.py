@@ -38,9 +38,9 @@ def from_torch(model: keras.layers.Layer | Iterable[keras.layers.Layer]) -> dict
     It is about layouts, not names: rename rules say which key is for which variable. Other rules
     for the same variables win, wherever they stand, as in `{**from_torch(model), "head": ...}`.
 
-    * `Dense`, of `Linear`: the weight is transposed. Behind `Flatten` its inputs are reordered as
-      well, as channels are flattened first there, and last here; so are those of a
-      `BatchNormalization` there.
+    * `Dense`, of `Linear`: the weight is transposed. Where its inputs are the flattened features of
+      a convolution they are reordered as well, as channels are flattened first there, and last
+      here; so are those of a `BatchNormalization` there.
     * `Conv1D` to `Conv3D` and `Conv1DTranspose` to `Conv3DTranspose`: the kernel's axes are put in
       the order space, then the two of channels.
     * `DepthwiseConv1D`, `2D`, of a convolution with a group for each channel: (channels ·
@@ -57,9 +57,10 @@ def from_torch(model: keras.layers.Layer | Iterable[keras.layers.Layer]) -> dict
     first; one key, with a list of paths, to query, key and value. Attention whose query, key and
     value differ in width has `q_proj_weight`, `k_proj_weight` and `v_proj_weight` in PyTorch, which
     are expected then. `EinsumDense` is left alone: its equation does not tell what `Linear` it was.
-    What stands behind `Flatten`, perhaps with activations and dropout between, is told in
-    functional and sequential models only; elsewhere add `channels_first_flatten`. Nothing is said
-    of what layers compute with: epsilons, paddings and activations must agree.
+    Which layers stand behind a convolution and `Flatten`, with pooling, activations and dropout
+    between, is told in functional and sequential models only; elsewhere, and where images are
+    flattened as they come in, add `channels_first_flatten`. Nothing is said of what layers compute
+    with: epsilons, paddings and activations must agree.
 
     Args:
         model: A built model or layer, or several layers.
@@ -113,19 +114,29 @@ def _batch_norm(layer: Any) -> _Layout:
 
 
 def _reordering(layer: keras.layers.Layer) -> list[Adapter]:
-    """What reorders the inputs of a layer if they are flattened features."""
-    before = _keras.layer_before(layer)
-    while isinstance(before, _ONE_BY_ONE):
-        before = _keras.layer_before(before)
-    if isinstance(before, layers.Flatten):
-        features = before.input.shape[1:]
-        if before.data_format == "channels_first":  # it flattens channels last all the same
-            features = (*features[1:], features[0])
-    elif isinstance(before, layers.Reshape) and len(before.output.shape) == 2:
-        features = before.input.shape[1:]
-    else:
+    """What reorders the inputs of a layer if they are the flattened features of a convolution."""
+    flatten = _first_but(_ONE_BY_ONE, layer)
+    if not isinstance(flatten, layers.Flatten) and not (
+        isinstance(flatten, layers.Reshape) and len(flatten.output.shape) == 2
+    ):
         return []
-    return [channels_first_flatten(features)] if len(features) > 1 else []
+    convolution = _first_but(_IN_PLACE, flatten)
+    if not isinstance(convolution, _CONVOLUTIONS):
+        return []
+    features = flatten.input.shape[1:]
+    if convolution.data_format == "channels_first":
+        if getattr(flatten, "data_format", "") != "channels_first":
+            return []  # they are flattened as in PyTorch
+        features = (*features[1:], features[0])
+    return [channels_first_flatten(features)]
+
+
+def _first_but(kinds: tuple[type, ...], layer: Any) -> Any:
+    """The first operation before a layer that is of none of these kinds."""
+    before = _keras.operation_before(layer)
+    while isinstance(before, kinds):
+        before = _keras.operation_before(before)
+    return before
 
 
 def _convolution(layer: Any) -> _Layout:
@@ -180,10 +191,27 @@ def _attention(layer: Any) -> _Layout:
 
 
 # Layers that do to each input what they do to it alone, so that its place does not matter.
-_ONE_BY_ONE = (
+_ONE_BY_ONE: tuple[type, ...] = (
     *(layers.Activation, layers.ReLU, layers.LeakyReLU, layers.ELU, layers.Identity),
     *(layers.Dropout, layers.AlphaDropout, layers.GaussianDropout, layers.GaussianNoise),
     *(layers.ActivityRegularization, layers.BatchNormalization),
+)
+# Layers after which channels are where they were before.
+_IN_PLACE: tuple[type, ...] = (
+    *_ONE_BY_ONE,
+    *(layers.PReLU, layers.LayerNormalization, layers.GroupNormalization),
+    *(layers.SpatialDropout1D, layers.SpatialDropout2D, layers.SpatialDropout3D),
+    *(layers.MaxPooling1D, layers.MaxPooling2D, layers.MaxPooling3D),
+    *(layers.AveragePooling1D, layers.AveragePooling2D, layers.AveragePooling3D),
+    *(layers.ZeroPadding1D, layers.ZeroPadding2D, layers.ZeroPadding3D),
+    *(layers.Cropping1D, layers.Cropping2D, layers.Cropping3D),
+    *(layers.UpSampling1D, layers.UpSampling2D, layers.UpSampling3D),
+    *(layers.Add, layers.Average, layers.Maximum, layers.Multiply, layers.Concatenate),
+)
+_CONVOLUTIONS = (
+    *(layers.Conv1D, layers.Conv2D, layers.Conv3D, layers.SeparableConv1D, layers.SeparableConv2D),
+    *(layers.Conv1DTranspose, layers.Conv2DTranspose, layers.Conv3DTranspose),
+    *(layers.DepthwiseConv1D, layers.DepthwiseConv2D),
 )
 
 _LAYOUTS: tuple[tuple[Any, Callable[[Any], _Layout]], ...] = (
