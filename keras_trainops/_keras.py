@@ -47,6 +47,11 @@ def unbuilt_layers(model: keras.Model) -> tuple[str, ...]:
     )
 
 
+def kernel_of(layer: Any) -> keras.Variable:
+    """The variable of a layer's kernel; with LoRA `layer.kernel` is computed from several."""
+    return layer.kernel if isinstance(layer.kernel, keras.Variable) else layer._kernel
+
+
 def operation_before(operation: Any) -> Any:
     """What an operation of a functional model takes its first input from; None if nothing is known.
 

@@ -142,6 +142,16 @@ def test_the_seeds_of_a_model_are_found_by_name() -> None:
     assert seed is drop.seed_generator.state
 
 
+def test_a_kernel_with_lora_is_computed_and_its_variable_kept_apart() -> None:
+    layer = keras.layers.Dense(2)
+    layer.build((None, 3))
+    plain = layer.kernel
+    assert _keras.kernel_of(layer) is plain
+    layer.enable_lora(1)
+    assert layer.kernel is not plain
+    assert _keras.kernel_of(layer) is plain
+
+
 def test_layers_of_a_functional_model_know_where_their_inputs_come_from() -> None:
     inputs = keras.Input((3,))
     first, second, both = keras.layers.Dense(2), keras.layers.ReLU(), keras.layers.Add()

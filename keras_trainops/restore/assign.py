@@ -20,6 +20,7 @@ import numpy as np
 from keras_trainops import _keras
 from keras_trainops.readers.base import Checkpoint, RestoreError
 from keras_trainops.restore.assignment import Assignment, variable_bytes
+from keras_trainops.restore.shapes import fits
 from keras_trainops.restore.tensors import Destination
 from keras_trainops.state import copy_of
 
@@ -178,12 +179,17 @@ def _complaint(assignment: Assignment, checkpoint: Checkpoint) -> str:
     variable = assignment.variable
     if assignment.adapter is None:
         return _complaint_about(checkpoint.pieces(assignment.keys[0]), variable)
-    adapted = _adapted(assignment, checkpoint)
+    return _complaint_about_adapted(_adapted(assignment, checkpoint), assignment)
+
+
+def _complaint_about_adapted(adapted: np.ndarray, assignment: Assignment) -> str:
+    variable, becomes = assignment.variable, f"by {assignment.adapter}, and the variable is"
     if adapted.shape != tuple(variable.shape):
-        return f"becomes {adapted.shape} by {assignment.adapter}, and the variable is " + str(
-            tuple(variable.shape)
-        )
-    return _complaint_about([adapted], variable)
+        return f"becomes {adapted.shape} {becomes} {tuple(variable.shape)}"
+    if not fits(adapted.dtype, np.dtype(variable.dtype)):
+        return f"becomes {adapted.dtype} {becomes} {variable.dtype}"
+    is_masked = np.ma.isMaskedArray(adapted)
+    return _complaint_about([np.ma.compressed(adapted) if is_masked else adapted], variable)
 
 
 def _complaint_about(pieces: Iterable[np.ndarray], variable: keras.Variable) -> str:
@@ -216,25 +222,36 @@ def _value(assignment: Assignment, checkpoint: Checkpoint) -> Any:
     if assignment.adapter is None:
         array = _cast(checkpoint.again(assignment.keys[0], destination.memory), dtype)
     else:
-        array = np.array(_cast(_adapted(assignment, checkpoint), dtype), order="C")
+        array = _adapted_value(assignment, checkpoint, dtype)
     return destination.tensor(array)
 
 
-def _adapted(assignment: Assignment, checkpoint: Checkpoint) -> np.ndarray:
+def _adapted_value(assignment: Assignment, checkpoint: Checkpoint, dtype: np.dtype) -> np.ndarray:
     """What the adapter makes of the tensors, with what the variable holds where that is to stay."""
+    adapted = _adapted(assignment, checkpoint)
+    # A callable may make something else of them than when all was checked.
+    complaint = _complaint_about_adapted(adapted, assignment)
+    if complaint:
+        raise RestoreError(f"{assignment.path}: the tensor, read again, {complaint}.")
+    if not np.ma.isMaskedArray(adapted):
+        return np.array(_cast(adapted, dtype), order="C")
+    array = np.array(_cast(adapted.filled(0), dtype), order="C")
+    kept = np.ma.getmaskarray(adapted)
+    array[kept] = copy_of(assignment.variable)[kept]
+    return array
+
+
+def _adapted(assignment: Assignment, checkpoint: Checkpoint) -> np.ndarray:
+    """What the adapter makes of the tensors; masked where the variable is to keep what it holds."""
     assert assignment.adapter is not None
-    shape = tuple(assignment.variable.shape)
     arrays = [checkpoint[key] for key in assignment.keys]
     try:
-        adapted = assignment.adapter(arrays, shape)
+        adapted = assignment.adapter(arrays, tuple(assignment.variable.shape))
+        return adapted if np.ma.isMaskedArray(adapted) else np.asarray(adapted)
     except Exception as error:  # a callable of the user's may raise anything
         raise RestoreError(
             f"{assignment.path}: {assignment.adapter} failed on {assignment.keys[0]!r}: {error}"
         ) from error
-    if not np.ma.isMaskedArray(adapted) or adapted.shape != shape:
-        return adapted
-    kept = np.ma.getmaskarray(adapted)
-    return np.where(kept, copy_of(assignment.variable), np.ma.getdata(adapted))
 
 
 def _cast(value: np.ndarray, dtype: np.dtype) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 
@@ -85,6 +86,12 @@ class NameTable:
             self._tables.insert(
                 0, _table((name, i) for i, names in self.stored_as.items() for name in names)
             )
+
+    def pattern_for(self, position: int) -> str:
+        """A pattern that matches this variable alone: its short path, or if need be the whole."""
+        short = self.short_paths[position]
+        alone = sum(f"/{short}/" in f"/{path}/" for path in self.paths) == 1
+        return re.escape(short) if alone else f"^{re.escape(self.paths[position])}$"
 
     def find(self, name: str) -> list[int]:
         """Positions of the variables named so: none, one, or several where it is ambiguous."""

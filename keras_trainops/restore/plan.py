@@ -184,7 +184,8 @@ def _outcome(matching: Matching, checkpoint: Checkpoint) -> _Outcome:
             outcome.problems += dtype_problems(assignment, checkpoint)
             try:
                 name = matching.table.short_paths[position]
-                mismatch = mismatch_of(assignment, checkpoint, name)
+                pattern = matching.table.pattern_for(position)
+                mismatch = mismatch_of(assignment, checkpoint, name, pattern)
             except ValueError as error:
                 outcome.problems.append(str(error))
                 outcome.not_adapted.append(path)

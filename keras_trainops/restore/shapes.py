@@ -11,13 +11,16 @@ from keras_trainops.restore.assignment import Assignment
 from keras_trainops.restore.report import Mismatch
 
 
-def mismatch_of(assignment: Assignment, checkpoint: Checkpoint, name: str) -> Mismatch | None:
+def mismatch_of(
+    assignment: Assignment, checkpoint: Checkpoint, name: str, pattern: str
+) -> Mismatch | None:
     """What does not fit by shape; None if all does, or if only the values tell.
 
     Args:
         assignment: The variable and its keys.
         checkpoint: Where the tensors are.
-        name: What the variable is called in a suggestion: its path without the model's name.
+        name: The variable's path without the model's name.
+        pattern: A pattern that matches it alone.
 
     Raises:
         ValueError: If there are several keys and nothing that combines them, or if the adapter
@@ -27,16 +30,17 @@ def mismatch_of(assignment: Assignment, checkpoint: Checkpoint, name: str) -> Mi
     wanted = tuple(assignment.variable.shape)
     shapes = [checkpoint.shape(key) for key in assignment.keys]
     if adapter is None and len(shapes) > 1:
-        raise ValueError(_crowded(assignment, suggest(shapes, wanted, name)))
+        raise ValueError(_crowded(assignment, suggest(shapes, wanted, name, pattern)))
     try:
         shape = shapes[0] if adapter is None else adapter.shape(shapes, wanted)
     except ValueError as error:
         reason = str(error) if isinstance(adapter, Chain) else f"{adapter}: {error}"
         raise ValueError(f"{_shapes(assignment, checkpoint)}; {reason}") from None
-    if shape is None or shape == wanted:
+    if shape is None or tuple(shape) == wanted:
         return None
+    shape = tuple(shape)
     key = " + ".join(assignment.keys)
-    suggestion = suggest([shape], wanted, name, adapter)
+    suggestion = suggest([shape], wanted, name, pattern, adapter)
     return Mismatch(assignment.path, key, wanted, shape, suggestion)
 
 
@@ -72,14 +76,13 @@ def dtype_problems(assignment: Assignment, checkpoint: Checkpoint) -> list[str]:
         f"! {path}: {wanted} in the model, {dtype} under key {key!r}"
         for key in assignment.keys
         for dtype in [checkpoint.dtype(key)]
-        if not (_is_numeric(dtype) and _fits(dtype, wanted))
+        if not fits(dtype, wanted)
     ]
 
 
-def _is_numeric(dtype: np.dtype) -> bool:
-    return dtype.kind in "biuf" or dtype.name.startswith(("bfloat16", "float8"))
-
-
-def _fits(dtype: np.dtype, wanted: np.dtype) -> bool:
-    """Integers may become floats; floats never silently become integers."""
-    return wanted.kind not in "biu" or dtype.kind in "biu"
+def fits(dtype: np.dtype, wanted: np.dtype) -> bool:
+    """Whether it is one of numbers: integers may become floats, floats not silently integers."""
+    if dtype.kind in "biu":
+        return True
+    is_float = dtype.kind == "f" or dtype.name.startswith(("bfloat16", "float8"))
+    return is_float and wanted.kind not in "biu"

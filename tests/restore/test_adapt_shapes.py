@@ -64,7 +64,8 @@ def test_makes_the_same_as_numpy(
     assert adapter.shape([a.shape for a in arrays], expected.shape) == expected.shape
     for dtype in ("f4", ml_dtypes.bfloat16):
         adapted = adapter([a.astype(dtype) for a in arrays], expected.shape)
-        assert adapted.dtype == dtype
+        computes = isinstance(adapter, kt.adapt.Sum)
+        assert adapted.dtype == ("f4" if computes else dtype)
         kept = np.ma.getmaskarray(adapted)
         np.testing.assert_array_equal(kept, np.isnan(expected))
         wanted = expected.astype(dtype).astype("f4")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import keras
 import numpy as np
 from helpers import refused, two_layers
@@ -49,7 +51,7 @@ LIKELY: list[tuple[list[tuple[int, ...]], tuple[int, ...], str, str | None]] = [
 def test_the_likeliest_is_suggested_and_fits() -> None:
     rng = np.random.default_rng(0)
     for shapes, target, path, expected in LIKELY:
-        found, text = fitting(shapes, target, path), suggest(shapes, target, path)
+        found, text = fitting(shapes, target, path), suggest(shapes, target, path, re.escape(path))
         assert (found and repr(found)) == expected, (shapes, target, path)
         if found is None:
             assert text == ""
@@ -106,3 +108,23 @@ def test_nothing_is_adapted_unasked() -> None:
         kt.restore(model, {"head/kernel": np.ones((2, 3))})
     report = kt.plan_restore(model, {"head/kernel": np.ones((2, 3))}, on_mismatch="ignore")
     assert not report.adapted
+
+
+def test_a_suggestion_is_for_its_variable_alone() -> None:
+    """`head/kernel` as a pattern would match that of the other head, too."""
+    inputs = keras.Input((4,))
+    inner = keras.Model(inputs, keras.layers.Dense(4, name="head")(inputs), name="enc")
+    outer = keras.Input((4,))
+    model = keras.Model(outer, keras.layers.Dense(6, name="head")(inner(outer)), name="outer")
+    arrays = {path: np.zeros((4, 4)) for path in kt.plan_restore(model, model).restored}
+    assert [path for path in arrays if path.endswith("kernel")] == [
+        "enc/head/kernel",
+        "head/kernel",
+    ]
+    arrays |= {"enc/head/bias": np.zeros(4), "head/bias": np.zeros(6)}
+    arrays["head/kernel"] = np.zeros((6, 4))
+    report = kt.plan_restore(model, arrays)
+    (mismatch,) = report.mismatched
+    assert mismatch.path.endswith("head/kernel")
+    adapt = eval(f"dict({mismatch.suggestion})", {"kt": kt})["adapt"]  # as the user would
+    assert list(kt.plan_restore(model, arrays, adapt=adapt).adapted) == [mismatch.path]

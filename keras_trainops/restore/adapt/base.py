@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, TypeAlias, TypeVar
@@ -75,7 +76,9 @@ class OneTensor(Adapter):
         return self._shape(self._only(shapes), target)
 
     def __call__(self, arrays: Sequence[np.ndarray], target: Shape) -> np.ndarray:
-        return self._adapt(self._only(arrays), target)
+        array = self._only(arrays)
+        self._shape(np.shape(array), target)  # which nobody has told yet behind a callable
+        return self._adapt(array, target)
 
     @abstractmethod
     def _shape(self, shape: Shape, target: Shape) -> Shape: ...
@@ -199,6 +202,29 @@ def axis_of(axis: int, shape: Shape) -> int:
 def with_length(shape: Shape, axis: int, length: int) -> Shape:
     """`shape` with another length of one axis, which is given as a number from 0."""
     return (*shape[:axis], length, *shape[axis + 1 :])
+
+
+def wide(array: np.ndarray) -> np.ndarray:
+    """The array in a dtype to compute with: what is narrow would overflow, or lose digits."""
+    if array.dtype.kind in "bi":
+        return array.astype("int64")
+    if array.dtype.kind == "u":
+        return array.astype("uint64")
+    return array.astype("float32") if array.dtype.itemsize < 4 else array
+
+
+def whole_numbers(argument: str, values: Iterable[Any]) -> tuple[int, ...]:
+    """`values` as a tuple of integers, of Python's or NumPy's.
+
+    Raises:
+        ValueError: If they are something else.
+    """
+    try:
+        return tuple(operator.index(value) for value in values)
+    except TypeError:
+        raise ValueError(
+            f"`{argument}` must be whole numbers. Received: {argument}={values!r}"
+        ) from None
 
 
 def unmasked(array: np.ndarray) -> np.ndarray:

@@ -12,6 +12,7 @@ from keras_trainops.restore.adapt.base import (
     axis_of,
     only_difference,
     unmasked,
+    wide,
     with_length,
 )
 
@@ -50,13 +51,12 @@ class InputChannels(OneTensor):
         return with_length(shape, axis, length)
 
     def _adapt(self, array: np.ndarray, target: Shape) -> np.ndarray:
-        array, axis = unmasked(array), axis_of(self.axis, array.shape)
+        array, axis = wide(unmasked(array)), axis_of(self.axis, array.shape)
         old, new = array.shape[axis], target[axis_of(self.axis, target)]
         if old % new == 0:
             groups = (*array.shape[:axis], old // new, new, *array.shape[axis + 1 :])
             return array.reshape(groups).sum(axis)
-        scale = np.asarray(old / new, _floating(array.dtype))
-        return np.take(array, np.arange(new) % old, axis) * scale
+        return np.take(array, np.arange(new) % old, axis) * (old / new)
 
     def __repr__(self) -> str:
         return f"InputChannels({'' if self.axis == -2 else f'axis={self.axis}'})"
@@ -64,10 +64,7 @@ class InputChannels(OneTensor):
     @classmethod
     def fitting(cls, shapes: Sequence[Shape], target: Shape, path: str) -> InputChannels | None:
         """For kernels of convolutions, where only the number of input channels differs."""
-        if len(shapes) != 1 or len(target) < 3 or "kernel" not in path.rpartition("/")[2]:
+        is_kernel = path.rpartition("/")[2] == "kernel" and "transpose" not in path
+        if len(shapes) != 1 or len(target) < 3 or not is_kernel:
             return None
         return cls() if only_difference(shapes[0], target) == len(target) - 2 else None
-
-
-def _floating(dtype: np.dtype) -> np.dtype:
-    return np.dtype("float32") if dtype.kind in "biu" else dtype

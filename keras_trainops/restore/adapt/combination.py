@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import operator
 from abc import abstractmethod
 from collections.abc import Sequence
+from typing import SupportsIndex
 
 import numpy as np
 
@@ -13,6 +15,8 @@ from keras_trainops.restore.adapt.base import (
     Shape,
     axis_of,
     first_that_fits,
+    whole_numbers,
+    wide,
     with_length,
 )
 
@@ -128,7 +132,7 @@ class Sum(_Combination):
         return shapes[0]
 
     def __call__(self, arrays: Sequence[np.ndarray], target: Shape) -> np.ndarray:
-        return sum(arrays[1:], start=arrays[0])
+        return sum(map(wide, arrays[1:]), start=wide(arrays[0]))
 
     def __repr__(self) -> str:
         return "Sum()"
@@ -165,7 +169,11 @@ class Split(OneTensor):
 
     def __init__(self, index: int, parts: int | Sequence[int], axis: int = 0) -> None:
         self.index, self.axis = index, axis
-        self.parts = parts if isinstance(parts, int) else tuple(parts)
+        self.parts: int | tuple[int, ...]
+        if isinstance(parts, SupportsIndex):
+            self.parts = operator.index(parts)
+        else:
+            self.parts = whole_numbers("parts", parts)
         count = self.parts if isinstance(self.parts, int) else len(self.parts)
         if not 0 <= index < count:
             raise ValueError(f"`index` must be one of {count} parts, from 0. Received: {index=}")

@@ -5,10 +5,18 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
+from typing import SupportsIndex
 
 import numpy as np
 
-from keras_trainops.restore.adapt.base import Chain, OneTensor, Shape, axis_of, first_that_fits
+from keras_trainops.restore.adapt.base import (
+    Chain,
+    OneTensor,
+    Shape,
+    axis_of,
+    first_that_fits,
+    whole_numbers,
+)
 
 
 class Transpose(OneTensor):
@@ -89,8 +97,9 @@ class Reshape(OneTensor):
     tf.contrib.framework.
     """
 
-    def __init__(self, shape: Sequence[int] | None = None) -> None:
-        self.new_shape = None if shape is None else tuple(shape)
+    def __init__(self, shape: int | Sequence[int] | None = None) -> None:
+        lengths = [shape] if isinstance(shape, SupportsIndex) else shape
+        self.new_shape = None if lengths is None else whole_numbers("shape", lengths)
         if self.new_shape is not None and (
             any(length < -1 for length in self.new_shape) or self.new_shape.count(-1) > 1
         ):
@@ -191,7 +200,7 @@ def channels_first_flatten(shape: Sequence[int]) -> Chain:
         >>> adapter.shape([(2240, 10)], target=(2240, 10))
         (2240, 10)
     """
-    *space, channels = shape
+    *space, channels = shape or [0]
     if not space:
         raise ValueError(
             "`shape` must be that of the features before `Flatten`, as (height, width, channels). "

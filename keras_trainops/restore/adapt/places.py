@@ -14,6 +14,7 @@ from keras_trainops.restore.adapt.base import (
     Shape,
     axis_of,
     only_difference,
+    whole_numbers,
     with_length,
 )
 
@@ -142,7 +143,10 @@ def place(
     result[_at(axis, places)] = array
     if values is not None:
         missing = with_length(shape, axis, len(others))
-        result[_at(axis, others)] = np.broadcast_to(values, missing).astype(dtype)
+        result[_at(axis, others)] = np.ma.array(
+            np.broadcast_to(np.ma.getdata(values), missing).astype(dtype),
+            mask=np.broadcast_to(np.ma.getmaskarray(values), missing),  # a mean of what is masked
+        )
     return result if result.mask.any() else result.data
 
 
@@ -211,7 +215,7 @@ def checked_indices(indices: Sequence[int] | None) -> list[int] | None:
     """
     if indices is None:
         return None
-    listed = [int(index) for index in indices]
+    listed = [*whole_numbers("indices", indices)]
     if len(set(listed)) < len(listed) or any(index < 0 for index in listed):
         raise ValueError(
             f"`indices` must be places from 0, each once. Received: indices={listed!r}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import SupportsIndex
 
 import keras
 import numpy as np
@@ -14,6 +15,7 @@ from keras_trainops.restore.adapt.base import (
     axis_of,
     only_difference,
     unmasked,
+    whole_numbers,
     with_length,
 )
 
@@ -159,7 +161,7 @@ class ResizePositions(OneTensor):
 def _grid(argument: str, grid: int | Sequence[int] | None) -> tuple[int, ...] | None:
     if grid is None:
         return None
-    sizes = (grid,) if isinstance(grid, int) else tuple(grid)
+    sizes = whole_numbers(argument, [grid] if isinstance(grid, SupportsIndex) else grid)
     if len(sizes) not in (1, 2) or min(sizes) < 1:
         raise ValueError(
             f"`{argument}` must be (rows, columns), or one number for a sequence. Received: "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
 from keras_trainops.restore.adapt.base import Adapter, Chain, Shape
@@ -26,7 +25,7 @@ KINDS: tuple[type[Adapter], ...] = (
 
 
 def suggest(
-    shapes: Sequence[Shape], target: Shape, path: str, adapter: Adapter | None = None
+    shapes: Sequence[Shape], target: Shape, path: str, pattern: str, adapter: Adapter | None = None
 ) -> str:
     """What to write so that tensors of these shapes fit.
 
@@ -34,13 +33,14 @@ def suggest(
         shapes: The shapes of the tensors, after the adapter if there is one.
         target: The shape of the variable.
         path: The path of the variable.
+        pattern: A pattern that matches it alone.
         adapter: What there is already.
 
     Returns:
         An entry of `adapt`; or what is to stand behind `adapter`; empty where nothing is likely.
 
     Example:
-        >>> suggest([(512, 1000)], (512, 10), "head/kernel")
+        >>> suggest([(512, 1000)], (512, 10), "head/kernel", "head/kernel")
         'adapt={"head/kernel": kt.adapt.Crop(axis=1)}'
     """
     found = fitting(shapes, target, path)
@@ -51,8 +51,8 @@ def suggest(
     if adapter is not None:
         return f"{', then '.join(calls)} behind it"
     value = calls[0] if len(calls) == 1 else f"[{', '.join(calls)}]"
-    pattern = re.escape(path)
-    return f'adapt={{{"" if pattern == path else "r"}"{pattern}": {value}}}'
+    raw = "r" if "\\" in pattern else ""
+    return f'adapt={{{raw}"{pattern}": {value}}}'
 
 
 def fitting(shapes: Sequence[Shape], target: Shape, path: str) -> Adapter | None:

@@ -103,7 +103,7 @@ def _layout(layer: keras.layers.Layer) -> _Layout:
 
 
 def _dense(layer: Any) -> _Layout:
-    yield layer.kernel, [Transpose(), *_reordering(layer)]
+    yield _keras.kernel_of(layer), [Transpose(), *_reordering(layer)]
 
 
 def _batch_norm(layer: Any) -> _Layout:
@@ -140,7 +140,8 @@ def _first_but(kinds: tuple[type, ...], layer: Any) -> Any:
 
 
 def _convolution(layer: Any) -> _Layout:
-    yield layer.kernel, [_space_first(len(layer.kernel.shape))]
+    kernel = _keras.kernel_of(layer)
+    yield kernel, [_space_first(len(kernel.shape))]
 
 
 def _depthwise(layer: Any) -> _Layout:
@@ -185,9 +186,9 @@ def _attention(layer: Any) -> _Layout:
     fused = len({projection.kernel.shape[0] for projection in projections}) == 1
     for index, projection in enumerate(projections):
         part = Split(index, 3)
-        yield projection.kernel, [*([part] if fused else []), Transpose(), Reshape()]
+        yield _keras.kernel_of(projection), [*([part] if fused else []), Transpose(), Reshape()]
         yield projection.bias, [part, Reshape()]
-    yield layer.output_dense.kernel, [Transpose(), Reshape()]
+    yield _keras.kernel_of(layer.output_dense), [Transpose(), Reshape()]
 
 
 # Layers that do to each input what they do to it alone, so that its place does not matter.

@@ -126,6 +126,8 @@ def _entries(which: str, vocabulary: Vocabulary, size: int | None) -> Sequence[H
         entries = entries[:size]
     first: dict[Hashable, int] = {}
     for i, entry in enumerate(entries):
+        if not isinstance(entry, Hashable):
+            raise ValueError(f"{argument} must be a list of words or numbers. Received: {entry!r}")
         if first.setdefault(entry, i) != i:
             raise ValueError(
                 f"{argument} must have each entry once. Received: {entry!r} at {first[entry]} and "
