@@ -162,7 +162,7 @@ def test_a_slot_that_is_missing_is_named() -> None:
     source.compile("adam", "mse")
     train(source, 1)
     model = trained(2)
-    with refused(model, "holds no adam/head_kernel_momentum for 'adam_.*/head_kernel_momentum'"):
+    with refused(model, "holds no adam/head_kernel_momentum for 'adam(_.*)?/head_kernel_momentum'"):
         kt.restore(model, source, include_optimizer=True)
 
 
