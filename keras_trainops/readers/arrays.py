@@ -26,6 +26,8 @@ class ArraysCheckpoint(Checkpoint):
     Args:
         arrays: The mapping. Of one that `scipy.io.loadmat` made its header is left out.
         location: What it is, for messages.
+        is_overwritten: Whether memory at an address is a variable's, whose value changes while the
+            mapping is in use: arrays there are copied at once.
 
     Raises:
         ValueError: If a key is no name, two values have one name, a container holds itself, or a
@@ -40,7 +42,12 @@ class ArraysCheckpoint(Checkpoint):
 
     format = "arrays in memory"
 
-    def __init__(self, arrays: Mapping[str, Any], location: str = "a mapping of arrays") -> None:
+    def __init__(
+        self,
+        arrays: Mapping[str, Any],
+        location: str = "a mapping of arrays",
+        is_overwritten: Callable[[int], bool] = lambda address: False,
+    ) -> None:
         super().__init__(location)
         self._arrays: dict[str, Any] = {}
         for key, value in _flattened(_without_header(arrays), "", frozenset()):
@@ -49,7 +56,8 @@ class ArraysCheckpoint(Checkpoint):
                     f"Two arrays of the mapping have the name {key!r}, as names in names are "
                     "joined by '/'. Rename one of them."
                 )
-            self._arrays[key] = _as_array(key, value)
+            array = _as_array(key, value)
+            self._arrays[key] = _copy(array) if is_overwritten(_address(array)) else array
         # Arrays are to be used whole, but for what counts batches in a PyTorch `state_dict()`.
         self.training_state = frozenset(k for k in self._arrays if is_counter(k.replace(".", "/")))
 
@@ -137,12 +145,10 @@ def _as_array(key: str, value: Any) -> Any:
         )
     if hasattr(value, "toarray"):
         raise ValueError(f"The array under {key!r} is sparse: pass its `toarray()`.")
-    is_variable = hasattr(value, "assign") or _is_parameter(value)
+    is_variable = hasattr(value, "assign")
     if _is_array(value) and not is_variable:
         return value
     try:
-        if _is_parameter(value):
-            return value.detach().clone()
         array = np.asarray(value)
         # A variable may be one that this very restore overwrites.
         return array.copy() if is_variable else array
@@ -165,8 +171,15 @@ def _is_torch(value: Any) -> bool:
     return torch is not None and isinstance(value, torch.Tensor)
 
 
-def _is_parameter(value: Any) -> bool:
-    return _is_torch(value) and isinstance(value, sys.modules["torch"].nn.Parameter)
+def _address(value: Any) -> int:
+    """Where the first element is; 0 where that is not to be known, or nobody can write there."""
+    if _is_torch(value):
+        return 0 if value.is_sparse or value.is_meta else int(value.data_ptr())
+    return int(value.__array_interface__["data"][0]) if isinstance(value, np.ndarray) else 0
+
+
+def _copy(value: Any) -> Any:
+    return value.detach().clone() if _is_torch(value) else value.copy()
 
 
 def _dtype_of(value: Any) -> np.dtype:

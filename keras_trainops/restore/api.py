@@ -25,6 +25,7 @@ from keras_trainops.restore.plan import Options, Reaction, make_plan, refusal, r
 from keras_trainops.restore.progress import progress_bar
 from keras_trainops.restore.rename import Rename
 from keras_trainops.restore.report import RestoreReport
+from keras_trainops.restore.tensors import overwritten_memory
 from keras_trainops.state import copy_of
 
 Source: TypeAlias = "str | os.PathLike[str] | Mapping[str, Any] | keras.Model | Checkpoint"
@@ -151,7 +152,7 @@ def open_source(
     elif isinstance(source, keras.layers.Layer):
         yield _of_model(source, model, with_optimizer)
     elif isinstance(source, Mapping):
-        yield ArraysCheckpoint(source)
+        yield ArraysCheckpoint(source, is_overwritten=overwritten_memory(model))
     elif isinstance(source, (str, os.PathLike)):
         with open_checkpoint(source) as checkpoint:
             yield checkpoint

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import bisect
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -42,6 +44,24 @@ class Destination:
             return array
         np.copyto(memory, array)
         return tensor
+
+
+def overwritten_memory(model: Any) -> Callable[[int], bool]:
+    """Tells whether an address is in a variable that an assignment overwrites in place.
+
+    PyTorch's are; on the other backends an assignment gives a variable another tensor.
+    """
+    if keras.backend.backend() != "torch":
+        return lambda address: False
+    tensors = [variable.value for variable in getattr(model, "variables", ())]
+    ranges = sorted((t.data_ptr(), t.data_ptr() + t.nbytes) for t in tensors if not t.is_meta)
+    starts = [start for start, _ in ranges]
+
+    def is_overwritten(address: int) -> bool:
+        place = bisect.bisect_right(starts, address) - 1
+        return place >= 0 and address < ranges[place][1]
+
+    return is_overwritten
 
 
 def _tensor_to_fill(shape: tuple[int, ...], dtype: np.dtype) -> tuple[Any, np.ndarray | None]:
