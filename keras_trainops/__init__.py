@@ -1,5 +1,6 @@
 """Training steps that can be customised, and warm starts from any weights, for Keras 3."""
 
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,10 +33,25 @@ __all__ = [
 
 def _is_command_line() -> bool:
     """Whether this process is `keras-trainops`, which lists a file before Keras is imported."""
-    program, *_ = getattr(sys, "argv", None) or [""]
+    program = str(next(iter(getattr(sys, "argv", None) or []), ""))
     if program == "-m":  # so it is called while Python looks for the module to be run
-        return sys.orig_argv[sys.orig_argv.index("-m") :][1:2] == [__name__]
+        return _module_to_run() == __name__
     return Path(program).stem == "keras-trainops"
+
+
+def _module_to_run() -> str | None:
+    """What `python -m` was given, also as `-um module` or `-mmodule`; None if that is not told."""
+    words = map(str, getattr(sys, "orig_argv", None) or [])
+    next(words, None)  # Python itself
+    for word in words:
+        # Letters without a value, then one that takes the rest of the word or else the next.
+        option = re.fullmatch(r"(?s)-[^-cmWX]*([cmWX])(.*)|--check-hash-based-pycs", word)
+        if option is None:
+            continue
+        value = option[2] or next(words, None)
+        if option[1] in ("c", "m"):  # all behind it is the program's
+            return value if option[1] == "m" else None
+    return None
 
 
 # The command line reads this again once it needs a model (see `cli.model`), and so Keras.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -186,6 +187,70 @@ def test_a_reader_that_goes_away_is_no_traceback(theirs: str) -> None:
     assert done.returncode == 141
 
 
+def test_statistics_of_the_largest_numbers_do_not_overflow(capsys: Captured) -> None:
+    most = np.finfo("float64").max
+    arrays = {
+        "large": np.array([1e200, -1e200]),
+        "all": np.array([most, -most]),
+        "constant": np.full(3, most),
+        "small": np.array([1e-300, 3e-300]),
+        "pieces": np.repeat([1e-3, 3e300], 300_000),  # the second is larger by far
+    }
+    np.savez("w.npz", **arrays)
+    found = document(capsys, 0, "inspect", "w.npz", "--stats")
+    by_key = {tensor["key"]: tensor["statistics"] for tensor in found["tensors"]}
+    spread = {"large": 1e200, "all": most, "constant": 0.0, "small": 1e-300, "pieces": 1.5e300}
+    for key, std in spread.items():
+        assert by_key[key]["std"] == pytest.approx(std, rel=1e-12)
+    assert by_key["constant"]["mean"] == most
+    assert by_key["small"]["mean"] == pytest.approx(2e-300, rel=1e-12)
+    assert by_key["pieces"]["mean"] == pytest.approx(1.5e300, rel=1e-12)
+    assert main(["inspect", "w.npz", "--stats"]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert not re.search(r"\binf\b", out)
+
+
+@pytest.mark.parametrize("options", [[], ["--json"]], ids=["text", "json"])
+def test_any_name_is_printed_in_any_encoding(options: list[str]) -> None:
+    np.savez("größe.npz", **{"net/größe": np.ones(2)})
+    done = run("inspect", "größe.npz", *options, env={**os.environ, "PYTHONIOENCODING": "ascii"})
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.isascii()
+    assert ("gr\\u00f6" if options else r"net/gr\xf6\xdfe  (2,)") in done.stdout
+
+
+def test_a_file_name_that_is_no_text_is_valid_json() -> None:
+    name = os.fsdecode(b"w\xff.npz")
+    try:
+        np.savez(name, a=np.ones(2))
+    except OSError:
+        pytest.skip("this file system has no such names")
+    command = [sys.executable, "-m", "keras_trainops", "inspect", name, "--json"]
+    done = subprocess.run(command, capture_output=True, check=True)
+    assert json.loads(done.stdout.decode("ascii"))["location"] == name
+
+
+def test_an_error_that_nobody_reads_is_no_traceback() -> None:
+    command = [sys.executable, "-m", "keras_trainops", "inspect", "nothing.npz", "--json"]
+    done = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert done.stdout is not None
+    done.stdout.close()
+    _, err = done.communicate(timeout=60)
+    assert len(err.splitlines()) == 1
+    assert done.returncode == 141
+
+
+@pytest.mark.parametrize("streams", [["stdout"], ["stdout", "stderr"]])
+def test_closed_streams_are_no_error(
+    theirs: str, streams: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for stream in streams:
+        monkeypatch.setattr(sys, stream, None)  # as Python does after `>&-`
+    assert main(["inspect", theirs, "--stats"]) == 0
+    assert main(["inspect", "nothing.npz", "--json"]) == 2
+
+
 # plan and suggest
 
 
@@ -272,6 +337,39 @@ def test_modules_that_register_layers_are_imported(
     )
 
 
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [("raise RuntimeError('boom')", "RuntimeError: boom"), ("1/", "SyntaxError: invalid syntax")],
+)
+def test_modules_that_fail_are_exit_code_2(
+    model: str, theirs: str, capsys: Captured, code: str, reason: str
+) -> None:
+    name = f"failing_{reason[:7].lower()}"
+    Path(f"{name}.py").write_text(code)
+    error = told(capsys, 2, "plan", model, theirs, "--import", name)
+    assert f"Cannot import {name!r} ({reason}" in error
+
+
+def test_a_pattern_that_matches_nothing_is_exit_code_1(
+    model: str, theirs: str, capsys: Captured
+) -> None:
+    assert "matches no variable" in told(capsys, 1, "suggest", model, theirs, "--include", "haed")
+    for option in ("--include", "--exclude", "--reshape"):
+        found = document(capsys, 1, "plan", model, theirs, option, "haed")
+        assert "matches no variable" in found["problems"][0]
+
+
+def test_an_arrow_within_an_expression(model: str, capsys: Captured) -> None:
+    np.savez("arrows.npz", **{"a=>x": np.ones(2), "b": np.ones(3)})
+    rules = ["--rename", "(.*)(?<==>)x => head/bias", "--rename", "b=>trunk/bias"]
+    options = ["--include", "bias", "--on-missing", "error"]
+    found = document(capsys, 0, "plan", model, "arrows.npz", *rules, *options)
+    assert found["restored"] == {"trunk/bias": "b", "head/bias": "a=>x"}
+    rules[1] = "(.*)(?<==>)x =>"
+    found = document(capsys, 1, "plan", model, "arrows.npz", *rules, *options)
+    assert found["ignored"] == ["a=>x"]
+
+
 # diff
 
 
@@ -342,6 +440,45 @@ def test_diff_takes_nan_for_equal_to_nan_and_counts_what_is_not_finite(capsys: C
     assert (values["unequal"], values["non_finite"], values["absolute"]) == (2, 2, 0.0)
 
 
+@pytest.mark.parametrize("dtype", ["int64", "uint64"])
+def test_diff_of_integers_is_exact(capsys: Captured, dtype: str) -> None:
+    for name, values in (("a", [2**53, 5]), ("b", [2**53 + 1, 5])):
+        np.savez(f"{name}.npz", x=np.array(values, dtype))
+    (values,) = document(capsys, 1, "diff", "a.npz", "b.npz")["values"]
+    assert (values["unequal"], values["absolute"]) == (1, 1.0)
+    assert main(["diff", "a.npz", "b.npz", "--atol", "1"]) == 0
+    assert main(["diff", "a.npz", "b.npz", "--atol", "0.5"]) == 1
+
+
+def test_diff_of_the_ends_of_a_range(capsys: Captured) -> None:
+    most = np.finfo("float64").max
+    ends = {"i": np.array([-(2**63), 2**63 - 1]), "f": np.array([most, 1.0])}
+    np.savez("a.npz", **ends)
+    np.savez("b.npz", i=ends["i"][::-1], f=np.array([-most, 1.0]))
+    found = document(capsys, 1, "diff", "a.npz", "b.npz")["values"]
+    assert [(v["key"], v["unequal"], v["absolute"]) for v in found] == [
+        ("f", 1, None),  # JSON has no infinity
+        ("i", 2, 2.0**64),
+    ]
+    assert main(["diff", "a.npz", "b.npz"]) == 1
+    assert capsys.readouterr().err == ""
+
+
+def test_diff_of_text_and_dates(capsys: Captured) -> None:
+    first = {"s": np.array(["x", "y"]), "d": np.array(["2020-01-01"], "datetime64[D]")}
+    np.savez("a.npz", **first)
+    np.savez("b.npz", s=np.array(["x", "z"]), d=first["d"])
+    assert main(["diff", "a.npz", "a.npz"]) == 0
+    capsys.readouterr()
+    found = document(capsys, 1, "diff", "a.npz", "b.npz")
+    assert [(v["key"], v["unequal"], v["size"]) for v in found["values"]] == [("s", 1, 2)]
+    assert found["equal"] == 1
+    np.savez("b.npz", s=np.ones(2), d=first["d"])
+    found = document(capsys, 1, "diff", "a.npz", "b.npz")
+    assert found["dtypes"] == [{"key": "s", "first": "str32", "second": "float64"}]
+    assert [v["unequal"] for v in found["values"]] == [2]
+
+
 # convert
 
 
@@ -384,6 +521,7 @@ def test_convert_keeps_the_byte_order_it_can_and_columns(capsys: Captured) -> No
     found = safetensors.numpy.load_file("b.safetensors")
     np.testing.assert_array_equal(found["big"], np.arange(6).reshape(2, 3))
     assert found["big"].dtype == "float32"
+    assert main(["diff", "a.npz", "b.safetensors"]) == 0  # the order of bytes is no difference
 
 
 def test_convert_under_other_names(theirs: str, capsys: Captured) -> None:
@@ -457,6 +595,63 @@ def test_convert_overwrites_only_where_it_is_forced(theirs: str, capsys: Capture
     assert len(np.load("b.npz")) == 4
 
 
+def test_convert_writes_to_what_a_link_points_to(theirs: str, capsys: Captured) -> None:
+    Path("far").mkdir()
+    Path("far/b.npz").write_text("precious")
+    Path("link.npz").symlink_to("far/b.npz")
+    Path("dangling.npz").symlink_to("far/new.npz")
+    for link, target in (("link.npz", "far/b.npz"), ("dangling.npz", "far/new.npz")):
+        assert "exists. Overwrite it" in told(capsys, 1, "convert", theirs, link)
+        assert main(["convert", theirs, link, "--force"]) == 0
+        assert Path(link).is_symlink()
+        assert len(np.load(target)) == 4
+    assert sorted(path.name for path in Path("far").iterdir()) == ["b.npz", "new.npz"]
+
+
+def test_convert_refuses_a_directory(theirs: str, capsys: Captured) -> None:
+    Path("b.npz").mkdir()
+    for options in ([], ["--force"]):
+        error = told(capsys, 1, "convert", theirs, "b.npz", *options)
+        assert error == "'b.npz' is a directory.\n"
+    assert sorted(path.name for path in Path().iterdir()) == ["b.npz", theirs]
+
+
+@pytest.mark.parametrize("name", ["a/../b", "/abs", "..", "a\\\\..\\\\b"])
+def test_convert_refuses_names_that_lead_elsewhere(
+    theirs: str, capsys: Captured, name: str
+) -> None:
+    rules = ["--rename", f"net/l1/w => {name}"]
+    for out in ("b.npz", "b.safetensors"):
+        assert "No tensor may be called" in told(capsys, 1, "convert", theirs, out, *rules)
+        assert not Path(out).exists()
+
+
+def test_convert_refuses_the_name_of_the_metadata(capsys: Captured) -> None:
+    np.savez("a.npz", __metadata__=np.ones(3), w=np.ones(2))
+    message = told(capsys, 1, "convert", "a.npz", "b.safetensors")
+    assert "no tensor called '__metadata__'" in message
+    assert not Path("b.safetensors").exists()
+    rules = ["--rename", "__metadata__ => metadata"]
+    assert main(["convert", "a.npz", "b.safetensors", *rules]) == 0
+    assert set(safetensors.numpy.load_file("b.safetensors")) == {"metadata", "w"}
+
+
+def test_convert_with_values_that_do_not_fit_is_refused(capsys: Captured) -> None:
+    layers = [keras.Input((300,)), keras.layers.Dense(300, name="d")]
+    keras.Sequential(layers).save("m.keras")
+    arrays = {"d/bias": np.full(300, np.nan), "d/kernel": np.ones((300, 300))}
+    np.savez("nan.npz", **arrays)
+    message = told(capsys, 1, "convert", "nan.npz", "o.npz", "--model", "m.keras")
+    assert "has 300 values that are NaN or infinite" in message
+    damaged = bytearray(Path("nan.npz").read_bytes())
+    damaged[-1000] ^= 1  # in the values of the kernel
+    Path("damaged.npz").write_bytes(damaged)
+    options = ["--model", "m.keras", "--exclude", "bias"]
+    message = told(capsys, 2, "convert", "damaged.npz", "o.npz", *options)
+    assert "Cannot read 'd/kernel' from 'damaged.npz'" in message
+    assert not Path("o.npz").exists()
+
+
 def test_convert_that_fails_leaves_nothing_behind(capsys: Captured) -> None:
     arrays = {"a": np.ones(3, "float32"), "b": np.ones(3, ml_dtypes.bfloat16)}
     safetensors.numpy.save_file(arrays, "a.safetensors")
@@ -488,12 +683,11 @@ def test_convert_that_fails_leaves_nothing_behind(capsys: Captured) -> None:
         (["plan", "model.keras", "theirs.npz", "--rename", "a -> b"], "must be 'KEY => PATH'"),
         (["plan", "model.keras", "theirs.npz", "--rename", "(=> b"], "not a valid regular expr"),
         (["plan", "model.keras", "theirs.npz", *["--rename", "a=>b"] * 2], "two rules for 'a'"),
-        (["suggest", "model.keras", "theirs.npz", "--include", "haed"], "matches no variable"),
         (["convert", "theirs.npz", "out.txt"], "OUT must end in one of"),
         (["convert", "theirs.npz", "out.weights.h5"], "`--model` has to say"),
         (["convert", "theirs.npz", "o.npz", "--model", "model.keras", "--all"], "`--all` does not"),
         (["convert", "theirs.npz", "o.npz", "--exclude", "a"], "Without `--model`"),
-        (["convert", "theirs.npz", "no/where.npz"], "No such file or directory"),
+        (["convert", "theirs.npz", "no/where.npz"], "There is no directory .*no' to write 'where"),
         (["convert", "theirs.npz", "o.npz", "--rename", "( => a"], "not a valid regular expr"),
     ],
 )
@@ -520,6 +714,9 @@ def test_what_cannot_be_told_is_exit_code_2(
         ["inspect", "a", "--depth", "0"],
         ["diff", "a", "b", "--atol", "-1"],
         ["plan", "a", "b", "--on-missing", "explode"],
+        ["plan", "a", "b", "--include", "("],
+        ["suggest", "a", "b", "--exclude", "*"],
+        ["convert", "a", "b.npz", "--reshape", "["],
     ],
 )
 def test_arguments_that_make_no_sense_are_exit_code_2(
@@ -543,6 +740,49 @@ def test_module_runs_as_the_command_does() -> None:
     done = run("--version")
     assert done.stdout.strip() == f"keras-trainops {keras_trainops.__version__}"
     assert run("inspect", "nothing").returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ("-m keras_trainops inspect", True),
+        ("-mkeras_trainops --version", True),
+        ("-um keras_trainops", True),
+        ("-W ignore -Xdev -Im keras_trainops", True),
+        ("--check-hash-based-pycs always -m keras_trainops", True),
+        ("-m package.run keras_trainops", False),
+        ("-um package.run -m keras_trainops", False),
+        ("-mpackage.run", False),
+        ("-X m -um package.run", False),
+        ("-cpass -m keras_trainops", False),
+        ("", False),
+        (None, False),
+    ],
+)
+def test_the_command_line_is_told_from_other_modules(
+    monkeypatch: pytest.MonkeyPatch, options: str | None, expected: bool
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["-m"])
+    words = None if options is None else ["python", *options.split()]
+    monkeypatch.setattr(sys, "orig_argv", words)
+    assert keras_trainops._is_command_line() is expected
+    monkeypatch.delattr(sys, "orig_argv")
+    assert keras_trainops._is_command_line() is False
+
+
+@pytest.mark.parametrize("options", ["-um package.run", "-mpackage.run"])
+def test_a_package_that_imports_the_library_can_be_run(options: str) -> None:
+    Path("package").mkdir()
+    Path("package/__init__.py").write_text("import keras_trainops\n")
+    Path("package/run.py").write_text("import keras_trainops as kt\nprint(kt.restore.__name__)\n")
+    done = subprocess.run(
+        [sys.executable, *options.split()],
+        env={**os.environ, "KERAS_BACKEND": "numpy"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout == "restore\n", done.stderr
 
 
 # the package without the command line

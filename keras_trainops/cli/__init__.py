@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ _EXIT_CODES = """\
 exit codes:
   0    all is well: listed, planned without a problem, the same, converted
   1    the answer is no: a restore would be refused, files differ, something
-       is ambiguous, a conversion is refused
+       is ambiguous, a pattern matches nothing, a conversion is refused
   2    it cannot be told: no such file, a damaged or unknown one, a rule or an
        argument that makes no sense
   130  interrupted (Ctrl-C)
@@ -39,17 +40,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
         no sense.)
     """
     options = _parser().parse_args(arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # for what its encoding lacks
     try:
-        code = int(options.run(options))
-        sys.stdout.flush()
+        code = _run(options)
+        if sys.stdout is not None:  # as it is where it was closed, and `print` does nothing
+            sys.stdout.flush()
         return code
     except BrokenPipeError:
         # Python flushes once more as it ends, which would fail again.
-        with contextlib.suppress(OSError, ValueError):
+        with contextlib.suppress(AttributeError, OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except KeyboardInterrupt:
         return 130
+
+
+def _run(options: argparse.Namespace) -> int:
+    try:
+        return int(options.run(options))
+    except BrokenPipeError:  # an `OSError` that is no matter of the command's
+        raise
     except RefusedError as refused:
         return _fail(refused, 1, options.json)
     except (OSError, ValueError) as error:  # `RestoreError` is a `ValueError`
@@ -57,7 +68,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _fail(error: Exception, code: int, as_json: bool) -> int:
-    print(error, file=sys.stderr)
+    if sys.stderr is not None:  # `print` would take stdout
+        print(error, file=sys.stderr)
     if as_json:
         print_json({"error": str(error)})
     return code

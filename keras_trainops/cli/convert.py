@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,10 +18,10 @@ from keras_trainops.cli.model import (
     says_more_than_names,
 )
 from keras_trainops.cli.output import FILE_HELP, RefusedError, print_json, progress_bar, size_text
-from keras_trainops.readers.base import Checkpoint, open_checkpoint
-from keras_trainops.readers.limits import nbytes
+from keras_trainops.readers.base import Checkpoint, RestoreError, open_checkpoint
+from keras_trainops.readers.limits import nbytes, refuse_unsafe_names
 from keras_trainops.writers import npz, safetensors_file
-from keras_trainops.writers.files import written_aside
+from keras_trainops.writers.files import UnwritableError, written_aside
 
 if TYPE_CHECKING:
     import keras
@@ -54,9 +55,7 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
 
 def _run(options: argparse.Namespace) -> int:
     ending = _ending(options)
-    out = Path(options.out)
-    if out.exists() and not options.force:
-        raise RefusedError(f"{options.out!r} exists. Overwrite it with --force.")
+    out = _target(options)
     with open_checkpoint(options.file) as checkpoint:
         if options.model is None:
             written = _write(out, ending, checkpoint, _names(checkpoint, options))
@@ -92,6 +91,23 @@ def _ending(options: argparse.Namespace) -> str:
     return ending
 
 
+def _target(options: argparse.Namespace) -> Path:
+    """The file to be written: of a link what it points to, which need not be there.
+
+    Raises:
+        RefusedError: If something is in its place.
+        ValueError: If its directory does not exist.
+    """
+    out = Path(os.path.realpath(options.out))
+    if out.is_dir():
+        raise RefusedError(f"{options.out!r} is a directory.")
+    if os.path.lexists(options.out) and not options.force:
+        raise RefusedError(f"{options.out!r} exists. Overwrite it with --force.")
+    if not out.parent.is_dir():
+        raise ValueError(f"There is no directory {str(out.parent)!r} to write {out.name!r} to.")
+    return out
+
+
 def _names(checkpoint: Checkpoint, options: argparse.Namespace) -> dict[str, str]:
     """From name in the new file to key.
 
@@ -114,14 +130,26 @@ def _names(checkpoint: Checkpoint, options: argparse.Namespace) -> dict[str, str
 
 
 def _write(out: Path, ending: str, checkpoint: Checkpoint, names: Mapping[str, str]) -> int:
+    _refuse_unsafe(names)
     total = sum(nbytes(checkpoint.shape(key), checkpoint.dtype(key)) for key in names.values())
     with written_aside(out) as aside, progress_bar(total, "writing") as progress:
         try:
             _WRITERS[ending](aside, checkpoint, names, progress)
-        except TypeError as error:
+        except UnwritableError as error:
             raise RefusedError(str(error)) from error
         checkpoint.require_unchanged()
     return len(names)
+
+
+def _refuse_unsafe(names: Iterable[str]) -> None:
+    """Refuses to write a file that readers would refuse."""
+    for name in names:
+        try:
+            refuse_unsafe_names([name], "OUT")
+        except RestoreError as error:
+            raise RefusedError(
+                f"No tensor may be called {name!r}: taken for a path, it leads elsewhere."
+            ) from error
 
 
 def _write_model(
@@ -137,13 +165,29 @@ def _write_model(
         raise RefusedError(
             "\n".join([f"{options.file!r} does not fit {options.model!r}:", *problems])
         )
-    kt.restore(model, checkpoint, **arguments)
+    try:
+        kt.restore(model, checkpoint, **arguments)
+    except kt.RestoreError as error:
+        _require_readable(checkpoint)
+        raise RefusedError(str(error)) from error
     if ending == _KERAS:
         with written_aside(out) as aside:
             model.save_weights(aside)
         return len(model.weights)
     values = _of_model(model)
     return _write(out, ending, values, {key: key for key in values})
+
+
+def _require_readable(checkpoint: Checkpoint) -> None:
+    """Reads it all again: values that do not fit are an answer, but damage is none.
+
+    Raises:
+        RestoreError: If a tensor cannot be read, or the files change meanwhile.
+    """
+    for key in checkpoint:
+        for _ in checkpoint.pieces(key):
+            pass
+    checkpoint.require_unchanged()
 
 
 def _of_model(model: keras.Model) -> Checkpoint:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
+import re
 import sys
 from typing import TYPE_CHECKING, Any
 
-from keras_trainops.cli.output import FILE_HELP, print_json
+from keras_trainops.cli.output import FILE_HELP, RefusedError, print_json
 
 if TYPE_CHECKING:
     import keras
@@ -69,9 +70,19 @@ def _add_selection(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(
             option,
             action="append",
+            type=_pattern,
             metavar="PATTERN",
             help=f"{what} variables of the model that it matches; may be given several times",
         )
+
+
+def _pattern(text: str) -> str:
+    try:
+        re.compile(text)
+    except re.error as error:
+        message = f"must be a regular expression, not {text!r}: {error}"
+        raise argparse.ArgumentTypeError(message) from None
+    return text
 
 
 def add_restore_options(parser: argparse.ArgumentParser) -> None:
@@ -90,6 +101,7 @@ def add_restore_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--reshape",
         action="append",
+        type=_pattern,
         default=[],
         metavar="PATTERN",
         help="give tensors the shape of the variables that it matches; may be given several times",
@@ -125,8 +137,10 @@ def rename_rules(texts: list[str]) -> dict[str, str | None] | str | None:
         return "auto"
     rules: dict[str, str | None] = {}
     for text in texts:
-        key, arrow, path = (part.strip() for part in text.partition("=>"))
-        if not arrow or not key:
+        whole = f"{text} "  # the path may be nothing
+        arrow = " => " if " => " in whole else "=>"  # then `(?<=>)` in an expression is none
+        key, found, path = (part.strip() for part in whole.partition(arrow))
+        if not found or not key:
             raise ValueError(
                 f"`--rename` must be 'KEY => PATH' or, alone, auto. Received: {text!r}"
             )
@@ -168,8 +182,9 @@ def load_model(file: str, modules: list[str]) -> keras.Model:
             sys.path.insert(0, os.getcwd())  # as `python -m` does
         try:
             importlib.import_module(module)
-        except ImportError as error:
-            raise ValueError(f"Cannot import {module!r}: {error}") from error
+        except Exception as error:  # of any class: it is code of the user's
+            reason = f"{type(error).__name__}: {error}"
+            raise ValueError(f"Cannot import {module!r} ({reason})") from error
     if not os.path.exists(file):
         raise ValueError(f"There is no model at {file!r}.")
     try:
@@ -200,7 +215,13 @@ def _suggest(options: argparse.Namespace) -> int:
     model = load_model(options.model, options.modules)
     import keras_trainops as kt
 
-    found = kt.suggest_rename(model, options.file, include=options.include, exclude=options.exclude)
+    selection = {"include": options.include, "exclude": options.exclude}
+    try:
+        found = kt.suggest_rename(model, options.file, **selection)
+    except kt.RestoreError:
+        raise
+    except ValueError as error:  # the patterns are valid, but one of them matches nothing
+        raise RefusedError(str(error)) from error
     if options.json:
         print_json(found.to_dict())
     else:

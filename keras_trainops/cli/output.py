@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -16,8 +17,17 @@ class RefusedError(Exception):
 
 
 def print_json(document: Any) -> None:
-    """Prints one document, in which no number is NaN or infinite: JSON has none of them."""
-    print(json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False))
+    """Prints one document, in ASCII, which any encoding has; null is for what is not finite."""
+    print(json.dumps(_finite(document), indent=2, allow_nan=False))
+
+
+def _finite(value: Any) -> Any:
+    """The same with None for numbers that are NaN or infinite: JSON has none of them."""
+    if isinstance(value, dict):
+        return {key: _finite(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def size_text(nbytes: int) -> str:
@@ -60,7 +70,7 @@ def progress_bar(total: int, what: str) -> Iterator[Callable[[int], None]]:
         total: How many there are.
         what: What is done with them.
     """
-    if not sys.stderr.isatty():
+    if sys.stderr is None or not sys.stderr.isatty():
         yield lambda nbytes: None
         return
     from rich.console import Console

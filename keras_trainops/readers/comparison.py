@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -27,7 +27,8 @@ class Difference(NamedTuple):
         key: Their key.
         unequal: How many values differ by more than the tolerance; NaN equals NaN.
         size: How many there are.
-        absolute: The largest difference of two finite values.
+        absolute: The largest difference of two finite values, infinite if float64 has no room for
+            it; 0 for text and other values that are no numbers.
         relative: The largest such difference as a part of the larger value's magnitude.
         non_finite: How many differ in that they are NaN or infinite, in one of the two at least.
     """
@@ -76,7 +77,8 @@ def compare(
 ) -> Comparison:
     """Compares two checkpoints tensor by tensor, each piece by piece.
 
-    Two values differ if `|a - b| > absolute + relative * |b|`, as for `numpy.isclose`.
+    Two numbers differ if `|a - b| > absolute + relative * |b|`, as for `numpy.isclose`; other
+    values, as text, if they are not equal. The order of bytes makes no other dtype.
 
     Args:
         first: One checkpoint.
@@ -96,28 +98,37 @@ def compare(
         only_second=[key for key in theirs if key not in first],
     )
     for key in (key for key in ours if key in second):
-        shape, dtype = first.shape(key), first.dtype(key)
+        shape = first.shape(key)
+        dtype, other = (file.dtype(key).newbyteorder("=") for file in (first, second))
         if shape != second.shape(key):
             found.shapes.append(Unlike(key, shape, second.shape(key)))
             continue
-        if dtype != second.dtype(key):
-            found.dtypes.append(Unlike(key, dtype.name, second.dtype(key).name))
-        pairs = zip(first.pieces(key), second.pieces(key), strict=True)
-        difference = _difference(key, pairs, absolute, relative, progress)
+        if dtype != other:
+            found.dtypes.append(Unlike(key, dtype.name, other.name))
+        pairs = _told(first.pieces(key), second.pieces(key), progress)
+        if _is_number(dtype) and _is_number(other):
+            difference = _difference(key, pairs, absolute, relative)
+        else:
+            difference = _difference_of_others(key, pairs)
         if difference.unequal:
             found.values.append(difference)
-        elif dtype == second.dtype(key):
+        elif dtype == other:
             found.equal += 1
     found.values.sort(key=lambda d: (d.non_finite > 0, d.absolute, d.relative), reverse=True)
     return found
 
 
+def _told(
+    first: Iterable[np.ndarray], second: Iterable[np.ndarray], progress: Callable[[int], None]
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Pieces of both, of which `progress` is told once they were looked at."""
+    for one, other in zip(first, second, strict=True):
+        yield one, other
+        progress(one.nbytes)
+
+
 def _difference(
-    key: str,
-    pairs: Iterable[tuple[np.ndarray, np.ndarray]],
-    absolute: float,
-    relative: float,
-    progress: Callable[[int], None],
+    key: str, pairs: Iterable[tuple[np.ndarray, np.ndarray]], absolute: float, relative: float
 ) -> Difference:
     unequal = size = non_finite = 0
     largest, largest_part = 0.0, 0.0
@@ -126,16 +137,40 @@ def _difference(
         both = np.isfinite(a) & np.isfinite(b)
         odd = ~both & ~((a == b) | (np.isnan(a) & np.isnan(b)))
         non_finite += int(odd.sum())
-        a, b = a[both], b[both]
-        apart = np.abs(a - b)
-        unequal += int((apart > absolute + relative * np.abs(b)).sum()) + int(odd.sum())
+        with np.errstate(over="ignore", invalid="ignore"):  # two values at the ends of float64
+            apart = _apart(one, other)[both]
+            a, b = np.abs(a[both]), np.abs(b[both])
+            unequal += int((apart > absolute + relative * b).sum()) + int(odd.sum())
+            magnitude = np.maximum(a, b)
+            parts = np.divide(apart, magnitude, out=np.zeros_like(apart), where=magnitude > 0)
         size += one.size
         largest = max(largest, float(apart.max(initial=0.0)))
-        magnitude = np.maximum(np.abs(a), np.abs(b))
-        parts = np.divide(apart, magnitude, out=np.zeros_like(apart), where=magnitude > 0)
         largest_part = max(largest_part, float(parts.max(initial=0.0)))
-        progress(one.nbytes)
     return Difference(key, unequal, size, largest, largest_part, non_finite)
+
+
+def _difference_of_others(key: str, pairs: Iterable[tuple[np.ndarray, np.ndarray]]) -> Difference:
+    unequal = size = 0
+    for one, other in pairs:
+        # As objects, since NumPy has no comparison for some pairs of dtypes, as text and numbers.
+        unequal += int((one.astype(object) != other.astype(object)).sum())
+        size += one.size
+    return Difference(key, unequal, size, 0.0, 0.0, 0)
+
+
+def _is_number(dtype: np.dtype) -> bool:
+    """Whether values of this dtype are numbers, real or not, those of `ml_dtypes` among them."""
+    return dtype.kind in "biufc" or (dtype.kind == "V" and dtype.type is not np.void)
+
+
+def _apart(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Distances in float64, in which no two different integers are 0 apart."""
+    integers = one.dtype.kind in "biu" and other.dtype.kind in "biu"
+    if integers and np.result_type(one, other).kind != "f":  # as that of int64 and uint64 is
+        high, low = np.maximum(one, other), np.minimum(one, other)
+        # Modulo 2**64 the difference is right even where int64 has no room for it.
+        return (high.astype(np.uint64) - low.astype(np.uint64)).astype(np.float64)
+    return np.abs(_wide(one) - _wide(other))
 
 
 def _wide(values: np.ndarray) -> np.ndarray:

@@ -42,7 +42,8 @@ def statistics(pieces: Iterable[np.ndarray]) -> Statistics:
     References: Chan, Golub & LeVeque (1979), to combine means and squares of parts.
     """
     count, nan, infinite = 0, 0, 0
-    mean, squares = 0.0, 0.0  # of the deviations from the mean
+    mean, squares = 0.0, 0.0  # of the deviations from the mean; both as multiples of `unit`
+    unit = float(np.finfo(np.float64).tiny)
     low, high = math.inf, -math.inf
     for piece in pieces:
         values = piece.reshape(-1).astype(np.float64)
@@ -52,6 +53,10 @@ def statistics(pieces: Iterable[np.ndarray]) -> Statistics:
         if not finite.size:
             continue
         low, high = min(low, float(finite.min())), max(high, float(finite.max()))
+        # A power of two near the largest magnitude, so that no square or sum leaves float64.
+        larger = max(unit, 2.0 ** (math.frexp(max(-low, high))[1] - 1))
+        mean, squares, unit = mean * (unit / larger), squares * (unit / larger) ** 2, larger
+        finite /= unit
         here = float(finite.mean())
         apart, total = here - mean, count + finite.size
         squares += float(np.square(finite - here).sum()) + apart**2 * count * finite.size / total
@@ -59,4 +64,6 @@ def statistics(pieces: Iterable[np.ndarray]) -> Statistics:
         count = total
     if not count:
         return Statistics(None, None, None, None, nan, infinite)
-    return Statistics(low, high, mean, math.sqrt(squares / count), nan, infinite)
+    mean = min(max(mean * unit, low), high)  # what rounding may have led out of them
+    std = min(math.sqrt(squares / count) * unit, high / 2 - low / 2)
+    return Statistics(low, high, mean, std, nan, infinite)

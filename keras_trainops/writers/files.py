@@ -8,6 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 
+class UnwritableError(Exception):
+    """A tensor that a format cannot hold, for its dtype or its name; nothing was written."""
+
+
 @contextlib.contextmanager
 def written_aside(target: Path) -> Iterator[Path]:
     """Gives a path beside `target` to write to; only what was written whole takes its name.

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from keras_trainops.readers.base import Checkpoint
+from keras_trainops.writers.files import UnwritableError
 
 
 def write(
@@ -26,13 +27,13 @@ def write(
         progress: Is told how many bytes were written.
 
     Raises:
-        TypeError: If NumPy itself lacks a dtype, as bfloat16; nothing is written then.
+        UnwritableError: If NumPy itself lacks a dtype, as bfloat16; nothing is written then.
         RestoreError: If a tensor cannot be read.
     """
     for name, key in keys.items():
         dtype = checkpoint.dtype(key)
         if dtype.kind not in "biufc":
-            raise TypeError(
+            raise UnwritableError(
                 f".npz has no dtype for {name!r}, which is {dtype}: `numpy.load` would give bytes "
                 "without a meaning. Convert to .safetensors."
             )

@@ -11,8 +11,10 @@ import numpy as np
 from keras_trainops.readers.base import Checkpoint
 from keras_trainops.readers.limits import nbytes
 from keras_trainops.readers.safetensors_file import DTYPES
+from keras_trainops.writers.files import UnwritableError
 
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
+_METADATA = "__metadata__"  # in the header, where tensors have their names
 _ALIGNMENT = 8  # bytes, where the tensors begin
 
 
@@ -31,13 +33,19 @@ def write(
         progress: Is told how many bytes were written.
 
     Raises:
-        TypeError: If a dtype is none of the format's; nothing is written then.
+        UnwritableError: If a dtype is none of the format's, or a name is that of its metadata;
+            nothing is written then.
         RestoreError: If a tensor cannot be read.
     """
+    if _METADATA in keys:
+        raise UnwritableError(
+            f".safetensors has no tensor called {_METADATA!r}: so its metadata are. Give it "
+            "another name."
+        )
     dtypes = {name: checkpoint.dtype(key).newbyteorder("=") for name, key in keys.items()}
     for name, dtype in dtypes.items():
         if dtype not in _NAMES:
-            raise TypeError(f".safetensors has no dtype for {name!r}, which is {dtype}.")
+            raise UnwritableError(f".safetensors has no dtype for {name!r}, which is {dtype}.")
     # The largest elements first, so that each tensor is aligned; else in the order they came.
     order = sorted(keys, key=lambda name: dtypes[name].itemsize, reverse=True)
     header, place = {}, 0
