@@ -85,5 +85,6 @@ def test_the_migration_guide_covers_each_snippet_of_the_old_documentation() -> N
         "… whose names differ",
         "Restore a part",
         "Start from values in memory",
+        "Other shapes, other vocabularies",
         "What else has changed",
     ]
