@@ -1,13 +1,17 @@
 """Which layer of a checkpoint is which of a model: by names, shapes and, told apart, by order.
 
-Larger groups are settled first: what one rule does for all members of a family is no accident. A
-group is settled where it can only go one way and nobody else wants to go there; then where its
-words say which way (`query`); then where it stands beside what its siblings went to. What is left
-goes by order where two whole sequences have the same shapes one by one. The rest stays open.
+Groups are as large as can be: what one rule does for all members of a family is no accident. A
+group is settled where it can only go one way and nobody else wants to go there, or where its words
+(`query`) say so more clearly than those of all others; then where it stands beside what its
+siblings went to, or is the larger one. What is left goes by order where two whole sequences have
+the same shapes one by one. The rest stays open.
 """
 
 from __future__ import annotations
 
+import functools
+import heapq
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -16,6 +20,9 @@ from keras_trainops.restore import families
 from keras_trainops.restore.layers import Layer, counterparts
 
 NAMES, SHAPES, ORDER = "names and shapes", "shapes: nothing else fits", "order; check"
+
+
+_Likeness = Callable[[families.Pairing], tuple[float, ...]]
 
 
 class _Claim(NamedTuple):
@@ -71,12 +78,12 @@ class Search:
 
     def run(self) -> list[Group]:
         """Settles what can be settled; returns what stays open."""
-        while self._settle_one(self._alone) or self._settle_one(self._by(_words)):
-            pass
+        while winners := list(self._winners(_words)):
+            for winner in winners:
+                self.settle(winner, self.reason(winner))
         # From here on all rests on order: also that nothing else fits any more.
-        nearest = self._by(self._nearness)
-        while self._settle_one(nearest, ORDER) or self._settle_one(self._alone, ORDER):
-            pass
+        while way := self._first(self._nearness) or self._first(_words_or_size):
+            self.settle(way, ORDER)
         self._settle_sequences()
         return [group for group in self._groups() if group.theirs and group.ours]
 
@@ -102,49 +109,47 @@ class Search:
             return [{part[0]: other} for other in goal if self.fits(part[0], other)]
         return families.pairings(part, goal, self.fits) if len(part) <= len(goal) else []
 
-    def _settle_one(
-        self,
-        choose: Callable[[_Claim, list[_Claim]], families.Pairing | None],
-        reason: str | None = None,
-    ) -> bool:
-        """Settles the largest group for which `choose` knows the way; False if there is none."""
-        claims = self._claims()
-        for claim in claims:
-            rivals = [c for c in claims if c is not claim and len(c.part) >= len(claim.part)]
-            pairing = choose(claim, rivals)
-            if pairing is not None:
-                self.settle(pairing, reason or self._reason(pairing))
-                return True
-        return False
+    def _winners(self, likeness: _Likeness) -> Iterator[families.Pairing]:
+        """Ways that are better than all that is against them, those of the largest groups first.
 
-    def _reason(self, pairing: families.Pairing) -> str:
+        Against a way are the other ways of its group and what others, smaller groups too, make of
+        its goals. No two winners have a goal in common.
+        """
+        claims = self._claims()
+        ways = [
+            sorted([(likeness(w), w) for w in claim.ways], key=lambda liked: liked[0], reverse=True)
+            for claim in claims
+        ]
+        wanted: dict[str, dict[int, tuple[float, ...]]] = {}  # by whom, and how much
+        for i, liked in enumerate(ways):
+            for like, way in liked:
+                for goal in way.values():
+                    wanted.setdefault(goal, {}).setdefault(i, like)
+        best_two = {goal: _best_two(by) for goal, by in wanted.items()}
+        for i, ((like, way), *others) in enumerate(ways):
+            against = [other for other, _ in others[:1]]
+            against += [w for goal in way.values() for w, j in best_two[goal] if j != i]
+            if all(like > other for other in against):
+                yield way
+
+    def _first(self, likeness: _Likeness) -> families.Pairing | None:
+        return next(self._winners(likeness), None)
+
+    def reason(self, pairing: families.Pairing) -> str:
+        """What a pairing that is better than others rests on."""
         leaves = [self.theirs[name].leaves for name in pairing]
         if len(set(leaves)) < len(leaves) and families.numbers_change(pairing):
             return ORDER
         shared = all(families.common_words(*pair) for pair in pairing.items())
         return NAMES if shared else SHAPES
 
-    def _alone(self, claim: _Claim, rivals: list[_Claim]) -> families.Pairing | None:
-        if len(claim.ways) == 1 and not any(_overlapping(claim.ways[0], c) for c in rivals):
-            return claim.ways[0]
-        return None
+    @functools.cached_property
+    def _place(self) -> dict[str, int]:
+        return {name: i for i, name in enumerate(self.ours)}
 
-    def _by(
-        self, likeness: Callable[[families.Pairing], float]
-    ) -> Callable[[_Claim, list[_Claim]], families.Pairing | None]:
-        """Chooses the way that is better than all others, and than what rivals make of it."""
-
-        def choose(claim: _Claim, rivals: list[_Claim]) -> families.Pairing | None:
-            best, *others = sorted(claim.ways, key=likeness, reverse=True)
-            others += [way for rival in rivals for way in _overlapping(best, rival)]
-            better = all(likeness(best) > likeness(other) for other in others)
-            return best if others and better else None
-
-        return choose
-
-    def _nearness(self, pairing: families.Pairing) -> float:
+    def _nearness(self, pairing: families.Pairing) -> tuple[float, ...]:
         """How near the layers would stand to those that their siblings went to."""
-        place = {name: i for i, name in enumerate(self.ours)}
+        place = self._place
         distances = []
         for name, other in pairing.items():
             parent = _parent(name)
@@ -154,7 +159,7 @@ class Search:
                 if _parent(sibling) == parent
             ]
             distances.append(min(beside, default=len(place)))
-        return -sum(distances) / len(distances)
+        return (-sum(distances) / len(distances),)
 
     def _settle_sequences(self) -> None:
         """Settles groups by order alone, where both sides have the same shapes one by one."""
@@ -187,14 +192,23 @@ class Search:
             left = {name: None for name in left if name not in theirs_in}
 
 
-def _overlapping(way: families.Pairing, rival: _Claim) -> list[families.Pairing]:
-    taken = set(way.values())
-    return [other for other in rival.ways if not taken.isdisjoint(other.values())]
+def _best_two(wanted: Mapping[int, tuple[float, ...]]) -> list[tuple[tuple[float, ...], int]]:
+    """The groups that want a goal most: whoever asks is one of them, or the first is against it."""
+    return heapq.nlargest(2, ((like, i) for i, like in wanted.items()))
 
 
-def _words(pairing: families.Pairing) -> float:
-    name, other = next(iter(pairing.items()))  # the words of a family are the same
-    return families.common_words(name, other)
+def _words(pairing: families.Pairing) -> tuple[float, ...]:
+    """How many words are in common, then components at the end, then members of the family.
+
+    Where no word is, a pairing is as good as any other.
+    """
+    words = families.common_words(*next(iter(pairing.items())))  # a family's are the same
+    end = min(itertools.starmap(families.common_end, pairing.items()))
+    return (words, end, len(pairing)) if words else (0, 0, 0)
+
+
+def _words_or_size(pairing: families.Pairing) -> tuple[float, ...]:
+    return *_words(pairing), len(pairing)
 
 
 def _parent(name: str) -> str:

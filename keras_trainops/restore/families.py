@@ -7,9 +7,10 @@ or is a constant.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
 Numbers = tuple[str, ...]
 Pairing = dict[str, str]
@@ -124,6 +125,57 @@ def common_words(one: str, other: str) -> int:
     return len(_words(one) & _words(other))
 
 
+def common_end(one: str, other: str) -> int:
+    """How many components at the end two names share, but for automatic numbers.
+
+    Example:
+        >>> common_end("net.encoder.dense_4", "encoder/dense")
+        2
+    """
+    pairs = zip(reversed(_stems(one)), reversed(_stems(other)), strict=False)
+    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def _stems(name: str) -> list[str]:
+    return [automatic(part)[0] for part in re.split("[/.]", name)]
+
+
+def automatic(component: str) -> tuple[str, int]:
+    """A component without its automatic number, and that; -1 if there is none.
+
+    Example:
+        >>> automatic("dense_4"), automatic("dense")
+        (('dense', 4), ('dense', -1))
+    """
+    stem, _, number = component.rpartition("_")
+    return (stem, int(number)) if stem and number.isdecimal() else (component, -1)
+
+
+def siblings(names: Iterable[str]) -> dict[tuple[str, str], set[int]]:
+    """The automatic numbers that there are, by what is above a component and the component.
+
+    Example:
+        >>> siblings(["net/dense", "net/dense_1"])
+        {('', 'net'): {-1}, ('net/', 'dense'): {1, -1}}
+    """
+    found: dict[tuple[str, str], set[int]] = {}
+    for name in names:
+        for place, number in automatic_places(name):
+            found.setdefault(place, set()).add(number)
+    return found
+
+
+def automatic_places(name: str) -> Iterator[tuple[tuple[str, str], int]]:
+    """Each component as what is above it and itself without its automatic number, and that."""
+    above = ""
+    for part in name.split("/"):
+        stem, number = automatic(part)
+        yield (above, stem), number
+        above += f"{part}/"
+
+
+@functools.lru_cache(maxsize=1 << 16)
 def _words(name: str) -> set[str]:
     found = (word.lower() for word in _WORD.findall(name))
     return {_LONG.get(word, word).removesuffix("s") for word in found}
@@ -131,6 +183,8 @@ def _words(name: str) -> set[str]:
 
 def numbers_change(pairing: Mapping[str, str]) -> bool:
     """Whether a number of a name becomes another one, so that the order of numbers decides."""
+    if len(by_family([*pairing])) > 1 or len(by_family([*pairing.values()])) > 1:
+        return any(name != other for name, other in pairing.items())  # `dense` beside `dense_1`
     pairs = [(split(name)[1], split(other)[1]) for name, other in pairing.items()]
     places = varying([numbers for numbers, _ in pairs])
     targets = varying([numbers for _, numbers in pairs])

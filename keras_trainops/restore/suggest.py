@@ -11,7 +11,7 @@ import keras
 
 from keras_trainops import paths
 from keras_trainops.readers.training_state import by_name
-from keras_trainops.restore import auto
+from keras_trainops.restore import auto, families
 from keras_trainops.restore.api import Source, open_source
 from keras_trainops.restore.counterparts import NAMES, ORDER, SHAPES, Group, Search
 from keras_trainops.restore.folding import fold_rules
@@ -50,8 +50,9 @@ class Suggestion:
             anywhere.
         pairs: Key -> path, of all that was found; also of keys that need no rule, as they are
             paths.
-        by_order: Those of the rules that rest on order: numbers that are shifted, or sequences of
-            layers whose names and shapes do not tell them apart. Check them.
+        by_order: Those of the rules that rest on order: numbers that are shifted or counted anew,
+            neighbours, sequences or whole families of layers, where names and shapes do not tell
+            them apart. Check them.
         by_shape: Those of the rules that rest on shapes alone.
         from_torch: Whether the checkpoint has PyTorch's layouts, so that `kt.adapt.from_torch` is
             needed.
@@ -191,6 +192,7 @@ def _suggest(
     variables: Mapping[str, Shape], keys: Mapping[str, Shape], itself: Mapping[str, str]
 ) -> Suggestion:
     """The suggestion for names and shapes; `itself` are keys that lead to a path without a rule."""
+    by_itself, itself = itself, _not_renumbered(variables, keys, itself)
     torch = _has_torch_layouts(
         layers_of(keys, "/."), layers_of(variables, "/"), looks_like_torch(keys)
     )
@@ -207,7 +209,10 @@ def _suggest(
         if name in search.found:
             found = counterparts(layer, search.ours[search.found[name]], torch) or {}
             pairs_by[search.reasons[name]] |= found
-    rules_by = {reason: fold_rules(found, keys) for reason, found in pairs_by.items()}
+    rules_by = {
+        reason: fold_rules({k: p for k, p in found.items() if by_itself.get(k) != p}, keys)
+        for reason, found in pairs_by.items()
+    }
 
     def how(key: str, path: str) -> str | None:
         return adaptation(leaf_of(path, "/"), keys[key], variables[path], torch)
@@ -229,16 +234,54 @@ def _suggest(
     )
 
 
+def _not_renumbered(
+    variables: Mapping[str, Shape], keys: Mapping[str, Shape], itself: Mapping[str, str]
+) -> dict[str, str]:
+    """`itself` without names that are the same by accident: of siblings counted from elsewhere.
+
+    Of `dense_1`, `dense_2`, `dense_3` and `dense`, `dense_1`, `dense_2`, each side has a number
+    that the other has not; where one side merely has more of them, the names can be believed.
+    """
+    ours = families.siblings(map(_owner, variables))
+    theirs = families.siblings(_owner(itself.get(key, key)) for key in keys)
+    apart = {
+        place
+        for place, numbers in ours.items()
+        if numbers - theirs.get(place, numbers) and theirs[place] - numbers
+    }
+    return {
+        key: path
+        for key, path in itself.items()
+        if apart.isdisjoint(place for place, _ in families.automatic_places(_owner(path)))
+    }
+
+
+def _owner(path: str) -> str:
+    return path.rpartition("/")[0]
+
+
 def _search(
     variables: Mapping[str, Shape], keys: Mapping[str, Shape], torch: bool, ordered: bool
 ) -> Search:
-    """A search that begins with what `rename="auto"` is sure of."""
+    """A search that begins with what is the same once automatic numbers are counted anew."""
     theirs = {layer.name: layer for layer in layers_of(keys, "/.")}
     ours = {layer.name: layer for layer in layers_of(variables, "/")}
     search = Search(theirs, ours, torch, ordered)
-    if not torch:
-        certain = {key: path for path, key in auto.pair(variables, keys).key_of.items()}
-        search.settle(_whole_layers(search, certain), NAMES)
+    certain = {key: path for path, key in auto.pair(variables, keys).key_of.items()}
+    counts = [families.siblings(side) for side in (theirs, ours)]
+    kinds: dict[tuple[str, ...], dict[str, str]] = {}
+    for name, other in _whole_layers(search, certain).items():
+        places = [[place for place, _ in families.automatic_places(each)] for each in (name, other)]
+        kind = tuple(stem for _, stem in places[1])
+        # What else `auto` is sure of it tells by the tensors of one last component, and of the
+        # layers that have others it knows nothing: that is for the search.
+        if kind == tuple(stem for _, stem in places[0]) and all(
+            len(counts[0][there]) == len(counts[1][here])
+            for there, here in zip(*places, strict=True)
+        ):
+            kinds.setdefault(kind, {})[name] = other
+    for pairing in kinds.values():
+        search.settle(pairing, search.reason(pairing))
     return search
 
 

@@ -215,8 +215,9 @@ def test_minilm() -> None:
     with kt.open_checkpoint(file) as checkpoint:
         assert dict(suggestion.pairs) == by_hand(RENAME, checkpoint)
     assert len(suggestion.rules) == 3 + 2 * (6 + 3)
-    assert len(suggestion.by_order) == 2 * 3
-    assert all("LayerNorm" in rule for rule in suggestion.by_order)
+    # `pooler.dense` would fit as well where the words say nothing.
+    assert len(suggestion.by_order) == 2 * (3 + 1)
+    assert all(re.search(r"LayerNorm|attention.*dense", rule) for rule in suggestion.by_order)
     assert suggestion.from_torch
     assert suggestion.missing == suggestion.ambiguous == ()
     assert set(suggestion.unmatched) == {
@@ -253,8 +254,10 @@ def test_a_keras_2_file_with_other_automatic_numbers(tmp_path: Path) -> None:
 
     assert suggestion.rules[r"conv2d_(4|5)/(bias|kernel)"] == r"conv2d_\g<1-3>/\2"
     assert suggestion.rules[r"dense_3/(bias|kernel)"] == r"dense/\1"
-    assert suggestion.by_order == suggestion.ambiguous == suggestion.missing == ()
+    assert suggestion.ambiguous == suggestion.missing == ()
     assert len(suggestion.rules) == 6
+    assert len(suggestion.by_order) == 2  # two have one shape
+    assert all("batch_normalization" in rule for rule in suggestion.by_order)
     kt.restore(model, file, rename=suggestion.rules)
     assert_same(weights(model), list(np.load(values).values()))
     auto = kt.plan_restore(model, file, rename="auto").restored

@@ -294,6 +294,81 @@ def test_rules_give_exactly_the_pairs_that_were_found(
     }
 
 
+def square(*names: str, shape: tuple[int, int] = (3, 3)) -> dict[str, Any]:
+    return {name: np.full(shape, i + 1.0, "float32") for i, name in enumerate(names)}
+
+
+@pytest.mark.parametrize("inputs", [3, 5])
+def test_automatic_names_that_overlap_in_part_are_counted_anew(inputs: int) -> None:
+    model = dense({"dense": (inputs, 3), "dense_1": (3, 3), "dense_2": (3, 3)})
+    theirs = {f"dense_{i}/kernel": np.full((3, 3), i, "float32") for i in (1, 2, 3)}
+    theirs["dense_1/kernel"] = np.ones((inputs, 3), "float32")
+    suggestion = kt.suggest_rename(model, theirs)
+    assert suggestion.by_order == tuple(suggestion.rules)
+    kt.restore(model, theirs, rename=suggestion.rules)
+    kernels = [value(v) for v in model.weights if v.path.endswith("kernel")]
+    assert [float(kernel.ravel()[0]) for kernel in kernels] == [1, 2, 3]
+
+
+def test_of_automatic_names_those_in_common_count_only_where_one_side_has_them_all() -> None:
+    model = dense(dict.fromkeys(("dense", "dense_1", "dense_2"), (3, 3)))
+    less = kt.suggest_rename(model, square("dense_1/kernel", "dense_2/kernel"))
+    assert less.rules == {}
+    assert dict(less.pairs) == {f"dense_{i}/kernel": f"dense_{i}/kernel" for i in (1, 2)}
+    other = kt.suggest_rename(model, square(*(f"dense_{i}/kernel" for i in (1, 2, 3, 4))))
+    assert other.pairs == {}
+    assert len(other.ambiguous[0].keys) == 4
+    model = dense(dict.fromkeys(("dense", "dense_2", "dense_3"), (3, 3)))
+    same = kt.suggest_rename(model, square("dense/kernel", "dense_1/kernel", "dense_2/kernel"))
+    assert dict(same.rules) == {r"dense_(\d+)/kernel": r"dense_\g<1+1>/kernel"}
+    assert same.by_order == tuple(same.rules)
+    assert same.pairs["dense/kernel"] == "dense/kernel"
+
+
+def test_automatic_numbers_that_shapes_tell_apart_are_no_matter_of_order() -> None:
+    theirs = {**square("dense_7/kernel"), **square("dense_8/kernel", shape=(3, 5))}
+    alike = kt.suggest_rename(dense({"dense": (3, 3), "dense_1": (3, 5)}), theirs)
+    assert alike.by_order == alike.by_shape == ()
+    assert alike.pairs["dense_8/kernel"] == "dense_1/kernel"
+    theirs = square("dense_7/kernel", "dense_8/kernel")
+    alike = kt.suggest_rename(dense({"dense": (3, 3), "dense_1": (3, 3)}), theirs)
+    assert alike.by_order == tuple(alike.rules)
+    assert alike.pairs["dense_8/kernel"] == "dense_1/kernel"
+
+
+def test_names_of_layers_count_more_than_those_of_their_tensors() -> None:
+    model = dense({"foo": (3, 5)})
+    suggestion = kt.suggest_rename(model, square("net/foo/w", "net/zap/kernel", shape=(3, 5)))
+    assert dict(suggestion.pairs) == {"net/foo/w": "foo/kernel"}
+    assert suggestion.unmatched == ("net/zap/kernel",)
+
+
+def test_what_has_no_word_in_common_is_told_by_shapes() -> None:
+    model = dense({"foo": (3, 5), "bar": (5, 7)})
+    theirs = {**square("n/zip/kernel", shape=(5, 7)), **square("n/zap/kernel", shape=(3, 5))}
+    suggestion = kt.suggest_rename(model, theirs)
+    assert suggestion.pairs["n/zip/kernel"] == "bar/kernel"
+    assert set(suggestion.by_shape) == {"n/zip/kernel", "n/zap/kernel"}
+
+
+def test_of_equal_words_the_longer_common_end_counts() -> None:
+    model = dense({"encoder_up": (3, 3)})
+    suggestion = kt.suggest_rename(model, square("m/encoder_up/kernel", "m/encoder/sub/up/kernel"))
+    assert dict(suggestion.pairs) == {"m/encoder_up/kernel": "encoder_up/kernel"}
+    assert suggestion.by_order == suggestion.by_shape == ()
+
+
+def test_smaller_groups_that_fit_as_well_are_not_ignored() -> None:
+    model = dense({"enc_0": (3, 3), "enc_1": (3, 3)})
+    theirs = square("dec.0.w", "dec.1.w", "enc.a.w", "enc.b.w")
+    suggestion = kt.suggest_rename(model, theirs)  # the family has the numbers, others the words
+    assert suggestion.pairs == {}
+    assert set(suggestion.ambiguous[0].keys) == set(theirs)
+    suggestion = kt.suggest_rename(model, square("a.0.w", "a.1.w", "b.w"))
+    assert dict(suggestion.rules) == {r"a\.(\d+)\.w": r"enc_\1/kernel"}
+    assert suggestion.by_order == tuple(suggestion.rules)
+
+
 def test_a_model_without_variables_is_refused() -> None:
     with pytest.raises(kt.RestoreError, match="has no variables yet"):
         kt.suggest_rename(keras.Sequential([keras.layers.Dense(2)]), {"w": np.ones(2)})
