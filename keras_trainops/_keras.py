@@ -47,6 +47,15 @@ def unbuilt_layers(model: keras.Model) -> tuple[str, ...]:
     )
 
 
+def forget_losses(model: keras.Model) -> None:
+    """Has layers forget the losses of the step before, which a stateless call does not.
+
+    Layers know their losses by `id`. One that is freed may have the `id` of a new one of another
+    layer, which is then dropped.
+    """
+    model._clear_losses()
+
+
 def kernel_of(layer: Any) -> keras.Variable:
     """The variable of a layer's kernel; with LoRA `layer.kernel` is computed from several."""
     return layer.kernel if isinstance(layer.kernel, keras.Variable) else layer._kernel

@@ -142,6 +142,18 @@ def test_the_seeds_of_a_model_are_found_by_name() -> None:
     assert seed is drop.seed_generator.state
 
 
+def test_layers_know_their_losses_by_id_until_they_forget_them() -> None:
+    """Which a freed tensor leaves to a new one: `stateless_call` alone would then lose its loss."""
+    inputs = keras.Input((3,))
+    model = keras.Model(inputs, keras.layers.Dense(2, activity_regularizer="l2")(inputs))
+    state = [v.value for v in model.trainable_variables], [v.value for v in model.weights[2:]]
+    _, _, losses = model.stateless_call(*state, np.ones((1, 3), "float32"), return_losses=True)
+    assert len(losses) == 1
+    assert model.layers[1]._loss_ids
+    _keras.forget_losses(model)
+    assert not model.layers[1]._loss_ids
+
+
 def test_a_kernel_with_lora_is_computed_and_its_variable_kept_apart() -> None:
     layer = keras.layers.Dense(2)
     layer.build((None, 3))

@@ -19,7 +19,7 @@ A = kt.adapt
 def variable(shape: tuple[int, ...], dtype: str = "float32", held: float = 7.0) -> Any:
     """A layer of one variable, `d/w`."""
     layer = keras.layers.Layer(name="d")
-    layer.add_weight(shape=shape, dtype=dtype, name="w", initializer="zeros")
+    layer.add_weight(shape=shape, dtype=dtype, name="w", initializer="zeros", trainable=False)
     layer.weights[0].assign(np.full(shape, held))
     layer.built = True
     return layer

@@ -128,7 +128,12 @@ def everything(model_class: type[keras.Model]) -> keras.Model:
     "options",
     [
         pytest.param({}, id="default"),
-        pytest.param({"run_eagerly": True}, id="eager"),
+        pytest.param(
+            {"run_eagerly": True},
+            id="eager",
+            # On JAX plain Keras now and then loses a loss: see `_keras.forget_losses`.
+            marks=pytest.mark.backends("tensorflow", "torch"),
+        ),
         pytest.param(
             {"steps_per_execution": 2},
             id="steps",

@@ -10,6 +10,7 @@ import jax
 import keras
 import numpy as np
 
+from keras_trainops._keras import forget_losses
 from keras_trainops.training.steps.dense import (
     assign_weights,
     divisible,
@@ -66,6 +67,7 @@ def train_step(model: Any, state: Any, data: Any) -> tuple[dict[str, Any], Any]:
         ]
         return scaled, (loss, y_pred, new, metrics)
 
+    forget_losses(model)  # run eagerly, each step has new ones
     differentiate = jax.value_and_grad(passes, has_aux=True)
     (_, (loss, y_pred, new, metrics)), gradients = differentiate(state[0], state[1], state[3])
     assigned = [
