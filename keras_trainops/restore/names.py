@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
@@ -90,8 +91,18 @@ class NameTable:
     def pattern_for(self, position: int) -> str:
         """A pattern that matches this variable alone: its short path, or if need be the whole."""
         short = self.short_paths[position]
-        alone = sum(f"/{short}/" in f"/{path}/" for path in self.paths) == 1
+        alone = self._paths_with[short] == 1
         return re.escape(short) if alone else f"^{re.escape(self.paths[position])}$"
+
+    @functools.cached_property
+    def _paths_with(self) -> Counter[str]:
+        """In how many paths consecutive components stand; looked at where something is wrong."""
+        counts: Counter[str] = Counter()
+        for path in self.paths:
+            parts = path.split("/")
+            ends = range(1, len(parts) + 1)
+            counts.update({"/".join(parts[start:end]) for end in ends for start in range(end)})
+        return counts
 
     def find(self, name: str) -> list[int]:
         """Positions of the variables named so: none, one, or several where it is ambiguous."""

@@ -183,9 +183,7 @@ def _outcome(matching: Matching, checkpoint: Checkpoint) -> _Outcome:
             assignment = Assignment(path, variable, keys, adapter, copies)
             outcome.problems += dtype_problems(assignment, checkpoint)
             try:
-                name = matching.table.short_paths[position]
-                pattern = matching.table.pattern_for(position)
-                mismatch = mismatch_of(assignment, checkpoint, name, pattern)
+                mismatch = mismatch_of(assignment, checkpoint, matching.table, position)
             except ValueError as error:
                 outcome.problems.append(str(error))
                 outcome.not_adapted.append(path)

@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from keras_trainops.readers.base import Checkpoint
-from keras_trainops.restore.adapt.base import Chain
+from keras_trainops.restore.adapt.base import Chain, Shape
 from keras_trainops.restore.adapt.suggestion import suggest
 from keras_trainops.restore.assignment import Assignment
+from keras_trainops.restore.names import NameTable
 from keras_trainops.restore.report import Mismatch
 
 
 def mismatch_of(
-    assignment: Assignment, checkpoint: Checkpoint, name: str, pattern: str
+    assignment: Assignment, checkpoint: Checkpoint, table: NameTable, position: int
 ) -> Mismatch | None:
     """What does not fit by shape; None if all does, or if only the values tell.
 
     Args:
         assignment: The variable and its keys.
         checkpoint: Where the tensors are.
-        name: The variable's path without the model's name.
-        pattern: A pattern that matches it alone.
+        table: By which names the model's variables go, for suggestions.
+        position: That of the variable in it.
 
     Raises:
         ValueError: If there are several keys and nothing that combines them, or if the adapter
@@ -29,8 +32,13 @@ def mismatch_of(
     adapter = assignment.adapter
     wanted = tuple(assignment.variable.shape)
     shapes = [checkpoint.shape(key) for key in assignment.keys]
+
+    def suggestion(shapes: Sequence[Shape]) -> str:
+        name, pattern = table.short_paths[position], table.pattern_for(position)
+        return suggest(shapes, wanted, name, pattern, adapter)
+
     if adapter is None and len(shapes) > 1:
-        raise ValueError(_crowded(assignment, suggest(shapes, wanted, name, pattern)))
+        raise ValueError(_crowded(assignment, suggestion(shapes)))
     try:
         shape = shapes[0] if adapter is None else adapter.shape(shapes, wanted)
     except ValueError as error:
@@ -40,8 +48,7 @@ def mismatch_of(
         return None
     shape = tuple(shape)
     key = " + ".join(assignment.keys)
-    suggestion = suggest([shape], wanted, name, pattern, adapter)
-    return Mismatch(assignment.path, key, wanted, shape, suggestion)
+    return Mismatch(assignment.path, key, wanted, shape, suggestion([shape]))
 
 
 def in_words(mismatch: Mismatch, assignment: Assignment, checkpoint: Checkpoint) -> str:
