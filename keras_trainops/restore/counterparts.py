@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from keras_trainops.restore import families
-from keras_trainops.restore.layers import Layer, counterparts
+from keras_trainops.restore.layers import Layer, counterparts, parted
 
 NAMES, SHAPES, ORDER = "names and shapes", "shapes: nothing else fits", "order; check"
 
@@ -152,11 +152,11 @@ class Search:
         place = self._place
         distances = []
         for name, other in pairing.items():
-            parent = _parent(name)
+            parent = parted(name, "/.")[0]
             beside = [
                 abs(place[there] - place[other])
                 for sibling, there in self.found.items()
-                if _parent(sibling) == parent
+                if parted(sibling, "/.")[0] == parent
             ]
             distances.append(min(beside, default=len(place)))
         return (-sum(distances) / len(distances),)
@@ -209,10 +209,6 @@ def _words(pairing: families.Pairing) -> tuple[float, ...]:
 
 def _words_or_size(pairing: families.Pairing) -> tuple[float, ...]:
     return *_words(pairing), len(pairing)
-
-
-def _parent(name: str) -> str:
-    return name[: -len(name.replace("/", ".").rpartition(".")[2])]
 
 
 def natural(name: str) -> list[tuple[bool, int, str]]:

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 from keras_trainops.restore import families
-from keras_trainops.restore.layers import leaf_of
+from keras_trainops.restore.layers import parted
 
 
 class _Pair(NamedTuple):
@@ -41,7 +41,7 @@ def fold_rules(pairs: Mapping[str, str], keys: Collection[str]) -> dict[str, str
     """
     kinds: dict[tuple[object, ...], list[_Pair]] = {}
     for key, path in pairs.items():
-        pair = _Pair(*_parted(key, "/."), *_parted(path, "/"))
+        pair = _Pair(*parted(key, "/."), *parted(path, "/"))
         kind = (
             *(families.split(pair.key_owner)[0], pair.key_leaf),
             *(families.split(pair.path_owner)[0], pair.path_leaf),
@@ -49,15 +49,10 @@ def fold_rules(pairs: Mapping[str, str], keys: Collection[str]) -> dict[str, str
         kinds.setdefault(kind, []).append(pair)
     owners: dict[str, set[str]] = {}  # of all keys, by the last component
     for key in [*keys, *pairs]:
-        owner, leaf = _parted(key, "/.")
+        owner, leaf = parted(key, "/.")
         owners.setdefault(leaf, set()).add(owner)
     found = [rule for kind in kinds.values() for rule in _rules(kind, owners[kind[0].key_leaf])]
     return dict(_with_leaves(rules) for rules in _alike(found))
-
-
-def _parted(name: str, separators: str) -> tuple[str, str]:
-    leaf = leaf_of(name, separators)
-    return name[: -len(leaf)], leaf
 
 
 def _rules(pairs: Sequence[_Pair], owners: Collection[str]) -> list[_Rule]:

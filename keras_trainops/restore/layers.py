@@ -69,7 +69,7 @@ def layers_of(shapes: Mapping[str, Shape], separators: str) -> list[Layer]:
     """
     found: dict[str, list[str]] = {}
     for name in shapes:
-        owner = name[: -len(leaf_of(name, separators))].rstrip(separators)
+        owner = parted(name, separators)[0].rstrip(separators)
         found.setdefault(owner, []).append(name)
     return [
         Layer(
@@ -79,6 +79,12 @@ def layers_of(shapes: Mapping[str, Shape], separators: str) -> list[Layer]:
         )
         for owner, names in found.items()
     ]
+
+
+def parted(name: str, separators: str) -> tuple[str, str]:
+    """A name up to its last component, with the separator, and that component."""
+    leaf = leaf_of(name, separators)
+    return name[: -len(leaf)], leaf
 
 
 def leaf_of(name: str, separators: str) -> str:

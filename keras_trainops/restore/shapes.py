@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from keras_trainops.readers.base import Checkpoint
+from keras_trainops.readers.statistics import is_real
 from keras_trainops.restore.adapt.base import Chain, Shape
 from keras_trainops.restore.adapt.suggestion import suggest
 from keras_trainops.restore.assignment import Assignment
@@ -89,7 +90,4 @@ def dtype_problems(assignment: Assignment, checkpoint: Checkpoint) -> list[str]:
 
 def fits(dtype: np.dtype, wanted: np.dtype) -> bool:
     """Whether it is one of numbers: integers may become floats, floats not silently integers."""
-    if dtype.kind in "biu":
-        return True
-    is_float = dtype.kind == "f" or dtype.name.startswith(("bfloat16", "float8"))
-    return is_float and wanted.kind not in "biu"
+    return is_real(dtype) and (dtype.kind in "biu" or wanted.kind not in "biu")

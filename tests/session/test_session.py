@@ -176,7 +176,7 @@ def test_a_plain_model_goes_on_at_an_epoch_and_says_so() -> None:
     class Stop(keras.callbacks.Callback):
         def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
             if self.model.optimizer.iterations == 15:
-                raise KeyboardInterrupt
+                raise KeyboardInterrupt("Ctrl-C")
 
     def run(name: str, *more: Any, **options: Any) -> keras.Model:
         keras.backend.clear_session()
@@ -198,7 +198,7 @@ def test_a_plain_model_goes_on_at_an_epoch_and_says_so() -> None:
         return model
 
     whole = run("whole")
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt, match="Ctrl-C"):
         run("run", Stop())
     assert steps("run") in ([], [10])  # it may still be writing
     assert_same(state(run("run")), state(whole))

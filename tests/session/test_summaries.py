@@ -55,7 +55,7 @@ def test_in_blocks_of_steps_at_the_first_chance() -> None:
 
 def test_what_an_interrupted_run_wrote_after_its_last_checkpoint_is_written_anew() -> None:
     fit("whole")
-    with pytest.raises(Interrupted):
+    with pytest.raises(Interrupted, match="before batch"):
         fit("run", Interrupt(16))
     fit("run")
     whole, resumed = scalars("whole"), scalars("run")
