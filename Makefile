@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 # What is the same on all backends; the rest (readers, real weights, documentation) runs once.
 COMMON_TESTS := tests/transforms tests/training tests/updates tests/callbacks tests/session tests/test_keras_private.py \
-	$(addprefix tests/restore/test_,adapt*.py restore.py rename.py auto.py suggest.py) tests/readers/test_arrays.py
+	tests/adapt $(addprefix tests/restoring/test_,restore.py rename.py auto.py suggest.py) tests/readers/test_arrays.py
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
 .PHONY: demo test lint docs bench clean

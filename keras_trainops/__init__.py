@@ -31,6 +31,10 @@ __all__ = [
 ]
 
 
+def __dir__() -> list[str]:
+    return ["__version__", *__all__]
+
+
 def _is_command_line() -> bool:
     """Whether this process is `keras-trainops`, which lists a file before Keras is imported."""
     program = str(next(iter(getattr(sys, "argv", None) or []), ""))
@@ -56,17 +60,16 @@ def _module_to_run() -> str | None:
 
 # The command line reads this again once it needs a model (see `cli.model`), and so Keras.
 if TYPE_CHECKING or "keras" in sys.modules or not _is_command_line():
-    from keras_trainops import _keras, transforms, updates
+    from keras_trainops import _keras, adapt, transforms, updates
     from keras_trainops.callbacks.monitor_board import MonitorBoard
     from keras_trainops.callbacks.recalibrate_batch_norm import RecalibrateBatchNorm
     from keras_trainops.callbacks.training_session import TrainingSession
     from keras_trainops.callbacks.use_average import UseAverage
     from keras_trainops.callbacks.warm_start import WarmStart
     from keras_trainops.readers.base import RestoreError, open_checkpoint
-    from keras_trainops.restore import adapt
-    from keras_trainops.restore.api import plan_restore, restore
-    from keras_trainops.restore.report import RestoreReport
-    from keras_trainops.restore.suggest import suggest_rename
+    from keras_trainops.restoring.api import plan_restore, restore
+    from keras_trainops.restoring.report import RestoreReport
+    from keras_trainops.restoring.suggest import suggest_rename
     from keras_trainops.session.interruption import SessionInterrupted
     from keras_trainops.training.mixin import TrainOpsMixin
     from keras_trainops.training.models import TrainOpsModel, with_train_ops

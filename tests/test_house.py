@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -26,16 +28,27 @@ ALLOWED = {
     "transforms": {"transforms", "paths", "numbers", "state", "_keras"},
     "updates": {"updates", "paths", "numbers", "state", "_keras"},
     "training": {"training", "transforms", "updates", "paths", "state", "_keras"},
-    "restore": {"restore", "readers", "paths", "state", "_keras"},
+    "naming": {"readers", "paths", "_keras"},
+    "adapt": {"adapt", "naming", "paths", "_keras"},
+    "restoring": {"restoring", "adapt", "readers", "naming", "paths", "state", "_keras"},
     "session": {
         *("session", "readers", "training", "transforms"),
         *("state", "_keras", "_keras_data"),
     },
     "callbacks": {
-        *("callbacks", "restore", "readers", "session", "training", "transforms", "updates"),
+        *(
+            "callbacks",
+            "restoring",
+            "adapt",
+            "readers",
+            "session",
+            "training",
+            "transforms",
+            "updates",
+        ),
         *("paths", "numbers", "state"),
     },
-    "cli": {"cli", "readers", "writers", "restore", "state", "keras_trainops"},
+    "cli": {"cli", "readers", "writers", "restoring", "naming", "state", "keras_trainops"},
     "__main__": {"cli"},
 }
 HEAVY = {"tensorflow", "tensorboardX", "tensorstore", "jax", "torch", "orbax", "tf_keras"}
@@ -88,6 +101,23 @@ def test_public_names_are_explicit_and_few() -> None:
     assert len(keras_trainops.__all__) <= 20
     assert sorted(keras_trainops.__all__) == keras_trainops.__all__
     assert all(hasattr(keras_trainops, name) for name in keras_trainops.__all__)
+
+
+def test_dir_shows_the_public_names_alone() -> None:
+    assert dir(keras_trainops) == sorted(["__version__", *keras_trainops.__all__])
+
+
+def test_no_public_name_hides_a_room() -> None:
+    """`import keras_trainops.x.y as z` looks `x` up in the package."""
+    for path in FILES:
+        rooms = [part for part in path.with_suffix("").parts if part != "__init__"]
+        if "__main__" in rooms:
+            continue
+        importlib.import_module(".".join(["keras_trainops", *rooms]))
+        found: object = keras_trainops
+        for part in rooms:
+            found = getattr(found, part)
+        assert isinstance(found, ModuleType), path
 
 
 def test_every_public_name_stands_in_the_api_pages() -> None:

@@ -7,13 +7,13 @@ from typing import Any
 
 import keras
 
+from keras_trainops.adapt.base import Adapt
 from keras_trainops.paths import Patterns
 from keras_trainops.readers.base import RestoreError
-from keras_trainops.restore.adapt.base import Adapt
-from keras_trainops.restore.api import Source, restore
-from keras_trainops.restore.plan import Reaction
-from keras_trainops.restore.rename import Rename
-from keras_trainops.restore.report import RestoreReport
+from keras_trainops.restoring.api import Source, restore
+from keras_trainops.restoring.plan import Reaction
+from keras_trainops.restoring.rename import Rename
+from keras_trainops.restoring.report import RestoreReport
 from keras_trainops.session.run import run_on
 
 

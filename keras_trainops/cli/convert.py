@@ -118,7 +118,7 @@ def _names(checkpoint: Checkpoint, options: argparse.Namespace) -> dict[str, str
     rules = rename_rules(options.rename)
     if rules is None:
         return {key: key for key in keys}
-    from keras_trainops.restore.rename import apply_rules  # which imports Keras
+    from keras_trainops.restoring.rename import apply_rules  # which imports Keras
 
     renaming = apply_rules(rules, keys)
     names = [(str(target), entry.key) for entry in renaming.renamed for target in entry.targets]
@@ -191,8 +191,8 @@ def _require_readable(checkpoint: Checkpoint) -> None:
 
 
 def _of_model(model: keras.Model) -> Checkpoint:
+    from keras_trainops.naming import model_weights, without_model_name
     from keras_trainops.readers.arrays import VariablesCheckpoint
-    from keras_trainops.restore.names import model_weights, without_model_name
     from keras_trainops.state import copy_of
 
     variables = {without_model_name(path, model): v for path, v in model_weights(model)}

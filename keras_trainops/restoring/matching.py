@@ -8,11 +8,11 @@ from collections.abc import Sequence
 import keras
 
 from keras_trainops import paths
+from keras_trainops.adapt.base import Adapter
 from keras_trainops.readers.base import Checkpoint
-from keras_trainops.restore import auto
-from keras_trainops.restore.adapt.base import Adapter
-from keras_trainops.restore.names import NameTable
-from keras_trainops.restore.rename import Renamed, Renaming
+from keras_trainops.restoring import auto
+from keras_trainops.restoring.names import NameTable
+from keras_trainops.restoring.rename import Renamed, Renaming
 
 
 class Matching:

@@ -14,18 +14,18 @@ from typing import Any, TypeAlias
 import keras
 import numpy as np
 
+from keras_trainops.adapt.base import Adapt
+from keras_trainops.naming import model_weights, without_model_name
 from keras_trainops.paths import Patterns
 from keras_trainops.readers.arrays import ArraysCheckpoint, VariablesCheckpoint
 from keras_trainops.readers.base import Checkpoint, RestoreError, open_checkpoint
-from keras_trainops.restore.adapt.base import Adapt
-from keras_trainops.restore.assign import assign
-from keras_trainops.restore.names import model_weights, without_model_name
-from keras_trainops.restore.optimizer_state import innermost
-from keras_trainops.restore.plan import Options, Reaction, make_plan, refusal, require_variables
-from keras_trainops.restore.progress import progress_bar
-from keras_trainops.restore.rename import Rename
-from keras_trainops.restore.report import RestoreReport
-from keras_trainops.restore.tensors import overwritten_memory
+from keras_trainops.restoring.assign import assign
+from keras_trainops.restoring.optimizer_state import innermost
+from keras_trainops.restoring.plan import Options, Reaction, make_plan, refusal, require_variables
+from keras_trainops.restoring.progress import progress_bar
+from keras_trainops.restoring.rename import Rename
+from keras_trainops.restoring.report import RestoreReport
+from keras_trainops.restoring.tensors import overwritten_memory
 from keras_trainops.state import copy_of
 
 Source: TypeAlias = "str | os.PathLike[str] | Mapping[str, Any] | keras.Model | Checkpoint"

@@ -9,8 +9,8 @@ from typing import TypeAlias
 
 import numpy as np
 
-from keras_trainops.restore.adapt.base import OneTensor, Shape, axis_of, with_length
-from keras_trainops.restore.adapt.places import (
+from keras_trainops.adapt.base import OneTensor, Shape, axis_of, with_length
+from keras_trainops.adapt.places import (
     Default,
     call,
     checked_default,

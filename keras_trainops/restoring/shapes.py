@@ -6,13 +6,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from keras_trainops.adapt.base import Chain, Shape
+from keras_trainops.adapt.suggestion import suggest
 from keras_trainops.readers.base import Checkpoint
 from keras_trainops.readers.statistics import is_real
-from keras_trainops.restore.adapt.base import Chain, Shape
-from keras_trainops.restore.adapt.suggestion import suggest
-from keras_trainops.restore.assignment import Assignment
-from keras_trainops.restore.names import NameTable
-from keras_trainops.restore.report import Mismatch
+from keras_trainops.restoring.assignment import Assignment
+from keras_trainops.restoring.names import NameTable
+from keras_trainops.restoring.report import Mismatch
 
 
 def mismatch_of(

@@ -9,7 +9,7 @@ import numpy as np
 from helpers import refused, two_layers
 
 import keras_trainops as kt
-from keras_trainops.restore.adapt.suggestion import fitting, suggest
+from keras_trainops.adapt.suggestion import fitting, suggest
 
 # Shapes of the tensors, of the variable, its path, and the adapter; None where none is likely.
 LIKELY: list[tuple[list[tuple[int, ...]], tuple[int, ...], str, str | None]] = [

@@ -9,7 +9,7 @@ from typing import SupportsIndex
 import keras
 import numpy as np
 
-from keras_trainops.restore.adapt.base import (
+from keras_trainops.adapt.base import (
     OneTensor,
     Shape,
     axis_of,

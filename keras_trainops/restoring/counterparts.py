@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from keras_trainops.restore import families
-from keras_trainops.restore.layers import Layer, counterparts, parted
+from keras_trainops.restoring import families
+from keras_trainops.restoring.layers import Layer, counterparts, parted
 
 NAMES, SHAPES, ORDER = "names and shapes", "shapes: nothing else fits", "order; check"
 

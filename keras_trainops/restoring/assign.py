@@ -19,9 +19,9 @@ import numpy as np
 
 from keras_trainops import _keras
 from keras_trainops.readers.base import Checkpoint, RestoreError
-from keras_trainops.restore.assignment import Assignment, variable_bytes
-from keras_trainops.restore.shapes import fits
-from keras_trainops.restore.tensors import Destination
+from keras_trainops.restoring.assignment import Assignment, variable_bytes
+from keras_trainops.restoring.shapes import fits
+from keras_trainops.restoring.tensors import Destination
 from keras_trainops.state import copy_of
 
 UNDO_BYTES = 8 << 20

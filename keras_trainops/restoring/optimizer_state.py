@@ -16,7 +16,7 @@ import keras
 from keras_trainops import _keras
 from keras_trainops.readers.base import Checkpoint
 from keras_trainops.readers.keras_weights import KerasWeightsCheckpoint
-from keras_trainops.restore.assignment import Assignment
+from keras_trainops.restoring.assignment import Assignment
 
 
 def innermost(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:

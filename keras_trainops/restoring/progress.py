@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import keras
 
-from keras_trainops.restore.assignment import Assignment, variable_bytes
+from keras_trainops.restoring.assignment import Assignment, variable_bytes
 
 PATIENCE = 2.0  # seconds without a bar
 UNIT = 1 << 20  # bytes

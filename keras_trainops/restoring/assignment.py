@@ -8,8 +8,8 @@ from typing import NamedTuple
 import keras
 import numpy as np
 
+from keras_trainops.adapt.base import Adapter
 from keras_trainops.readers.limits import nbytes
-from keras_trainops.restore.adapt.base import Adapter
 
 
 class Assignment(NamedTuple):

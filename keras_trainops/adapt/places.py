@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 import keras
 import numpy as np
 
-from keras_trainops.restore.adapt.base import (
+from keras_trainops.adapt.base import (
     Adapter,
     OneTensor,
     Shape,

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from keras_trainops.restore.adapt.base import (
+from keras_trainops.adapt.base import (
     OneTensor,
     Shape,
     axis_of,

@@ -9,17 +9,18 @@ from typing import Literal, NamedTuple, get_args
 import keras
 
 from keras_trainops import _keras, paths
+from keras_trainops.adapt.base import Adapt, Adapter, as_adapter
+from keras_trainops.naming import model_weights
 from keras_trainops.readers.arrays import ArraysCheckpoint
 from keras_trainops.readers.base import Checkpoint, RestoreError
 from keras_trainops.readers.limits import nbytes
-from keras_trainops.restore.adapt.base import Adapt, Adapter, as_adapter
-from keras_trainops.restore.assignment import Assignment
-from keras_trainops.restore.matching import Matching, pair_by_heuristic
-from keras_trainops.restore.names import NameTable, model_weights
-from keras_trainops.restore.optimizer_state import plan_optimizer
-from keras_trainops.restore.rename import Rename, apply_rules
-from keras_trainops.restore.report import Mismatch, RestoreReport, folded
-from keras_trainops.restore.shapes import dtype_problems, in_words, mismatch_of
+from keras_trainops.restoring.assignment import Assignment
+from keras_trainops.restoring.matching import Matching, pair_by_heuristic
+from keras_trainops.restoring.names import NameTable
+from keras_trainops.restoring.optimizer_state import plan_optimizer
+from keras_trainops.restoring.rename import Rename, apply_rules
+from keras_trainops.restoring.report import Mismatch, RestoreReport, folded
+from keras_trainops.restoring.shapes import dtype_problems, in_words, mismatch_of
 
 Reaction = Literal["error", "warn", "ignore"]
 

@@ -6,8 +6,8 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
-from keras_trainops.restore import families
-from keras_trainops.restore.layers import parted
+from keras_trainops.restoring import families
+from keras_trainops.restoring.layers import parted
 
 
 class _Pair(NamedTuple):

@@ -6,14 +6,14 @@ variable (one each, in the order of the rename rules) and returns one, or a list
 the other.
 """
 
-from keras_trainops.restore.adapt.base import Adapter, Chain
-from keras_trainops.restore.adapt.channels import InputChannels
-from keras_trainops.restore.adapt.combination import Concat, Split, Stack, Sum
-from keras_trainops.restore.adapt.layout import Gates, Reshape, Transpose, channels_first_flatten
-from keras_trainops.restore.adapt.places import Crop, Pad
-from keras_trainops.restore.adapt.positions import ResizePositions
-from keras_trainops.restore.adapt.torch_layouts import from_torch
-from keras_trainops.restore.adapt.vocabulary import Rows
+from keras_trainops.adapt.base import Adapter, Chain
+from keras_trainops.adapt.channels import InputChannels
+from keras_trainops.adapt.combination import Concat, Split, Stack, Sum
+from keras_trainops.adapt.layout import Gates, Reshape, Transpose, channels_first_flatten
+from keras_trainops.adapt.places import Crop, Pad
+from keras_trainops.adapt.positions import ResizePositions
+from keras_trainops.adapt.torch_layouts import from_torch
+from keras_trainops.adapt.vocabulary import Rows
 
 __all__ = [
     "Adapter",

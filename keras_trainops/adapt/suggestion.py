@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from keras_trainops.restore.adapt.base import Adapter, Chain, Shape
-from keras_trainops.restore.adapt.channels import InputChannels
-from keras_trainops.restore.adapt.combination import Concat, Split, Stack, Sum
-from keras_trainops.restore.adapt.layout import Reshape, Transpose
-from keras_trainops.restore.adapt.places import Crop, Pad
-from keras_trainops.restore.adapt.positions import ResizePositions
+from keras_trainops.adapt.base import Adapter, Chain, Shape
+from keras_trainops.adapt.channels import InputChannels
+from keras_trainops.adapt.combination import Concat, Split, Stack, Sum
+from keras_trainops.adapt.layout import Reshape, Transpose
+from keras_trainops.adapt.places import Crop, Pad
+from keras_trainops.adapt.positions import ResizePositions
 
 # The likeliest first.
 KINDS: tuple[type[Adapter], ...] = (

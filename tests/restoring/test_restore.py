@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 import keras_trainops as kt
 from keras_trainops.readers.arrays import ArraysCheckpoint
-from keras_trainops.restore import progress
-from keras_trainops.restore.report import fold
+from keras_trainops.restoring import progress
+from keras_trainops.restoring.report import fold
 
 ALL = {
     "trunk/kernel": np.full((4, 3), 1.0),

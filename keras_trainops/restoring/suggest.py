@@ -10,12 +10,13 @@ from typing import Any, NamedTuple
 import keras
 
 from keras_trainops import paths
+from keras_trainops.naming import model_weights
 from keras_trainops.readers.training_state import by_name
-from keras_trainops.restore import auto, families
-from keras_trainops.restore.api import Source, open_source
-from keras_trainops.restore.counterparts import NAMES, ORDER, SHAPES, Group, Search
-from keras_trainops.restore.folding import fold_rules
-from keras_trainops.restore.layers import (
+from keras_trainops.restoring import auto, families
+from keras_trainops.restoring.api import Source, open_source
+from keras_trainops.restoring.counterparts import NAMES, ORDER, SHAPES, Group, Search
+from keras_trainops.restoring.folding import fold_rules
+from keras_trainops.restoring.layers import (
     Layer,
     Shape,
     adaptation,
@@ -24,9 +25,9 @@ from keras_trainops.restore.layers import (
     leaf_of,
     looks_like_torch,
 )
-from keras_trainops.restore.names import NameTable, model_weights
-from keras_trainops.restore.plan import require_variables
-from keras_trainops.restore.report import folded
+from keras_trainops.restoring.names import NameTable
+from keras_trainops.restoring.plan import require_variables
+from keras_trainops.restoring.report import folded
 
 
 class Ambiguity(NamedTuple):

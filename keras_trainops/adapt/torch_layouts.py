@@ -10,15 +10,15 @@ import keras
 from keras import layers
 
 from keras_trainops import _keras
-from keras_trainops.restore.adapt.base import Adapter, Chain
-from keras_trainops.restore.adapt.combination import Split, Stack, Sum
-from keras_trainops.restore.adapt.layout import (
+from keras_trainops.adapt.base import Adapter, Chain
+from keras_trainops.adapt.combination import Split, Stack, Sum
+from keras_trainops.adapt.layout import (
     Gates,
     Reshape,
     Transpose,
     channels_first_flatten,
 )
-from keras_trainops.restore.names import model_weights
+from keras_trainops.naming import model_weights
 
 _Layout: TypeAlias = "Iterator[tuple[Any, list[Adapter]]]"  # variables and the steps to each
 
