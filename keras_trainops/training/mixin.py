@@ -5,61 +5,23 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import keras
 
 from keras_trainops import paths
+from keras_trainops.training import own_step
 from keras_trainops.training.carry_over import carried_over, fits, trained_by, without
-from keras_trainops.training.fitting import SeesData, accompanied
+from keras_trainops.training.fitting import accompanied
 from keras_trainops.training.numerics import NumericsGuard
 from keras_trainops.training.optimizer import engine_of, with_engine, with_transforms
+from keras_trainops.training.options import COMPILE_ARGUMENTS, TrainOps
 from keras_trainops.training.steps import backend_steps
+from keras_trainops.training.trainability import Trainability, as_compiled, changed_since
 from keras_trainops.transforms.monitoring import Monitor, norm_metrics
-from keras_trainops.updates.base import Update, as_update
+from keras_trainops.updates.base import as_update
 from keras_trainops.updates.policy import UpdatePolicy
-
-_COMPILE_ARGUMENTS = ("updates", "variables_to_train", "check_numerics")
-
-
-@dataclass
-class TrainOps:
-    """What the mixin keeps on a model.
-
-    Attributes:
-        registered: Updates added by `add_update`.
-        arguments: The `compile` arguments of ours that are not in the optimizer.
-        policy: Which updates run.
-        numerics: The guard of `check_numerics=True`.
-        monitors: The `Monitor`s in the chain, whose norms go into the logs.
-        norm_metrics: Their averages.
-        shows_norms: Whether the averages are among the model's metrics: not in an evaluation.
-        carried: Variables of no layer, metric or optimizer that a step carries to the next.
-        evaluation: What evaluations in `fit` happen in, as with averaged weights; None: nothing.
-        why_unbuilt: Why the model could not be built before its first step, if so.
-        sees_data: Told once of the data that a `fit` iterates over; None: nobody asks.
-        follows: Whether a callback follows these data.
-    """
-
-    registered: list[Update] = field(default_factory=list)
-    arguments: dict[str, Any] = field(default_factory=lambda: dict.fromkeys(_COMPILE_ARGUMENTS))
-    policy: UpdatePolicy = field(default_factory=lambda: UpdatePolicy(None, []))
-    numerics: NumericsGuard | None = None
-    monitors: list[Monitor] = field(default_factory=list)
-    norm_metrics: list[keras.metrics.Metric] = field(default_factory=list)
-    shows_norms: bool = True
-    carried: list[keras.Variable] = field(default_factory=list)
-    evaluation: Callable[[], AbstractContextManager[None]] | None = None
-    why_unbuilt: str = ""
-    sees_data: SeesData | None = None
-    follows: bool = False
-
-    def wants_own_step(self) -> bool:
-        """Whether a policy or a check needs another training step than Keras's."""
-        policy = self.policy
-        return bool(self.numerics or policy.after_weights or not policy.keeps_layer_updates)
 
 
 class TrainOpsMixin:
@@ -80,6 +42,7 @@ class TrainOpsMixin:
 
     if TYPE_CHECKING:  # what the Keras model beside it has
         built: bool
+        compiled: bool
         optimizer: Any
         variables: list[keras.Variable]
         weights: list[keras.Variable]
@@ -145,16 +108,17 @@ class TrainOpsMixin:
         if policy.after_weights and optimizer is not None:
             optimizer = with_engine(optimizer)  # which keeps the updates' state
         paths.as_list(variables_to_train)
-        state.arguments = {
-            "updates": updates,
-            "variables_to_train": variables_to_train,
-            "check_numerics": check_numerics,
-        }
-        state.policy = policy
+        values = (updates, variables_to_train, check_numerics)
+        arguments = dict(zip(COMPILE_ARGUMENTS, values, strict=True))
+        wanted = own_step.wants_our_step(policy, arguments, optimizer)
+        own_step.refuse_without_our_step(self, TrainOpsMixin, wanted)
+        state.arguments = arguments
+        state.policy, state.wanted = policy, wanted
         state.numerics = self._in_scope(NumericsGuard) if check_numerics else None
         if self.built and not fits(optimizer, self.trainable_variables):
             optimizer = carried_over(optimizer, self.trainable_variables, self)
         super().compile(optimizer, *args, **kwargs)  # type: ignore[misc]
+        state.compiled = Trainability(self)
         self._attach_engine()
 
     def _attach_engine(self) -> None:
@@ -193,8 +157,11 @@ class TrainOpsMixin:
             return functools.partial(self.add_update, **options)
         state = self.train_ops
         registered = [*state.registered, as_update(update, **options)]
-        state.policy = UpdatePolicy(state.arguments["updates"], registered, state.policy)
-        state.registered = registered
+        policy = UpdatePolicy(state.arguments["updates"], registered, state.policy)
+        wanted = own_step.wants_our_step(policy, state.arguments, getattr(self, "optimizer", None))
+        if self.compiled:
+            own_step.refuse_without_our_step(self, TrainOpsMixin, wanted)
+        state.registered, state.policy, state.wanted = registered, policy, wanted
         if getattr(self, "optimizer", None) is not None and state.policy.after_weights:
             self.optimizer = with_engine(self.optimizer)
             self._attach_engine()
@@ -243,10 +210,21 @@ class TrainOpsMixin:
     def fit(self, *args: Any, **kwargs: Any) -> Any:
         """As in Keras."""
         try:
-            with accompanied(self, args, kwargs) as (args, kwargs):
+            with self._in_training(), accompanied(self, args, kwargs) as (args, kwargs):
                 return super().fit(*args, **kwargs)  # type: ignore[misc]
         finally:
             self.train_ops.evaluation = None
+
+    def train_on_batch(self, *args: Any, **kwargs: Any) -> Any:
+        """As in Keras."""
+        with self._in_training():
+            return super().train_on_batch(*args, **kwargs)  # type: ignore[misc]
+
+    @contextmanager
+    def _in_training(self) -> Iterator[None]:
+        backend_steps().refuse_processes()
+        with as_compiled(self), own_step.watched(self, TrainOpsMixin, self.train_ops.wanted):
+            yield
 
     def evaluate(self, *args: Any, **kwargs: Any) -> Any:
         """As in Keras; within a `fit` that has a `UseAverage`, with the averaged weights."""
@@ -284,12 +262,16 @@ class TrainOpsMixin:
         return [variable for variable, yes in zip(variables, chosen, strict=True) if yes]
 
     def train_step(self, *args: Any) -> Any:
-        """One training step: Keras's own, unless a policy or check needs another.
+        """One training step: that of the model's class, or Keras's where nothing needs ours.
 
         Args:
             *args: What Keras passes on the backend: the data, or on JAX the state and the data.
         """
-        if self.train_ops.wants_own_step() or backend_steps().needs_own_step(self):
+        self.train_ops.steps += 1
+        whose = own_step.own_step_behind(type(self), TrainOpsMixin)
+        if whose is None and (
+            self.train_ops.wants_own_step() or backend_steps().needs_own_step(self)
+        ):
             return backend_steps().train_step(self, *args)
         return super().train_step(*args)  # type: ignore[misc]
 
@@ -317,15 +299,10 @@ class TrainOpsMixin:
         return self.train_function
 
     def _check_variables_to_train(self) -> None:
-        now = self.trainable_variables
+        now, before = self.trainable_variables, trained_by(self.optimizer)
         if not fits(self.optimizer, now):
-            before = trained_by(self.optimizer)
-            changed = [v.path for v in [*without(before, now), *without(now, before)]]
-            raise ValueError(
-                "The variables to train have changed since the model was compiled: "
-                f"{', '.join(changed)}. Compile again; with the same optimizer, as in "
-                "`model.compile(model.optimizer, ...)`, its state is kept for the others."
-            )
+            changed = [*without(before, now), *without(now, before)]
+            raise changed_since([variable.path for variable in changed])
 
     def _build_for_training(self) -> None:
         optimizer = self.optimizer

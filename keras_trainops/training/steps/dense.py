@@ -32,6 +32,10 @@ def reduce_and_transform(
     return list(chain(list(gradients), variables))
 
 
+def refuse_processes() -> None:
+    """Nothing: a distribution of Keras's has processes train one model."""
+
+
 def assign_weights(variables: Sequence[keras.Variable], values: Sequence[Any]) -> None:
     """Assigns trained variables within the step."""
     for variable, value in zip(variables, values, strict=True):

@@ -13,7 +13,7 @@ from keras_trainops.training.steps import backend_steps
 from keras_trainops.transforms.base import Gradient
 
 if TYPE_CHECKING:
-    from keras_trainops.training.mixin import TrainOps
+    from keras_trainops.training.options import TrainOps
 
 
 class Batch(NamedTuple):

@@ -18,6 +18,7 @@ from keras_trainops.training.steps.dense import (
     mean_over_replicas,
     on_any_replica,
     reduce_and_transform,
+    refuse_processes,
     vote_together,
     with_reduced,
 )
@@ -37,6 +38,7 @@ __all__ = [
     "needs_own_step",
     "on_any_replica",
     "reduce_and_transform",
+    "refuse_processes",
     "separate",
     "settle",
     "trace",

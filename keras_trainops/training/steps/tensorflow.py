@@ -98,6 +98,10 @@ def _sum_duplicate_rows(gradient: Gradient) -> Gradient:
     return tf.IndexedSlices(summed, rows, gradient.dense_shape)
 
 
+def refuse_processes() -> None:
+    """Nothing: a strategy has processes train one model."""
+
+
 def needs_own_step(model: Any) -> bool:
     """Keras lets what layers assign differ from replica to replica."""
     several = model.distribute_strategy.num_replicas_in_sync > 1

@@ -40,6 +40,7 @@ __all__ = [
     "needs_own_step",
     "on_any_replica",
     "reduce_and_transform",
+    "refuse_processes",
     "separate",
     "settle",
     "trace",
@@ -48,6 +49,26 @@ __all__ = [
     "vote_together",
     "with_reduced",
 ]
+
+
+def refuse_processes() -> None:
+    """Refuses to train in a world of several processes, none of which reduces gradients.
+
+    Raises:
+        NotImplementedError: If `torch.distributed` has more than one process.
+    """
+    distributed = torch.distributed
+    if not distributed.is_available() or not distributed.is_initialized():
+        return
+    size = distributed.get_world_size()
+    if size > 1:
+        raise NotImplementedError(
+            "Training with the mixin does not reduce gradients over the processes of "
+            f"`torch.distributed`, also where the model is inside DistributedDataParallel: each of "
+            f"the {size} processes would train a model of its own. Train in one process, without "
+            "`torch.distributed.init_process_group`; for several, use the TensorFlow or JAX "
+            f"backend. Received: world size {size}"
+        )
 
 
 def needs_own_step(model: Any) -> bool:
