@@ -188,13 +188,6 @@ class TrainOpsMixin:
         """All weights but the ones to train, in Keras's order."""
         return without(self.weights, self.trainable_weights)
 
-    @property
-    def metrics(self) -> list[keras.metrics.Metric]:
-        """Keras's metrics and, in training, the norms that monitors watch."""
-        state = self.train_ops
-        norms = state.norm_metrics if state.shows_norms else []
-        return [*super().metrics, *norms]  # type: ignore[misc]
-
     def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> Any:
         """Keras's logs and, in training, the norms that monitors watch."""
         state = self.train_ops
@@ -205,7 +198,23 @@ class TrainOpsMixin:
                 norms, weights = monitor.take()
                 for i in range(len(monitor.labels)):
                     next(metrics).update_state(norms[i], sample_weight=weights[i])
-        return super().compute_metrics(x, y, y_pred, sample_weight)  # type: ignore[misc]
+        logs = super().compute_metrics(x, y, y_pred, sample_weight)  # type: ignore[misc]
+        return {**logs, **self._norms()}
+
+    def get_metrics_result(self) -> dict[str, Any]:
+        """Keras's results and, in training, the norms that monitors watch."""
+        return {**super().get_metrics_result(), **self._norms()}  # type: ignore[misc]
+
+    def reset_metrics(self) -> None:
+        """As in Keras."""
+        super().reset_metrics()  # type: ignore[misc]
+        for metric in self.train_ops.norm_metrics if self.train_ops.shows_norms else []:
+            metric.reset_state()
+
+    def _norms(self) -> dict[str, Any]:
+        """Not among `metrics`, which users' steps update with predictions and targets."""
+        state = self.train_ops
+        return {m.name: m.result() for m in state.norm_metrics} if state.shows_norms else {}
 
     def fit(self, *args: Any, **kwargs: Any) -> Any:
         """As in Keras."""
@@ -252,7 +261,9 @@ class TrainOpsMixin:
     @property
     def metrics_variables(self) -> list[keras.Variable]:
         """The variables of the metrics, and others that a step carries to the next, unsaved."""
-        return [*super().metrics_variables, *self.train_ops.carried]  # type: ignore[misc]
+        state = self.train_ops
+        norms = [variable for metric in state.norm_metrics for variable in metric.variables]
+        return [*super().metrics_variables, *norms, *state.carried]  # type: ignore[misc]
 
     def _to_train(self, variables: list[keras.Variable]) -> list[keras.Variable]:
         patterns = self.train_ops.arguments.get("variables_to_train")
@@ -292,6 +303,7 @@ class TrainOpsMixin:
             self._in_scope(self._build_for_training)
             self._in_scope(self._check_for_training)
             self.start_updates(anew=False)
+        own_step.remember(self)
         super().make_train_function(force)  # type: ignore[misc]
         self.train_function = backend_steps().train_function(
             self.train_function, self, state.numerics

@@ -30,7 +30,7 @@ class TrainOps:
         numerics: The guard of `check_numerics=True`.
         monitors: The `Monitor`s in the chain, whose norms go into the logs.
         norm_metrics: Their averages.
-        shows_norms: Whether the averages are among the model's metrics: not in an evaluation.
+        shows_norms: Whether the averages are in the logs: not in those of an evaluation.
         carried: Variables of no layer, metric or optimizer that a step carries to the next.
         evaluation: What evaluations in `fit` happen in, as with averaged weights; None: nothing.
         why_unbuilt: Why the model could not be built before its first step, if so.
@@ -39,6 +39,7 @@ class TrainOps:
         compiled: What was trainable when the model was compiled; None: before that.
         wanted: What the user asked for that only our step can do.
         steps: How often our step, or Keras's behind it, was run or traced.
+        before: What there was before a step of the user's own that may not come to ours.
     """
 
     registered: list[Update] = field(default_factory=list)
@@ -56,6 +57,7 @@ class TrainOps:
     compiled: Trainability | None = None
     wanted: tuple[str, ...] = ()
     steps: int = 0
+    before: list[tuple[keras.Variable, Any]] | None = None
 
     def wants_own_step(self) -> bool:
         """Whether a policy or a check needs another training step than Keras's."""

@@ -10,11 +10,21 @@ from typing import Any
 
 import keras
 
+from keras_trainops.state import copy_of
 from keras_trainops.training.optimizer import engine_of
 from keras_trainops.transforms.monitoring import Monitor
 from keras_trainops.updates.policy import UpdatePolicy
 
-_STEP, _MAKER = "train_step", "make_train_function"
+_STEP = "train_step"
+_MONITOR = "`Monitor`"
+# The methods of the mixin's that must be reached, also by those who override them.
+_NEEDED = (_STEP, "make_train_function")
+_NEEDED_BY_MONITORS = (
+    "compute_metrics",
+    "get_metrics_result",
+    "reset_metrics",
+    "metrics_variables",
+)
 
 
 def own_step_behind(cls: type, mixin: type) -> type | None:
@@ -41,7 +51,7 @@ def wants_our_step(
         "`updates`": arguments["updates"] is not None,
         "what `add_update` registered": arguments["updates"] is None and policy.after_weights,
         "`check_numerics`": arguments["check_numerics"],
-        "`Monitor`": any(isinstance(transform, Monitor) for transform in transforms),
+        _MONITOR: any(isinstance(transform, Monitor) for transform in transforms),
     }
     return tuple(name for name, is_asked in asked.items() if is_asked)
 
@@ -58,15 +68,16 @@ def refuse_without_our_step(model: Any, mixin: type, wanted: Sequence[str]) -> N
         ValueError: If a training step, or what compiles it, of the user's own keeps ours from
             running; the message names its class.
     """
-    if not wanted:
-        return
-    for method in (_STEP, _MAKER):
-        for owner, function in _in_front(model, mixin, method):
-            if not _may_call(function, method):
-                raise _refusal(wanted, owner, method, f"have it call `super().{method}`")
+    needs = [(_NEEDED, list(wanted)), (_NEEDED_BY_MONITORS, [w for w in wanted if w == _MONITOR])]
+    for methods, asked in needs:
+        for method in methods if asked else ():
+            for owner, function in _in_front(model, mixin, method):
+                if not _may_call(function, method):
+                    raise _refusal(asked, owner, method, f"have it call `super().{method}`")
     behind = own_step_behind(type(model), mixin)
-    if behind is not None:
-        raise _refusal(wanted, behind.__name__, _STEP, "compute the loss in `compute_loss` instead")
+    if wanted and behind is not None:
+        owner = f"class {behind.__name__!r}"
+        raise _refusal(wanted, owner, _STEP, "compute the loss in `compute_loss` instead")
 
 
 @contextmanager
@@ -80,7 +91,7 @@ def watched(model: Any, mixin: type, wanted: Sequence[str]) -> Iterator[None]:
         yield
         return
     owner, step, state = in_front[0][0], model.train_step, model.train_ops
-    before = vars(model).get(_STEP)
+    of_object, start = vars(model).get(_STEP), state.steps
 
     @functools.wraps(step)
     def run(*args: Any) -> Any:
@@ -90,21 +101,36 @@ def watched(model: Any, mixin: type, wanted: Sequence[str]) -> Iterator[None]:
             raise _refusal(wanted, owner, _STEP, f"have it call `super().{_STEP}` in every step")
         return result
 
-    vars(model)[_STEP] = run
+    vars(model)[_STEP], state.before = run, []
     try:
         yield
+    except BaseException:
+        if state.steps == start:  # the first step did not come to ours
+            for variable, value in state.before or []:
+                variable.assign(value)
+        raise
     finally:
         del vars(model)[_STEP]
-        if before is not None:
-            vars(model)[_STEP] = before
+        state.before = None
+        if of_object is not None:
+            vars(model)[_STEP] = of_object
+
+
+def remember(model: Any) -> None:
+    """Keeps what there is before the first step, where `watched` may have to put it back."""
+    state = model.train_ops
+    if state.before is not None:
+        optimizer = model.optimizer.variables if model.optimizer is not None else []
+        variables = [*model.variables, *optimizer, *model.metrics_variables]
+        state.before = [(variable, copy_of(variable)) for variable in variables]
 
 
 def _in_front(model: Any, mixin: type, method: str) -> list[tuple[str, Any]]:
     """What comes before the mixin's method: the name of its owner, and the function."""
     order = type(model).__mro__
-    owners = [(base.__name__, vars(base)) for base in order[: order.index(mixin)]]
+    owners = [(f"class {base.__name__!r}", vars(base)) for base in order[: order.index(mixin)]]
     if method in vars(model):
-        owners.insert(0, (model.name, vars(model)))
+        owners.insert(0, (f"the model {model.name!r}", vars(model)))
     return [(name, attributes[method]) for name, attributes in owners if method in attributes]
 
 
@@ -132,7 +158,7 @@ def _may_call(function: Any, method: str) -> bool:
 
 def _wrapped(function: Any) -> list[Any]:
     """What a bound method, a decorated function, a `tf.function` or a partial is made of."""
-    names = ("__func__", "__wrapped__", "python_function", "func")
+    names = ("__func__", "__wrapped__", "python_function", "func", "fget")
     return [getattr(function, name) for name in names if hasattr(function, name)]
 
 
@@ -149,8 +175,9 @@ def _names(code: CodeType, method: str) -> bool:
 
 
 def _refusal(wanted: Sequence[str], owner: str, method: str, advice: str) -> ValueError:
-    what = " and ".join(wanted)
+    what, several = " and ".join(wanted), len(wanted) > 1
     return ValueError(
-        f"{what} cannot be had with the `{method}` of {owner!r}: it takes the place of the one "
-        f"that does that. Leave {'them' if len(wanted) > 1 else 'it'} out, or {advice}."
+        f"{what} cannot be had with the `{method}` of {owner}, which replaces the one that "
+        f"{'they need' if several else 'it needs'}. Leave {'them' if several else 'it'} out, or "
+        f"{advice}."
     )
