@@ -6,6 +6,7 @@ use to the behaviour relied on here, so that a new Keras that changes one fails 
 
 from __future__ import annotations
 
+import functools
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -14,6 +15,7 @@ from typing import Any, NamedTuple
 
 import keras
 from keras.src.backend.common import global_state
+from keras.src.models import cloning
 from keras.src.saving import saving_lib
 from keras.src.trainers import data_adapters
 
@@ -288,6 +290,36 @@ def saving_walk(model: keras.Model) -> SavingWalk:
     visited = {id(getattr(model, "optimizer", None))}
     saving_lib._save_state(model, store, None, inner_path="", visited_saveables=visited)
     return store.walk
+
+
+def keep_in_clones(kind: Any, extend: Callable[[keras.Model], keras.Model]) -> None:
+    """Has `keras.models.clone_model` extend the clone of a model of this kind.
+
+    Keras makes the clone of any sequential model a `keras.Sequential`, and of a functional one with
+    a constructor of its own a plain functional model. It asks nobody, and then compiles the clone
+    as the model was compiled. Other models are cloned as before.
+    """
+    for name in ("_clone_sequential_model", "_clone_functional_model"):
+        setattr(cloning, name, _extending(getattr(cloning, name), kind, extend))
+
+
+def _extending(
+    clone: Callable[..., Any], kind: Any, extend: Callable[[keras.Model], keras.Model]
+) -> Callable[..., Any]:
+    @functools.wraps(clone)
+    def extending(model: Any, *args: Any, **kwargs: Any) -> Any:
+        if not isinstance(model, kind):
+            return clone(model, *args, **kwargs)
+        compiled, model.compiled = model.compiled, False
+        try:
+            cloned = extend(clone(model, *args, **kwargs))
+        finally:
+            model.compiled = compiled
+        if compiled:
+            cloned.compile_from_config(model.get_compile_config())
+        return cloned
+
+    return extending
 
 
 def build_metrics(model: Any, data_batch: Any) -> None:

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import keras
 
+from keras_trainops import _keras
 from keras_trainops.training.mixin import TrainOpsMixin
+
+_PREFIX = "TrainOps"  # of the names of extended classes
+_CLASS = "extended_class"  # the key under which a model's configuration holds the user's class
 
 
 @keras.saving.register_keras_serializable(package="keras_trainops")
@@ -29,8 +35,8 @@ def with_train_ops(model: keras.Model) -> keras.Model:
     """Adds the mixin to an existing model: the same object, variables and names.
 
     The model's class is extended in place, whatever it is: functional, sequential or subclassed.
-    Compile it (again) before training. To save a *subclassed* model as `.keras` and load it in
-    another process, mix `TrainOpsMixin` into its class instead.
+    Compile it (again) before training. A `.keras` file of a subclassed model loads, with the mixin,
+    where the class itself would: where it is registered, or among `custom_objects`.
 
     Args:
         model: Any Keras model.
@@ -54,17 +60,80 @@ def with_train_ops(model: keras.Model) -> keras.Model:
 
 
 @functools.cache
-def _extended(cls: type) -> type:
-    """The class `cls` with the mixin: one that Keras can load by name where there is one."""
+def _extended(cls: type[keras.Model]) -> type[keras.Model]:
+    """The class `cls` with the mixin."""
     if cls is keras.Sequential:
         return TrainOpsSequential
-    name = f"TrainOps{cls.__name__}"
     if cls.__module__.startswith("keras.") and cls.__name__ == "Functional":
         return _functional_class()
-    return type(name, (TrainOpsMixin, cls), {"__module__": cls.__module__})
+    attributes = {
+        "__module__": cls.__module__,
+        "__doc__": cls.__doc__,
+        "extends": cls,
+        "get_config": _config_naming(cls),
+    }
+    extended = type(f"{_PREFIX}{cls.__name__}", (_Extension, TrainOpsMixin, cls), attributes)
+    return _registered(extended)
 
 
 def _functional_class() -> type[keras.Model]:
     """`TrainOpsModel` with Keras's functional class as its base, which its first use makes it."""
     probe = keras.Input((1,), name="probe_input")
     return type(TrainOpsModel(probe, keras.layers.Identity(name="probe")(probe), name="probe"))
+
+
+# All extended classes have one name in files: any of them can load what another has saved.
+_registered = keras.saving.register_keras_serializable(package="keras_trainops", name="Extended")
+
+
+@_registered
+class _Extension:
+    """What makes a file of a class that `with_train_ops` extended one that can be loaded.
+
+    Such a class exists in this process only. The configuration names the class that it extends.
+    """
+
+    extends: type[keras.Model]
+
+    def get_config(self) -> dict[str, Any]:
+        raise NotImplementedError  # each class has the one of the class that it extends
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> keras.Model:
+        """The user's class from its own configuration, then extended."""
+        own = {key: value for key, value in config.items() if key != _CLASS}
+        if _CLASS not in config:
+            return with_train_ops(cls.extends.from_config(own))
+        named, find = config[_CLASS], keras.saving.get_registered_object
+        known = {}
+        # `clone_model` says of classes that are not registered what `TrainOps...` is.
+        extended = find(f"{_PREFIX}{named['class_name']}")
+        if find(named["registered_name"]) is None and hasattr(extended, "extends"):
+            known = {named["registered_name"]: extended.extends}
+        return with_train_ops(
+            keras.saving.deserialize_keras_object({**named, "config": own}, custom_objects=known)
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Keras's way to pickle: as a `.keras` file, for which any model's class will do."""
+        of_keras: Any = super()
+        load, arguments = of_keras.__reduce__()
+        return getattr(TrainOpsModel, load.__name__), arguments
+
+
+def _config_naming(cls: type[keras.Model]) -> Callable[[keras.Model], dict[str, Any]]:
+    """The class's own `get_config`, which also names the class."""
+    named = {
+        "module": None if cls.__module__ == "__main__" else cls.__module__,
+        "class_name": cls.__name__,
+        "registered_name": keras.saving.get_registered_name(cls),
+    }
+
+    @functools.wraps(cls.get_config)  # its marks too: Keras fills in what has no such method
+    def get_config(self: keras.Model) -> dict[str, Any]:
+        return {**cls.get_config(self), _CLASS: dict(named)}
+
+    return get_config
+
+
+_keras.keep_in_clones(TrainOpsMixin, with_train_ops)
