@@ -1,0 +1,333 @@
+"""Training steps of the user's own: they run, or `compile` says what cannot be had with them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+from helpers import assert_same, differ, refused, weights
+
+import keras_trainops as kt
+
+T = kt.transforms
+RNG = np.random.default_rng(0)
+X = RNG.normal(size=(16, 4)).astype("float32")
+Y = RNG.normal(size=(16, 2)).astype("float32")
+
+
+def tensorflow_step(self: Any, data: Any) -> Any:
+    import tensorflow as tf
+
+    x, y = data
+    with tf.GradientTape() as tape:
+        loss = 7.0 * keras.ops.mean(keras.ops.square(self(x, training=True) - y))
+    gradients = tape.gradient(loss, self.trainable_variables)
+    self.optimizer.apply_gradients(zip(gradients, self.trainable_variables, strict=True))
+    for metric in self.metrics:  # as the guides of keras.io do
+        if metric.name == "loss":
+            metric.update_state(loss)
+        else:
+            metric.update_state(y, self(x))
+    return {"own": loss, **{m.name: m.result() for m in self.metrics}}
+
+
+def jax_step(self: Any, state: Any, data: Any) -> Any:
+    import jax
+
+    trainable, others, of_optimizer, of_metrics = state
+    x, y = data
+
+    def passes(trainable: Any, others: Any) -> Any:
+        y_pred, others = self.stateless_call(trainable, others, x, training=True)
+        return 7.0 * keras.ops.mean(keras.ops.square(y_pred - y)), others
+
+    (loss, others), gradients = jax.value_and_grad(passes, has_aux=True)(trainable, others)
+    trainable, of_optimizer = self.optimizer.stateless_apply(of_optimizer, gradients, trainable)
+    return {"own": loss}, (trainable, others, of_optimizer, of_metrics)
+
+
+def torch_step(self: Any, data: Any) -> Any:
+    import torch
+
+    x, y = data
+    self.zero_grad()
+    loss = 7.0 * keras.ops.mean(keras.ops.square(self(x, training=True) - y))
+    loss.backward()
+    trainable = list(self.trainable_weights)
+    with torch.no_grad():
+        self.optimizer.apply([v.value.grad for v in trainable], trainable)
+    return {"own": loss.detach()}
+
+
+STEPS = {"tensorflow": tensorflow_step, "jax": jax_step, "torch": torch_step}
+own_step = STEPS[keras.backend.backend()]
+
+
+class Behind(keras.Model):
+    """`with_train_ops` extends it: the mixin comes in front of its step."""
+
+    train_step = own_step
+
+
+class Below(Behind):
+    """Its step calls what is behind it, which is no step of ours."""
+
+    def train_step(self, *args: Any) -> Any:
+        return super().train_step(*args)
+
+
+class InFront(kt.TrainOpsMixin, keras.Model):
+    train_step = own_step
+
+
+class Logged(kt.TrainOpsMixin, keras.Model):
+    """Changes the logs of whatever step there is."""
+
+    def train_step(self, *args: Any) -> Any:
+        result = super().train_step(*args)
+        logs, *state = result if isinstance(result, tuple) else (result,)
+        logs = {**logs, "seen": 1.0}
+        return (logs, *state) if state else logs
+
+
+class Pretends(kt.TrainOpsMixin, keras.Model):
+    """Names the step that it does not call."""
+
+    def train_step(self, *args: Any) -> Any:
+        if not args:
+            return super().train_step(*args)
+        return own_step(self, *args)
+
+
+def net(model_class: Any) -> Any:
+    keras.utils.set_random_seed(3)
+    inputs = keras.Input((4,))
+    x = keras.layers.Dense(5, activation="tanh", name="trunk")(inputs)
+    x = keras.layers.BatchNormalization(name="norm")(x)
+    return model_class(inputs, keras.layers.Dense(2, name="head")(x))
+
+
+def of_object() -> Any:
+    model = net(kt.TrainOpsModel)
+    model.train_step = own_step.__get__(model)
+    return model
+
+
+MODELS: dict[str, Any] = {
+    "class 'Behind'": lambda: kt.with_train_ops(net(Behind)),
+    "class 'Below'": lambda: kt.with_train_ops(net(Below)),
+    "class 'InFront'": lambda: net(InFront),
+    "the model": of_object,
+}
+ONLY_OURS: dict[str, Any] = {
+    "`updates`": lambda: {"updates": []},
+    "`updates` ": lambda: {"updates": [kt.updates.LayerUpdates()]},
+    "`check_numerics`": lambda: {"check_numerics": True},
+    "`Monitor`": lambda: {"gradient_transforms": [T.ClipByNorm(1.0), T.Monitor()]},
+    "`updates` and `check_numerics`": lambda: {"updates": [], "check_numerics": True},
+}
+whoever = pytest.mark.parametrize("owner", MODELS)
+
+
+def fit(model: Any) -> Any:
+    return model.fit(X, Y, batch_size=8, epochs=2, shuffle=False, verbose=0).history
+
+
+@whoever
+def test_an_own_step_runs_as_in_keras(owner: str) -> None:
+    model, plain = MODELS[owner](), net(Behind)
+    for each in (model, plain):
+        each.compile(keras.optimizers.SGD(0.01), "mse", metrics=["mae"])
+    ours, theirs = fit(model), fit(plain)
+    assert ours == theirs
+    assert "own" in ours
+    assert_same(weights(model), weights(plain))
+
+
+@whoever
+@pytest.mark.parametrize("asked", ONLY_OURS)
+def test_compile_refuses_what_the_step_cannot_do(owner: str, asked: str) -> None:
+    model, optimizer = MODELS[owner](), keras.optimizers.SGD(0.1)
+    with refused(model, f"{asked.strip()} cannot be had with the `train_step` of {owner}"):
+        model.compile(optimizer, "mse", **ONLY_OURS[asked]())
+    assert not model.compiled
+    assert not optimizer.built
+    model.compile(optimizer, "mse")
+    assert "own" in fit(model)
+
+
+def test_the_error_says_what_to_do() -> None:
+    with pytest.raises(ValueError, match=r"Leave it out, or have it call `super\(\).train_step`"):
+        net(InFront).compile("sgd", "mse", updates=[])
+    with pytest.raises(ValueError, match="Leave them out, or compute the loss in `compute_loss`"):
+        kt.with_train_ops(net(Behind)).compile("sgd", "mse", updates=[], check_numerics=True)
+
+
+def test_a_transformed_optimizer_with_a_monitor_is_looked_into() -> None:
+    optimizer = kt.TransformedOptimizer(keras.optimizers.SGD(0.1), T.Monitor())
+    with pytest.raises(ValueError, match="`Monitor` cannot be had with the `train_step`"):
+        net(InFront).compile(optimizer, "mse")
+
+
+@whoever
+def test_updates_that_are_registered_are_refused(owner: str) -> None:
+    model = MODELS[owner]()
+    model.compile("sgd", "mse")
+    with refused(model, "what `add_update` registered cannot be had with the `train_step` of"):
+        model.add_update(kt.updates.MovingAverage())
+    assert model.train_ops.registered == []
+    assert "own" in fit(model)
+    later = MODELS[owner]()
+    later.add_update(kt.updates.MovingAverage())
+    with refused(later, "what `add_update` registered cannot be had with the `train_step` of"):
+        later.compile("sgd", "mse")
+
+
+@whoever
+def test_transforms_work_in_a_step_that_uses_the_optimizer(owner: str) -> None:
+    model = MODELS[owner]()
+    before = {v.path: np.array(w) for v, w in zip(model.weights, weights(model), strict=True)}
+    model.compile(keras.optimizers.SGD(1.0), "mse", gradient_transforms=T.ClipByNorm(1e-3))
+    model.fit(X, Y, batch_size=16, verbose=0)
+    for variable, now in zip(model.weights, weights(model), strict=True):
+        moved = np.linalg.norm(now - before[variable.path])
+        if variable.trainable:
+            np.testing.assert_allclose(moved, 1e-3, rtol=1e-2)
+
+
+@whoever
+def test_variables_to_train_hold_in_a_step_that_asks_the_model(owner: str) -> None:
+    model = MODELS[owner]()
+    trunk, head = weights(model)[:2], weights(model)[-2:]
+    model.compile(keras.optimizers.AdamW(0.1), "mse", variables_to_train=["head"])
+    assert "own" in fit(model)
+    assert_same(weights(model)[:2], trunk)
+    assert differ(weights(model)[-2:], head) > 1e-3
+
+
+@pytest.mark.parametrize("asked", [None, *ONLY_OURS])
+@pytest.mark.filterwarnings("ignore:`updates` leaves out updates")
+def test_a_step_that_calls_ours_gives_what_ours_gives(asked: str | None) -> None:
+    options = ONLY_OURS[asked] if asked else dict
+    found = []
+    for model_class in (Logged, kt.TrainOpsModel):
+        model = net(model_class)
+        model.compile(keras.optimizers.SGD(0.1), "mse", **options())
+        history = fit(model)
+        assert (history.pop("seen", None) == [1.0, 1.0]) is (model_class is Logged)
+        found.append((weights(model), history))
+    assert_same(found[0][0], found[1][0])
+    assert found[0][1].keys() == found[1][1].keys()
+    for name, values in found[1][1].items():
+        np.testing.assert_allclose(found[0][1][name][-1], values[-1], rtol=0.5)
+
+
+def test_numerics_are_checked_behind_a_step_that_calls_ours() -> None:
+    model = net(Logged)
+    model.compile("sgd", "mse", check_numerics=True)
+    with refused(model, "became NaN or infinite at step 0 ", kt.NonFiniteLossError):
+        model.train_on_batch(X, np.full_like(Y, np.nan))
+
+
+@pytest.mark.parametrize("eager", [False, True])
+@pytest.mark.parametrize("train", ["fit", "train_on_batch"])
+@pytest.mark.parametrize("asked", ONLY_OURS)
+def test_a_step_that_only_names_ours_is_found_out_at_the_first_step(
+    asked: str, train: str, eager: bool
+) -> None:
+    model = net(Pretends)
+    model.compile("sgd", "mse", run_eagerly=eager, **ONLY_OURS[asked]())
+    before = weights(model)
+    for _ in range(2):
+        match = f"{asked.strip()} cannot be had .* of class 'Pretends'.* in every step"
+        with pytest.raises(ValueError, match=match):
+            getattr(model, train)(X, Y)
+        assert_same(weights(model), before)
+    assert "train_step" not in vars(model)
+
+
+def test_a_step_that_holds_the_one_it_replaces_may_call_it() -> None:
+    model = net(kt.TrainOpsModel)
+    original = model.train_step
+
+    def replaced(*args: Any) -> Any:
+        return original(*args)
+
+    model.train_step = replaced
+    model.compile("sgd", "mse", check_numerics=True)
+    assert list(fit(model)) == ["loss"]
+    assert vars(model)["train_step"] is replaced
+
+
+class OwnMaker(kt.TrainOpsMixin, keras.Model):
+    def make_train_function(self, force: bool = False) -> Any:
+        return keras.Model.make_train_function(self, force=True)
+
+
+class LosesNorms(kt.TrainOpsMixin, keras.Model):
+    def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> Any:
+        return {m.name: m.result() for m in self.metrics}
+
+
+class NeverResets(kt.TrainOpsMixin, keras.Model):
+    def reset_metrics(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("model_class", [LosesNorms, NeverResets])
+def test_what_would_lose_the_norms_is_refused_with_monitors_only(model_class: Any) -> None:
+    with pytest.raises(
+        ValueError, match=f"`Monitor` cannot be had .*class '{model_class.__name__}'"
+    ):
+        net(model_class).compile("sgd", "mse", gradient_transforms=T.Monitor())
+    model = net(model_class)
+    model.compile("sgd", "mse", gradient_transforms=T.ClipByNorm(1.0), check_numerics=True)
+    assert "loss" in fit(model)
+
+
+class OwnMetrics(keras.Model):
+    """Whatever can be overridden beside the step."""
+
+    def compute_loss(
+        self,
+        x: Any = None,
+        y: Any = None,
+        y_pred: Any = None,
+        sample_weight: Any = None,
+        training: bool = True,
+    ) -> Any:
+        return 7.0 * keras.ops.mean(keras.ops.square(y_pred - y))
+
+    def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> Any:
+        for metric in self.metrics:
+            if metric.name != "loss":
+                metric.update_state(y, y_pred)
+        return {"mine": 5.0, **{m.name: m.result() for m in self.metrics}}
+
+
+@pytest.mark.parametrize("options", [{}, {"updates": []}, {"check_numerics": True}])
+@pytest.mark.filterwarnings("ignore:`updates` leaves out updates")
+def test_an_own_loss_and_own_metrics_are_honoured(options: Any) -> None:
+    history = []
+    for extend in (True, False):
+        model = net(OwnMetrics)
+        if extend:
+            kt.with_train_ops(model)
+            monitor = T.Monitor()
+            model.compile("sgd", "mse", gradient_transforms=monitor, **options)
+        else:
+            model.compile("sgd", "mse")
+        history.append(model.fit(X, Y, batch_size=16, epochs=2, verbose=0, shuffle=False).history)
+    ours, theirs = history
+    assert all(norm > 0 for norm in ours.pop("gradient_norm"))
+    assert ours["mine"] == theirs["mine"] == [5.0, 5.0]
+    np.testing.assert_allclose(ours["loss"], theirs["loss"], rtol=1e-5)
+
+
+def test_norms_are_not_among_the_metrics_that_steps_update() -> None:
+    model = net(kt.TrainOpsModel)
+    model.compile("sgd", "mse", gradient_transforms=T.Monitor())
+    assert "gradient_norm" not in [m.name for m in model.metrics]
+    assert fit(model)["gradient_norm"][0] > 0
