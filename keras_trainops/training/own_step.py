@@ -108,6 +108,7 @@ def watched(model: Any, mixin: type, wanted: Sequence[str]) -> Iterator[None]:
         if state.steps == start:  # the first step did not come to ours
             for variable, value in state.before or []:
                 variable.assign(value)
+            model.train_function = None
         raise
     finally:
         del vars(model)[_STEP]

@@ -20,7 +20,7 @@ Y = RNG.normal(size=(16, 2)).astype("float32")
 def tensorflow_step(self: Any, data: Any) -> Any:
     import tensorflow as tf
 
-    x, y = data
+    x, y, *_ = data
     with tf.GradientTape() as tape:
         loss = 7.0 * keras.ops.mean(keras.ops.square(self(x, training=True) - y))
     gradients = tape.gradient(loss, self.trainable_variables)
@@ -37,7 +37,7 @@ def jax_step(self: Any, state: Any, data: Any) -> Any:
     import jax
 
     trainable, others, of_optimizer, of_metrics = state
-    x, y = data
+    x, y, *_ = data
 
     def passes(trainable: Any, others: Any) -> Any:
         y_pred, others = self.stateless_call(trainable, others, x, training=True)
@@ -51,7 +51,8 @@ def jax_step(self: Any, state: Any, data: Any) -> Any:
 def torch_step(self: Any, data: Any) -> Any:
     import torch
 
-    x, y = data
+    x, y, *_ = data
+    y = keras.ops.convert_to_tensor(y)
     self.zero_grad()
     loss = 7.0 * keras.ops.mean(keras.ops.square(self(x, training=True) - y))
     loss.backward()
@@ -262,8 +263,15 @@ def test_a_step_that_holds_the_one_it_replaces_may_call_it() -> None:
 
 
 class OwnMaker(kt.TrainOpsMixin, keras.Model):
-    def make_train_function(self, force: bool = False) -> Any:
-        return keras.Model.make_train_function(self, force=True)
+    def make_train_function(self, force: bool = False) -> None:
+        self.train_function = lambda *args: ({}, *args[:-1]) if len(args) > 1 else {}
+
+
+@pytest.mark.parametrize("asked", ONLY_OURS)
+def test_what_would_never_make_our_train_function_is_refused(asked: str) -> None:
+    match = f"{asked.strip()} cannot be had with the `make_train_function` of class 'OwnMaker'"
+    with pytest.raises(ValueError, match=match):
+        net(OwnMaker).compile("sgd", "mse", **ONLY_OURS[asked]())
 
 
 class LosesNorms(kt.TrainOpsMixin, keras.Model):
