@@ -131,7 +131,10 @@ class EpochData:
     @property
     def batch_size(self) -> int | None:
         """How many samples a batch has, None where Keras does not know."""
-        size = self._adapter.batch_size
+        try:
+            size = self._adapter.batch_size
+        except (AttributeError, IndexError, ValueError):  # of a dataset shared among replicas
+            return None
         return None if size is None else int(size)
 
     @property
