@@ -9,17 +9,19 @@ from keras_trainops.session.store import ARRAYS, Checkpoint
 
 
 def refuse_fewer_batches(checkpoint: Checkpoint, batches: int | None) -> None:
-    """Raises if an epoch ends before the batch that the run goes on at.
+    """Raises if an epoch ends before the batch that the run goes on with.
 
     Args:
         checkpoint: It stands within an epoch.
         batches: How many batches an epoch has now, None where that is not known.
 
     Raises:
-        ValueError: If there are fewer; the message says what to do.
+        ValueError: If there is no such batch; the message says what to do.
     """
     record = checkpoint.record
-    if batches is None or record.batch <= batches:
+    if batches is None or record.batch < batches:
+        return
+    if record.batch == batches and record.batches is None:  # nobody knew that the epoch ends there
         return
     had = "" if record.batches is None else f" of {record.batches}"
     raise ValueError(
