@@ -88,7 +88,7 @@ class Hints:
         if isinstance(raw, Transpose):  # whoever transposes it may do more
             as_it_is = ""
         if as_it_is and as_torch:
-            return ""
+            return as_torch if isinstance(raw, Reshape) and len(shapes[0]) == 1 else ""
         certain = len(shapes) == 1 and not may_be_exchanged(shapes[0])
         return as_torch if as_torch and certain else as_it_is
 
