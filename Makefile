@@ -4,18 +4,24 @@ VENV := .venv
 BIN := $(VENV)/bin
 # What is the same on all backends; the rest (readers, real weights, documentation) runs once.
 COMMON_TESTS := tests/transforms tests/training tests/updates tests/callbacks tests/session tests/test_keras_private.py \
-	tests/adapt $(addprefix tests/restoring/test_,restore.py rename.py auto.py suggest.py) tests/readers/test_arrays.py
+	tests/adapt $(addprefix tests/restoring/test_,restore.py rename.py auto.py suggest.py signals.py) tests/readers/test_arrays.py
+BACKENDS := tensorflow jax torch
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
-.PHONY: demo test lint docs bench clean
+.PHONY: demo test $(addprefix test-,$(BACKENDS)) lint docs bench clean
+.NOTPARALLEL:  # the tests of a backend take all cores
 
 demo: $(VENV)/.installed
 	$(BIN)/python examples/fine_tune.py
 
+# All backends run, whatever fails on the first, and it fails at the end if one did.
 test: $(VENV)/.installed
-	KERAS_BACKEND=tensorflow $(BIN)/python -m pytest -n 2
-	KERAS_BACKEND=jax $(BIN)/python -m pytest -n 2 $(COMMON_TESTS)
-	KERAS_BACKEND=torch $(BIN)/python -m pytest -n 2 $(COMMON_TESTS)
+	$(MAKE) --keep-going $(addprefix test-,$(BACKENDS))
+
+test-tensorflow: TESTS := tests
+test-jax test-torch: TESTS := $(COMMON_TESTS)
+$(addprefix test-,$(BACKENDS)): test-%: $(VENV)/.installed
+	KERAS_BACKEND=$* $(BIN)/python -m pytest -n 2 $(TESTS)
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -107,7 +107,8 @@ class EpochData:
         taken = sum(1 for _ in itertools.islice(iterator, count))
         if taken < count and not self._of.num_batches:
             raise ValueError(
-                "The data have fewer batches than the run that is resumed had seen of them."
+                "The data have fewer batches than the run that is resumed had seen of them: give "
+                "`fit` the data and the batch size that run had."
             )
 
     def has_more(self) -> bool:
@@ -126,6 +127,15 @@ class EpochData:
             if hasattr(self._adapter, name):
                 return getattr(self._adapter, name)
         return None
+
+    @property
+    def batch_size(self) -> int | None:
+        """How many samples a batch has, None where Keras does not know."""
+        try:
+            size = self._adapter.batch_size
+        except (AttributeError, IndexError, ValueError):  # of a dataset shared among replicas
+            return None
+        return None if size is None else int(size)
 
     @property
     def steps_per_execution(self) -> int:

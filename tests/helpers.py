@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 
 import keras
@@ -142,3 +145,16 @@ def make_everything(model_maker: Callable[[int], keras.Model]) -> tuple[keras.Mo
         not np.array_equal(a, b) for a, b in zip(weights(source), weights(target), strict=True)
     )
     return source, target
+
+
+def run(code: str, **environment: str) -> None:
+    """Runs a program that ends with printing "as it should be"."""
+    child = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, **environment},
+    )
+    assert child.returncode == 0, child.stderr[-3000:]
+    assert "as it should be" in child.stdout

@@ -326,6 +326,10 @@ def test_batches_that_are_skipped_are_taken_and_not_told_to_callbacks() -> None:
     assert data.trained == 5
 
 
+def test_adapters_of_data_know_the_size_of_a_batch() -> None:
+    assert follow(model())[0].batch_size == 2
+
+
 def test_with_steps_per_epoch_a_pass_goes_on_and_is_counted() -> None:
     data, told, begun = follow(model(), epochs=2, steps_per_epoch=2)
     assert begun == [0, 1, 0, 1]

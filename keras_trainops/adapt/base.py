@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, ClassVar, TypeAlias, TypeVar
+from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 
@@ -54,19 +54,24 @@ class Adapter(ABC):
             variable keeps what it holds.
         """
 
-    @classmethod
-    def fitting(cls, shapes: Sequence[Shape], target: Shape, path: str) -> Adapter | None:
-        """An adapter of this class that is likely to be meant: errors suggest it.
+    def for_keys(
+        self, keys: Sequence[str], shapes: Sequence[Shape], target: Shape
+    ) -> tuple[Sequence[str], Adapter | None]:
+        """What to do with the tensors of these keys, where their names decide it.
 
         Args:
-            shapes: The shapes of the tensors, none of which is the variable's.
+            keys: The keys that lead to the variable, in the order of the rename rules.
+            shapes: The shapes of their tensors.
             target: The shape of the variable.
-            path: The path of the variable, where it hints at what it is.
 
         Returns:
-            The adapter, whose result has the variable's shape; None if none is likely.
+            The keys in the order in which the adapter gets their tensors, and the adapter; None
+            where the tensor is the variable's value as it is. By default what was given.
+
+        Raises:
+            ValueError: If the names do not tell; the message says what to do.
         """
-        return None
+        return keys, self
 
 
 class OneTensor(Adapter):
@@ -137,6 +142,15 @@ class Chain(Adapter):
             shapes, so_far = [result], f"{result} after {adapter}, then "
         return shapes[0]
 
+    def for_keys(
+        self, keys: Sequence[str], shapes: Sequence[Shape], target: Shape
+    ) -> tuple[Sequence[str], Adapter | None]:
+        """As its first adapter, which is the only one that gets what keys lead to."""
+        keys, first = self.adapters[0].for_keys(keys, shapes, target)
+        if first is self.adapters[0]:
+            return keys, self
+        return keys, in_turn([*([first] if first else []), *self.adapters[1:]])
+
     def __call__(self, arrays: Sequence[np.ndarray], target: Shape) -> np.ndarray:
         for adapter in self.adapters:
             arrays = [adapter(arrays, target)]
@@ -144,6 +158,11 @@ class Chain(Adapter):
 
     def __repr__(self) -> str:
         return f"Chain({', '.join(map(repr, self.adapters))})"
+
+
+def in_turn(adapters: Sequence[Adapter]) -> Adapter | None:
+    """The one adapter, several as a chain, or None if there is none."""
+    return Chain(*adapters) if len(adapters) > 1 else next(iter(adapters), None)
 
 
 class Function(Adapter):
@@ -247,17 +266,3 @@ def only_difference(shape: Shape, target: Shape) -> int | None:
         return None
     axes = [axis for axis, (a, b) in enumerate(zip(shape, target, strict=True)) if a != b]
     return axes[0] if len(axes) == 1 else None
-
-
-A = TypeVar("A", bound=Adapter)
-
-
-def first_that_fits(candidates: Iterable[A], shapes: Sequence[Shape], target: Shape) -> A | None:
-    """The first adapter whose result has the shape of the variable."""
-    for candidate in candidates:
-        try:
-            if candidate.shape(shapes, target) == target:
-                return candidate
-        except ValueError:
-            continue
-    return None

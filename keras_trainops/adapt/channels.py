@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 
 from keras_trainops.adapt.base import (
     OneTensor,
     Shape,
     axis_of,
-    only_difference,
     unmasked,
     wide,
     with_length,
@@ -60,11 +57,3 @@ class InputChannels(OneTensor):
 
     def __repr__(self) -> str:
         return f"InputChannels({'' if self.axis == -2 else f'axis={self.axis}'})"
-
-    @classmethod
-    def fitting(cls, shapes: Sequence[Shape], target: Shape, path: str) -> InputChannels | None:
-        """For kernels of convolutions, where only the number of input channels differs."""
-        is_kernel = path.rpartition("/")[2] == "kernel" and "transpose" not in path
-        if len(shapes) != 1 or len(target) < 3 or not is_kernel:
-            return None
-        return cls() if only_difference(shapes[0], target) == len(target) - 2 else None

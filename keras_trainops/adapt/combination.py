@@ -14,7 +14,6 @@ from keras_trainops.adapt.base import (
     OneTensor,
     Shape,
     axis_of,
-    first_that_fits,
     whole_numbers,
     wide,
     with_length,
@@ -72,12 +71,6 @@ class Concat(_Combination):
     def __repr__(self) -> str:
         return f"Concat(axis={self.axis})"
 
-    @classmethod
-    def fitting(cls, shapes: Sequence[Shape], target: Shape, path: str) -> Concat | None:
-        if len(shapes) < 2:
-            return None
-        return first_that_fits([cls(axis) for axis in range(len(target))], shapes, target)
-
 
 class Stack(_Combination):
     """Joins tensors of one shape along a new axis, in the order of the rename rules.
@@ -109,12 +102,6 @@ class Stack(_Combination):
     def __repr__(self) -> str:
         return f"Stack(axis={self.axis})"
 
-    @classmethod
-    def fitting(cls, shapes: Sequence[Shape], target: Shape, path: str) -> Stack | None:
-        if len(shapes) < 2:
-            return None
-        return first_that_fits([cls(axis) for axis in range(len(target))], shapes, target)
-
 
 class Sum(_Combination):
     """Adds tensors of one shape.
@@ -136,12 +123,6 @@ class Sum(_Combination):
 
     def __repr__(self) -> str:
         return "Sum()"
-
-    @classmethod
-    def fitting(cls, shapes: Sequence[Shape], target: Shape, path: str) -> Sum | None:
-        """For biases: of other tensors of one shape nobody would think of a sum."""
-        several = len(shapes) > 1 and set(shapes) == {target}
-        return cls() if several and "bias" in path.rpartition("/")[2] else None
 
 
 class Split(OneTensor):
@@ -205,16 +186,6 @@ class Split(OneTensor):
     def __repr__(self) -> str:
         parts = self.parts if isinstance(self.parts, int) else list(self.parts)
         return f"Split({self.index}, {parts}, axis={self.axis})"
-
-    @classmethod
-    def fitting(cls, shapes: Sequence[Shape], target: Shape, path: str) -> Split | None:
-        """For variables called query, key or value, of a tensor that is three times as long."""
-        names = [name for name in ("query", "key", "value") if name in path.split("/")]
-        if len(names) != 1 or len(shapes) != 1 or len(shapes[0]) != len(target):
-            return None
-        index = ("query", "key", "value").index(names[0])
-        candidates = [cls(index, 3, axis) for axis in range(len(target))]
-        return first_that_fits(candidates, shapes, target)
 
 
 def _and(shapes: Sequence[Shape]) -> str:

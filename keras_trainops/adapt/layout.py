@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Sequence
 from typing import SupportsIndex
@@ -14,7 +13,6 @@ from keras_trainops.adapt.base import (
     OneTensor,
     Shape,
     axis_of,
-    first_that_fits,
     whole_numbers,
 )
 
@@ -56,26 +54,6 @@ class Transpose(OneTensor):
 
     def __repr__(self) -> str:
         return f"Transpose({'' if self.axes is None else list(self.axes)})"
-
-    @classmethod
-    def fitting(cls, shapes: Sequence[Shape], target: Shape, path: str) -> Transpose | None:
-        """The order of a known layout, or the only one that fits."""
-        if len(shapes) != 1 or sorted(shapes[0]) != sorted(target):
-            return None
-        known = first_that_fits(cls.layouts(len(target)), shapes, target)
-        if known is not None or len(target) > 5:
-            return known
-        orders = [cls(axes) for axes in itertools.permutations(range(len(target)))]
-        possible = [order for order in orders if order.shape(shapes, target) == target]
-        return possible[0] if len(possible) == 1 else None
-
-    @classmethod
-    def layouts(cls, rank: int) -> list[Transpose]:
-        """The orders between which libraries differ, of tensors of this rank."""
-        if rank < 3:
-            return [cls()] if rank == 2 else []
-        space = range(2, rank)
-        return [cls([*space, 1, 0]), cls([*space, 0, 1]), cls()]  # PyTorch's kernels; reversed
 
 
 class Reshape(OneTensor):
@@ -124,14 +102,23 @@ class Reshape(OneTensor):
     def __repr__(self) -> str:
         return f"Reshape({'' if self.new_shape is None else list(self.new_shape)})"
 
-    @classmethod
-    def fitting(cls, shapes: Sequence[Shape], target: Shape, path: str) -> Reshape | None:
-        """Where axes are only merged, split, or of length 1: as (1, 1, 64, 10) and (64, 10)."""
-        if len(shapes) != 1 or math.prod(shapes[0]) != math.prod(target) or 0 in target:
-            return None
-        ends = [set(itertools.accumulate(shape, lambda a, b: a * b)) for shape in (*shapes, target)]
-        ends = [found | {1} for found in ends]
-        return cls() if ends[0] <= ends[1] or ends[1] <= ends[0] else None
+
+class Refold(Reshape):
+    """A `Reshape` of tensors that begin with known axes: of others it would mix the axes.
+
+    Args:
+        leading: The lengths of the tensor's first axes.
+        shape: As of `Reshape`.
+    """
+
+    def __init__(self, leading: Sequence[int], shape: Sequence[int]) -> None:
+        super().__init__(shape)
+        self.leading = tuple(leading)
+
+    def _shape(self, shape: Shape, target: Shape) -> Shape:
+        if shape[: len(self.leading)] != self.leading:
+            raise ValueError(f"it takes tensors whose first axes are {self.leading}, not {shape}")
+        return super()._shape(shape, target)
 
 
 class Gates(OneTensor):
@@ -208,7 +195,7 @@ def channels_first_flatten(shape: Sequence[int]) -> Chain:
         )
     rank = len(shape)
     return Chain(
-        Reshape([channels, *space, -1]),
+        Refold([math.prod(shape)], [channels, *space, -1]),
         Transpose([*range(1, rank), 0, rank]),
         Reshape([math.prod(shape), -1]),
     )

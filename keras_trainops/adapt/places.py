@@ -13,7 +13,6 @@ from keras_trainops.adapt.base import (
     OneTensor,
     Shape,
     axis_of,
-    only_difference,
     whole_numbers,
     with_length,
 )
@@ -75,11 +74,6 @@ class Pad(OneTensor):
     def __repr__(self) -> str:
         return call(self, self.axis, indices=self.indices, default=self.default)
 
-    @classmethod
-    def fitting(cls, shapes: Sequence[Shape], target: Shape, path: str) -> Pad | None:
-        axis = only_difference(shapes[0], target) if len(shapes) == 1 else None
-        return cls(axis) if axis is not None and shapes[0][axis] < target[axis] else None
-
 
 class Crop(OneTensor):
     """Takes some of the slices of a longer tensor.
@@ -121,11 +115,6 @@ class Crop(OneTensor):
 
     def __repr__(self) -> str:
         return call(self, self.axis, indices=self.indices)
-
-    @classmethod
-    def fitting(cls, shapes: Sequence[Shape], target: Shape, path: str) -> Crop | None:
-        axis = only_difference(shapes[0], target) if len(shapes) == 1 else None
-        return cls(axis) if axis is not None and shapes[0][axis] > target[axis] else None
 
 
 def place(

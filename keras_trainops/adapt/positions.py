@@ -13,7 +13,6 @@ from keras_trainops.adapt.base import (
     OneTensor,
     Shape,
     axis_of,
-    only_difference,
     unmasked,
     whole_numbers,
     with_length,
@@ -141,21 +140,6 @@ class ResizePositions(OneTensor):
         }
         given = [f"{name}={value!r}" for name, (value, usual) in options.items() if value != usual]
         return f"ResizePositions({', '.join(given)})"
-
-    @classmethod
-    def fitting(cls, shapes: Sequence[Shape], target: Shape, path: str) -> ResizePositions | None:
-        """Where a name speaks of positions, or shapes are those of grids with a class token."""
-        if len(shapes) != 1 or len(target) not in (2, 3):
-            return None
-        if only_difference(shapes[0], target) != len(target) - 2:
-            return None
-        named = "pos" in path.lower()
-        old, new = shapes[0][-2], target[-2]
-        for tokens in (0, 1):
-            square = _is_square(old - tokens) and _is_square(new - tokens)
-            if square and (named or tokens or (len(target) == 3 and target[0] == 1)):
-                return cls(prefix_tokens=tokens)
-        return cls(new_grid=[new]) if named else None
 
 
 def _grid(argument: str, grid: int | Sequence[int] | None) -> tuple[int, ...] | None:

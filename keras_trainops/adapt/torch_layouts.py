@@ -3,33 +3,27 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeAlias
 
 import keras
 from keras import layers
 
 from keras_trainops import _keras
-from keras_trainops.adapt.base import Adapter, Chain
-from keras_trainops.adapt.combination import Split, Stack, Sum
+from keras_trainops.adapt.base import Adapter
+from keras_trainops.adapt.combination import Stack, Sum
 from keras_trainops.adapt.layout import (
     Gates,
+    Refold,
     Reshape,
     Transpose,
     channels_first_flatten,
 )
+from keras_trainops.adapt.torch_adapters import Biases, FromTorch, Kernel, Projection, Unknown
 from keras_trainops.naming import model_weights
 
-_Layout: TypeAlias = "Iterator[tuple[Any, list[Adapter]]]"  # variables and the steps to each
-
-
-class FromTorch(Chain):
-    """An adapter of `from_torch`, which gives way to the user's own."""
-
-    gives_way = True
-
-    def __repr__(self) -> str:
-        return repr(self.adapters[0]) if len(self.adapters) == 1 else super().__repr__()
+# Variables, and what becomes of the tensor of each; None: nothing.
+_Layout: TypeAlias = "Iterator[tuple[Any, FromTorch | None]]"
 
 
 def from_torch(model: keras.layers.Layer | Iterable[keras.layers.Layer]) -> dict[str, Adapter]:
@@ -46,17 +40,22 @@ def from_torch(model: keras.layers.Layer | Iterable[keras.layers.Layer]) -> dict
     * `DepthwiseConv1D`, `2D`, of a convolution with a group for each channel: (channels ·
       multiplier, 1, space) becomes (space, channels, multiplier). `SeparableConv1D`, `2D`: the
       same, and the kernel of the second convolution as above.
-    * `LSTM`, `LSTMCell`: weights are transposed, `bias_ih` and `bias_hh` are added.
+    * `LSTM`, `SimpleRNN` and their cells: weights are transposed, `bias_ih` and `bias_hh` are
+      added.
     * `GRU`, `GRUCell`: weights are transposed, `bias_ih` and `bias_hh` stacked in this order, and
       gates reordered.
-    * `MultiHeadAttention`: `in_proj_weight` and `in_proj_bias` are split for query, key and value,
-      and all are divided into heads.
+    * `EinsumDense`, of `Linear`: transposed and divided into the axes of its equation.
+    * `MultiHeadAttention`: the same for query, key, value and output. `in_proj_weight` and
+      `in_proj_bias` are split before.
     * Normalizations elsewhere and `Embedding` are the same but for the names.
 
-    Two keys lead to the bias of a recurrent layer, with a rename rule for each, that for `bias_ih`
-    first; one key, with a list of paths, to query, key and value. Attention whose query, key and
-    value differ in width has `q_proj_weight`, `k_proj_weight` and `v_proj_weight` in PyTorch, which
-    are expected then. `EinsumDense` is left alone: its equation does not tell what `Linear` it was.
+    Two keys lead to the bias of a recurrent layer; their names tell which is which, the order of
+    the rename rules does not matter. One key, with a list of paths, leads to query, key and value
+    where they are fused. Fused tensors of other names than `torch.nn.MultiheadAttention` gives them
+    are refused, as libraries differ in the order of what is in them; so are square tensors of
+    GPT-2's `Conv1D`, and tensors for layers that are not listed here, of which two axes could be
+    exchanged: an entry of your own says what they are.
+
     Which layers stand behind a convolution and `Flatten`, with pooling, activations and dropout
     between, is told in functional and sequential models only; elsewhere, and where images are
     flattened as they come in, add `channels_first_flatten`. Nothing is said of what layers compute
@@ -88,29 +87,51 @@ def from_torch(model: keras.layers.Layer | Iterable[keras.layers.Layer]) -> dict
                 "`model` must be a model or layers that have variables: call it on a batch first. "
                 f"Received: {root!r}"
             )
-        path_of = {id(variable): path for path, variable in model_weights(root)}
-        for layer in _keras.all_layers(root):
-            for variable, steps in _layout(layer):
-                if id(variable) in path_of:
-                    adapters[f"^{re.escape(path_of[id(variable)])}$"] = FromTorch(*steps)
+        adapter_of = torch_layouts(root)
+        for path, variable in model_weights(root):
+            if id(variable) in adapter_of:
+                adapters[f"^{re.escape(path)}$"] = adapter_of[id(variable)]
     return adapters
 
 
-def _layout(layer: keras.layers.Layer) -> _Layout:
-    for kinds, layout in _LAYOUTS:
-        if isinstance(layer, kinds) and layer.built:
-            yield from layout(layer)
+def torch_layouts(root: keras.layers.Layer) -> dict[int, FromTorch]:
+    """The adapters for the variables of a layer and of all in it, by `id(variable)`.
+
+    Raises:
+        ValueError: If there is a layer that PyTorch does not have.
+    """
+    found: dict[int, FromTorch | None] = {}
+    owner_of: dict[int, str] = {}
+    every = [layer for layer in _keras.all_layers(root) if layer.built]
+    for kinds, layout in _LAYOUTS:  # those of several layers before those of one
+        for layer in every:
+            if isinstance(layer, kinds):
+                for variable, adapter in layout(layer):
+                    found.setdefault(id(variable), adapter)
+    for layer in every:  # the innermost is the last
+        name = f"{layer.name!r} ({type(layer).__name__})"
+        owner_of |= dict.fromkeys(map(id, layer.weights), name)
+    for variable in root.weights:
+        if id(variable) not in found and may_be_exchanged(variable.shape):
+            found[id(variable)] = Unknown(owner_of.get(id(variable), repr(root.name)))
+    return {key: adapter for key, adapter in found.items() if adapter is not None}
+
+
+def may_be_exchanged(shape: Sequence[int]) -> bool:
+    """Whether two axes have one length, so that a tensor fits in more than one order of them."""
+    lengths = [length for length in shape if length != 1]
+    return len(set(lengths)) < len(lengths)
 
 
 def _dense(layer: Any) -> _Layout:
-    yield _keras.kernel_of(layer), [Transpose(), *_reordering(layer)]
+    yield _keras.kernel_of(layer), Kernel(Transpose(), *_reordering(layer))
 
 
 def _batch_norm(layer: Any) -> _Layout:
     reordering = _reordering(layer)
     if reordering:
         for variable in layer.weights:
-            yield variable, [*reordering, Reshape()]
+            yield variable, FromTorch(*reordering, Reshape())
 
 
 def _reordering(layer: keras.layers.Layer) -> list[Adapter]:
@@ -141,7 +162,7 @@ def _first_but(kinds: tuple[type, ...], layer: Any) -> Any:
 
 def _convolution(layer: Any) -> _Layout:
     kernel = _keras.kernel_of(layer)
-    yield kernel, [_space_first(len(kernel.shape))]
+    yield kernel, FromTorch(_space_first(len(kernel.shape)))
 
 
 def _depthwise(layer: Any) -> _Layout:
@@ -150,23 +171,24 @@ def _depthwise(layer: Any) -> _Layout:
 
 def _separable(layer: Any) -> _Layout:
     yield layer.depthwise_kernel, _by_channel(layer.depthwise_kernel)
-    yield layer.pointwise_kernel, [_space_first(len(layer.pointwise_kernel.shape))]
+    yield layer.pointwise_kernel, FromTorch(_space_first(len(layer.pointwise_kernel.shape)))
 
 
-def _by_channel(kernel: Any) -> list[Adapter]:
+def _by_channel(kernel: Any) -> FromTorch:
     *space, channels, multiplier = kernel.shape
     order = [*range(2, 2 + len(space)), 0, 1]
-    return [Reshape([channels, multiplier, *space]), Transpose(order)]
+    theirs = [channels * multiplier, 1, *space]
+    return FromTorch(Refold(theirs, [channels, multiplier, *space]), Transpose(order))
 
 
 def _space_first(rank: int) -> Transpose:
     return Transpose([*range(2, rank), 1, 0])
 
 
-def _lstm(cell: Any) -> _Layout:
-    yield cell.kernel, [Transpose()]
-    yield cell.recurrent_kernel, [Transpose()]
-    yield cell.bias, [Sum()]
+def _summed_biases(cell: Any) -> _Layout:
+    yield cell.kernel, FromTorch(Transpose())
+    yield cell.recurrent_kernel, FromTorch(Transpose())
+    yield cell.bias, Biases(Sum(), ordered=False)
 
 
 def _gru(cell: Any) -> _Layout:
@@ -176,19 +198,39 @@ def _gru(cell: Any) -> _Layout:
             "its weights mean something else. Build the layer with reset_after=True"
         )
     gates = Gates([1, 0, 2])  # reset, update, new -> update, reset, new
-    yield cell.kernel, [Transpose(), gates]
-    yield cell.recurrent_kernel, [Transpose(), gates]
-    yield cell.bias, [Stack(), gates]
+    yield cell.kernel, FromTorch(Transpose(), gates)
+    yield cell.recurrent_kernel, FromTorch(Transpose(), gates)
+    yield cell.bias, Biases(Stack(), gates, ordered=True)
 
 
 def _attention(layer: Any) -> _Layout:
-    projections = [layer.query_dense, layer.key_dense, layer.value_dense]
-    fused = len({projection.kernel.shape[0] for projection in projections}) == 1
-    for index, projection in enumerate(projections):
-        part = Split(index, 3)
-        yield _keras.kernel_of(projection), [*([part] if fused else []), Transpose(), Reshape()]
-        yield projection.bias, [part, Reshape()]
-    yield _keras.kernel_of(layer.output_dense), [Transpose(), Reshape()]
+    for index, projection in enumerate([layer.query_dense, layer.key_dense, layer.value_dense]):
+        yield from _einsum(projection, index)
+
+
+def _einsum(layer: Any, index: int | None = None) -> _Layout:
+    """Of an equation that is a `Linear`: what is left of the inputs' axes is not in the kernel."""
+    terms, result = layer.equation.replace(" ", "").split("->")
+    given, axes = terms.split(",")
+    kernel = _keras.kernel_of(layer)
+    length = dict(zip(axes, kernel.shape, strict=True))
+    inputs = [axis for axis in given if axis in length and axis not in result]
+    outputs = [axis for axis in result if axis in length and axis not in given]
+    if {*inputs, *outputs} != {*axes} or not inputs or not outputs:
+        return
+    place = {axis: i for i, axis in enumerate([*inputs, *outputs])}
+    lengths, heads = (tuple(length[axis] for axis in side) for side in (inputs, outputs))
+    yield kernel, Projection(lengths, heads, [place[axis] for axis in axes], index)
+    if layer.bias is not None:
+        bias = tuple(layer.bias.shape)
+        is_whole = bias == heads and len(bias) > 1
+        yield layer.bias, Projection((), bias, range(len(bias)), index) if is_whole else None
+
+
+def _embedding(layer: Any) -> _Layout:
+    for variable in layer.weights:
+        if variable.name == "embeddings":  # not what LoRA or a reverse has besides
+            yield variable, None
 
 
 # Layers that do to each input what they do to it alone, so that its place does not matter.
@@ -216,6 +258,9 @@ _CONVOLUTIONS = (
 )
 
 _LAYOUTS: tuple[tuple[Any, Callable[[Any], _Layout]], ...] = (
+    (layers.MultiHeadAttention, _attention),
+    (layers.EinsumDense, _einsum),
+    (layers.Embedding, _embedding),
     (layers.Dense, _dense),
     (layers.BatchNormalization, _batch_norm),
     (
@@ -227,7 +272,6 @@ _LAYOUTS: tuple[tuple[Any, Callable[[Any], _Layout]], ...] = (
     ),
     ((layers.DepthwiseConv1D, layers.DepthwiseConv2D), _depthwise),
     ((layers.SeparableConv1D, layers.SeparableConv2D), _separable),
-    (layers.LSTMCell, _lstm),
+    ((layers.LSTMCell, layers.SimpleRNNCell), _summed_biases),
     (layers.GRUCell, _gru),
-    (layers.MultiHeadAttention, _attention),
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 import keras
 
-from keras_trainops.numbers import check_whole
+from keras_trainops.numbers import check_number, check_whole
 from keras_trainops.session.run import Run, Settings, announce
 
 
@@ -30,7 +31,7 @@ class TrainingSession(keras.callbacks.Callback):
 
     Args:
         logdir: The directory: `checkpoints/`, event files for TensorBoard, and `session.log`. One
-            run at a time may have it.
+            run at a time may have it. A relative one is meant from where the program stands now.
         save_seconds: A checkpoint is written after so many seconds, or None.
         save_steps: The same after so many steps (batches), whichever comes first, or None. There
             is always one at the end.
@@ -48,6 +49,7 @@ class TrainingSession(keras.callbacks.Callback):
         ValueError: If an argument does not fit, or there are two sessions.
         RuntimeError: When training begins, if another run has the directory; it is named.
         RestoreError: When training begins, if the directory is of another model; nothing changed.
+        DamagedCheckpointError: When training begins, if all checkpoints are damaged: an `OSError`.
         OSError: If the directory cannot be written, or the final checkpoint.
 
     Example:
@@ -69,11 +71,11 @@ class TrainingSession(keras.callbacks.Callback):
         verbose: int = 1,
     ) -> None:
         super().__init__()
-        if save_seconds is not None and not save_seconds > 0:
-            raise ValueError(f"`save_seconds` must be > 0, or None. Received: {save_seconds=}")
+        if verbose not in (0, 1):
+            raise ValueError(f"`verbose` must be 0 or 1. Received: {verbose=}")
         self._settings = Settings(
-            Path(logdir),
-            save_seconds,
+            _directory(logdir),
+            check_number("save_seconds", save_seconds, "> 0", lambda n: n > 0, optional=True),
             check_whole("save_steps", save_steps, 1, optional=True),
             check_whole("summary_steps", summary_steps, 1, optional=True),
             check_whole("keep", keep, 1),
@@ -169,6 +171,18 @@ class TrainingSession(keras.callbacks.Callback):
         self._run.end()
         if not self._arranged:
             self._close(self._run)
+
+
+def _directory(logdir: str | os.PathLike[str]) -> Path:
+    """The directory, wherever the program goes later.
+
+    Raises:
+        ValueError: If it is no local one.
+    """
+    name = os.fspath(logdir)
+    if re.match(r"[A-Za-z][\w+.-]+://", name):
+        raise ValueError(f"`logdir` must be a directory of this machine. Received: {logdir=}")
+    return Path(name).expanduser().absolute()
 
 
 class _Opening(keras.callbacks.Callback):

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
-import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -21,6 +19,7 @@ from keras_trainops import _keras
 from keras_trainops.readers.base import Checkpoint, RestoreError
 from keras_trainops.restoring.assignment import Assignment, variable_bytes
 from keras_trainops.restoring.shapes import fits
+from keras_trainops.restoring.signals import signals_wait
 from keras_trainops.restoring.tensors import Destination
 from keras_trainops.state import copy_of
 
@@ -52,7 +51,7 @@ def assign(
     # If memory is too short for one of them, then for the largest, and nothing is changed yet.
     ordered = sorted(assignments, key=_nbytes, reverse=True)
     undo = _Undo()
-    with _interrupts_wait():
+    with signals_wait():
         try:
             for assignment in ordered:
                 undo.assign(assignment.variable, _value(assignment, checkpoint))
@@ -71,21 +70,26 @@ class _Undo:
     def __init__(self) -> None:
         self._before: list[tuple[keras.Variable, np.ndarray]] = []
         self._left = UNDO_BYTES
-        self._lost = 0
+        self._lost = 0  # how many variables have no value before any more
+        self._in_doubt: tuple[keras.Variable, Any] | None = None
 
     def assign(self, variable: keras.Variable, value: Any) -> None:
         """Assigns, and keeps the value before if there is room for it."""
-        fits = variable_bytes(variable) <= self._left
-        if fits:
+        if variable_bytes(variable) <= self._left:
             self._before.append((variable, copy_of(variable)))
             self._left -= variable_bytes(variable)
-        variable.assign(value)
-        self._lost += not fits
+            variable.assign(value)
+        else:
+            # An exception from elsewhere may come when the variable is assigned already.
+            self._lost, self._in_doubt = self._lost + 1, (variable, value)
+            variable.assign(value)
+            self._in_doubt = None
 
     def put_back(self, cause: BaseException) -> None:
         """Assigns the values that were kept; says so if that is not all."""
-        for variable, before in self._before:
-            variable.assign(before)
+        if self._in_doubt is not None and not _holds(*self._in_doubt):
+            self._lost -= 1
+        self._lost += sum(not _assigned(*kept) for kept in self._before)
         if self._lost:
             cause.add_note(
                 f"The model is half-loaded: {self._lost} variables keep their new values, as the "
@@ -93,22 +97,23 @@ class _Undo:
             )
 
 
-@contextlib.contextmanager
-def _interrupts_wait() -> Iterator[None]:
-    """Ctrl-C takes effect when the block is done: half of the weights are of no use to anybody."""
-    handler = signal.getsignal(signal.SIGINT)
-    in_main = threading.current_thread() is threading.main_thread()
-    if not in_main or not callable(handler):
-        yield  # Python interrupts the main thread only
-        return
-    waiting: list[tuple[Any, ...]] = []
-    signal.signal(signal.SIGINT, lambda *arguments: waiting.append(arguments))
+def _holds(variable: keras.Variable, value: Any) -> bool:
+    """Whether a variable has a value; also where that cannot be told."""
     try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, handler)
-    if waiting:
-        handler(*waiting[0])
+        return np.array_equal(copy_of(variable), keras.ops.convert_to_numpy(value))
+    except BaseException:
+        return True
+
+
+def _assigned(variable: keras.Variable, value: np.ndarray) -> bool:
+    """Assigns; once more if something comes between."""
+    for _ in range(2):
+        try:
+            variable.assign(value)
+        except BaseException:
+            continue
+        return True
+    return False
 
 
 def _derive_again(model: keras.Model, assignments: Sequence[Assignment]) -> None:

@@ -14,6 +14,8 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
+from keras_trainops.adapt.torch_adapters import is_torch_key
+
 Shape = tuple[int, ...]
 Leaves = tuple[tuple[str, Shape], ...]
 
@@ -37,7 +39,6 @@ _MEANINGS = {
     "depthwise_weights": ("depthwise_kernel", "kernel"),
     "pointwise_weights": ("pointwise_kernel",),
 }
-_TORCH = {"running_mean", "running_var"}
 _KERNELS = {"kernel", "depthwise_kernel", "pointwise_kernel"}
 _MAY_BE_MISSING = {"bias", "beta"}  # a convolution before a normalisation often has none
 
@@ -94,8 +95,7 @@ def leaf_of(name: str, separators: str) -> str:
 
 def looks_like_torch(keys: Iterable[str]) -> bool:
     """Whether names are those of PyTorch's layers, which keep kernels as (outputs, inputs, …)."""
-    leaves = {leaf_of(key, ".") for key in keys if "." in key}
-    return bool(leaves & {*_TORCH, "weight"})
+    return any(map(is_torch_key, keys))
 
 
 def counterparts(theirs: Layer, ours: Layer, torch: bool) -> dict[str, str] | None:

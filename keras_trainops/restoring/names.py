@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 import keras
 
 from keras_trainops import _keras
+from keras_trainops.adapt.suggestion import Hints
 from keras_trainops.naming import without_model_name
 from keras_trainops.paths import NamedVariable
 from keras_trainops.readers.base import Checkpoint
@@ -26,6 +27,7 @@ class NameTable:
     Attributes:
         paths: The variables' paths, by position.
         short_paths: The same without the model's own name.
+        hints: What would make tensors fit the variables.
         stored_as: The names under which a weights file would store each position: several where
             layers share the variable, as tied embeddings do.
     """
@@ -34,6 +36,7 @@ class NameTable:
         self, model: keras.Model, named: Sequence[NamedVariable], checkpoint: Checkpoint
     ) -> None:
         position = {id(variable): i for i, (_, variable) in enumerate(named)}
+        self.hints = Hints(model)
         self.paths = [path for path, _ in named]
         self.short_paths = [without_model_name(path, model) for path in self.paths]
         self._tables = [

@@ -20,7 +20,7 @@ from keras_trainops.restoring.names import NameTable
 from keras_trainops.restoring.optimizer_state import plan_optimizer
 from keras_trainops.restoring.rename import Rename, apply_rules
 from keras_trainops.restoring.report import Mismatch, RestoreReport, folded
-from keras_trainops.restoring.shapes import dtype_problems, in_words, mismatch_of
+from keras_trainops.restoring.shapes import dtype_problems, for_keys, in_words, mismatch_of
 
 Reaction = Literal["error", "warn", "ignore"]
 
@@ -184,6 +184,7 @@ def _outcome(matching: Matching, checkpoint: Checkpoint) -> _Outcome:
             assignment = Assignment(path, variable, keys, adapter, copies)
             outcome.problems += dtype_problems(assignment, checkpoint)
             try:
+                assignment = for_keys(assignment, checkpoint)
                 mismatch = mismatch_of(assignment, checkpoint, matching.table, position)
             except ValueError as error:
                 outcome.problems.append(str(error))

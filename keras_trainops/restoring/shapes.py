@@ -6,13 +6,30 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from keras_trainops.adapt import suggestion as hints
 from keras_trainops.adapt.base import Chain, Shape
-from keras_trainops.adapt.suggestion import suggest
 from keras_trainops.readers.base import Checkpoint
 from keras_trainops.readers.statistics import is_real
 from keras_trainops.restoring.assignment import Assignment
 from keras_trainops.restoring.names import NameTable
 from keras_trainops.restoring.report import Mismatch
+
+
+def for_keys(assignment: Assignment, checkpoint: Checkpoint) -> Assignment:
+    """The assignment with what its adapter makes of the names of the keys.
+
+    Raises:
+        ValueError: If they do not tell what it has to know; the message is a line of the report.
+    """
+    if assignment.adapter is None:
+        return assignment
+    shapes = [checkpoint.shape(key) for key in assignment.keys]
+    wanted = tuple(assignment.variable.shape)
+    try:
+        keys, adapter = assignment.adapter.for_keys(assignment.keys, shapes, wanted)
+    except ValueError as error:
+        raise ValueError(f"{_shapes(assignment, checkpoint)}; {error}") from None
+    return assignment._replace(keys=keys, adapter=adapter)
 
 
 def mismatch_of(
@@ -35,8 +52,8 @@ def mismatch_of(
     shapes = [checkpoint.shape(key) for key in assignment.keys]
 
     def suggestion(shapes: Sequence[Shape]) -> str:
-        name, pattern = table.short_paths[position], table.pattern_for(position)
-        return suggest(shapes, wanted, name, pattern, adapter)
+        variable, pattern = assignment.variable, table.pattern_for(position)
+        return table.hints.suggest(assignment.keys, shapes, variable, pattern, adapter)
 
     if adapter is None and len(shapes) > 1:
         raise ValueError(_crowded(assignment, suggestion(shapes)))
@@ -57,7 +74,7 @@ def in_words(mismatch: Mismatch, assignment: Assignment, checkpoint: Checkpoint)
     line = _shapes(assignment, checkpoint)
     if assignment.adapter is not None:
         line += f", {mismatch.checkpoint_shape} after {assignment.adapter}"
-    return f"{line}; {mismatch.suggestion} would fit" if mismatch.suggestion else line
+    return f"{line}; {hints.in_words(mismatch.suggestion)}" if mismatch.suggestion else line
 
 
 def _shapes(assignment: Assignment, checkpoint: Checkpoint) -> str:
@@ -69,7 +86,7 @@ def _shapes(assignment: Assignment, checkpoint: Checkpoint) -> str:
 def _crowded(assignment: Assignment, suggestion: str) -> str:
     keys = assignment.keys
     count, all_of_them = ("Two", "both") if len(keys) == 2 else (str(len(keys)), "all")
-    fitting = f": {suggestion} would fit" if suggestion else ""
+    fitting = f": {hints.in_words(suggestion)}" if suggestion else ""
     return (
         f"{count} keys for one variable: {' and '.join(map(repr, keys))} {all_of_them} lead to "
         f"{assignment.path!r}. Leave out what is too many with a rename rule to None, or combine "

@@ -10,6 +10,7 @@ import keras
 from keras_trainops import _keras
 from keras_trainops._keras_data import EpochData
 from keras_trainops.session import randomness
+from keras_trainops.session.record import DataState, Position
 
 
 class DataPosition:
@@ -25,13 +26,13 @@ class DataPosition:
         resumed: What `state` gave in the run that is resumed; None where none is.
     """
 
-    def __init__(self, iterator: Any, resumed: dict[str, Any] | None) -> None:
+    def __init__(self, iterator: Any, resumed: DataState | None) -> None:
         self._resumed = resumed
         self._pending = False
         self._skipping = False
         self._before_batch: dict[str, Any] | None = None
         if resumed is not None:
-            randomness.restore(resumed["random"]["fit"])
+            randomness.restore(resumed.random["fit"])
         self._at_fit = self._made = self._used = randomness.state()
         self.epochs = EpochData(iterator, self)
 
@@ -46,7 +47,7 @@ class DataPosition:
     def pass_used(self) -> None:
         """Called by `EpochData`."""
         if self._skipping and self._resumed is not None:
-            randomness.restore(self._resumed["random"]["used"])
+            randomness.restore(self._resumed.random["used"])
         self._used = randomness.state()
 
     def epoch_begins(self) -> None:
@@ -54,20 +55,20 @@ class DataPosition:
         if not self._pending or self._resumed is None:
             return
         self._pending = False
-        at, states, epochs = self._resumed["position"], self._resumed["random"], self.epochs
-        if at["batch"] % epochs.steps_per_execution:
+        at, states, epochs = self._resumed.position, self._resumed.random, self.epochs
+        if at.batch % epochs.steps_per_execution:
             raise ValueError(
-                f"The run that is resumed stood at batch {at['batch']} of its epoch, which is no "
+                f"The run that is resumed stood at batch {at.batch} of its epoch, which is no "
                 f"multiple of steps_per_execution={epochs.steps_per_execution}: compile the model "
                 "with the `steps_per_execution` it had."
             )
-        epochs.repeat(at["passes"], at["epoch"])
-        epochs.skip(at["batch"])
-        if at["goes_on"]:
+        epochs.repeat(at.passes, at.epoch)
+        epochs.skip(at.batch)
+        if at.goes_on:
             self._skipping = True
             randomness.restore(states["made"])
-            if at["taken"] != at["batch"] or not at["batch"]:
-                epochs.go_on_with_a_pass(at["taken"] - at["batch"])
+            if at.taken != at.batch or not at.batch:
+                epochs.go_on_with_a_pass(at.taken - at.batch)
         else:
             randomness.restore(states["now"])
 
@@ -75,13 +76,13 @@ class DataPosition:
         """Called by `EpochData`."""
         if self._skipping and self._resumed is not None:
             self._skipping = False
-            randomness.restore(self._resumed["random"]["now"])
+            randomness.restore(self._resumed.random["now"])
 
     def batch_taken(self) -> None:
         """Called by `EpochData`."""
         self._before_batch = randomness.state()
 
-    def state(self, epoch: int, batch: int, announced: bool) -> dict[str, Any]:
+    def state(self, epoch: int, batch: int, announced: bool) -> DataState:
         """What is to be saved.
 
         Args:
@@ -90,20 +91,18 @@ class DataPosition:
             announced: Whether Keras has announced the batches that come next.
         """
         within = batch > 0
-        position = {
-            "epoch": epoch,
-            "batch": batch,
-            "goes_on": self.epochs.goes_on(within),
-            "passes": self.epochs.passes_before(within),
-            "taken": self.epochs.taken(within, announced),
-        }
+        position = Position(
+            epoch,
+            batch,
+            self.epochs.goes_on(within),
+            self.epochs.passes_before(within),
+            self.epochs.taken(within, announced),
+        )
         states = {"fit": self._at_fit, "made": self._made, "used": self._used}
         before = self._before_batch if announced else None
         states["now"] = before or randomness.state()
-        return {
-            "position": position,
-            "random": {name: randomness.to_document(s) for name, s in states.items()},
-        }
+        documents = {name: randomness.to_document(s) for name, s in states.items()}
+        return DataState(position, documents, self.epochs.batch_size)
 
     def doubt(self) -> str | None:
         """Why the order of the data may not be the same again; None where it is."""

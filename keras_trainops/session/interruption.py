@@ -7,6 +7,8 @@ import threading
 from types import FrameType
 from typing import Any
 
+from keras_trainops.session import forks
+
 
 class SessionInterrupted(SystemExit):
     """Training was told to stop (SIGTERM), and stopped after a checkpoint was written.
@@ -35,7 +37,10 @@ class SessionInterrupted(SystemExit):
 
 
 class Interruption:
-    """Notes a SIGTERM while it listens; what to do about it is up to the training loop."""
+    """Notes a SIGTERM while it listens; what to do about it is up to the training loop.
+
+    It listens in this process only: those forked meanwhile have the handler that was there before.
+    """
 
     def __init__(self) -> None:
         self.requested = False
@@ -47,6 +52,7 @@ class Interruption:
         if threading.current_thread() is threading.main_thread():
             self._before = signal.signal(signal.SIGTERM, self._note)
             self._listens = True
+            forks.let_go_in_children(self.stop_listening)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.requested = True
@@ -54,5 +60,7 @@ class Interruption:
     def stop_listening(self) -> None:
         """Gives SIGTERM back to whoever had it."""
         if self._listens:
-            signal.signal(signal.SIGTERM, self._before or signal.SIG_DFL)
             self._listens = False
+            forks.forget(self.stop_listening)
+            if signal.getsignal(signal.SIGTERM) == self._note:  # nobody took it over since
+                signal.signal(signal.SIGTERM, self._before or signal.SIG_DFL)

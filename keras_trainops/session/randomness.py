@@ -39,10 +39,7 @@ def to_document(states: dict[str, Any]) -> dict[str, Any]:
 
 def restore(document: dict[str, Any]) -> None:
     """Puts the generators into the states of a document."""
-    version, internal, gauss = document["python"]
-    random.setstate((version, tuple(internal), gauss))
-    name, keys, *rest = document["numpy"]
-    np.random.set_state((name, np.array(keys, "uint32"), *rest))
+    _set(document, random, np.random)
     torch: Any = sys.modules.get("torch")
     if torch is None or "torch" not in document:
         return
@@ -51,9 +48,36 @@ def restore(document: dict[str, Any]) -> None:
         torch.cuda.set_rng_state_all([_decoded(torch, one) for one in document["torch_cuda"]])
 
 
+def check(document: Any) -> None:
+    """Tries a document on generators of its own.
+
+    Raises:
+        Exception: Whatever they raise where it is none that `to_document` makes.
+    """
+    _set(document, random.Random(), np.random.RandomState())
+    if "torch" in document:
+        states = [base64.b64decode(text) for text in (document["torch"], *document["torch_cuda"])]
+        torch: Any = sys.modules.get("torch")
+        if torch is not None:
+            torch.Generator().set_state(_tensor(torch, states[0]))
+
+
+def _set(document: dict[str, Any], python: Any, numpy: Any) -> None:
+    version, internal, gauss = document["python"]
+    python.setstate((version, tuple(internal), gauss))
+    name, keys, position, *rest = document["numpy"]
+    if not 0 <= position <= len(keys) == 624:  # which NumPy itself does not check
+        raise ValueError("the state of NumPy's generator has not its size")
+    numpy.set_state((name, np.array(keys, "uint32"), position, *rest))
+
+
 def _encoded(tensor: Any) -> str:
     return base64.b64encode(tensor.numpy().tobytes()).decode("ascii")
 
 
 def _decoded(torch: Any, text: str) -> Any:
-    return torch.from_numpy(np.frombuffer(base64.b64decode(text), np.uint8).copy())
+    return _tensor(torch, base64.b64decode(text))
+
+
+def _tensor(torch: Any, state: bytes) -> Any:
+    return torch.from_numpy(np.frombuffer(state, np.uint8).copy())

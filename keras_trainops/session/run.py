@@ -12,15 +12,17 @@ import keras
 
 from keras_trainops import _keras
 from keras_trainops.readers.base import RestoreError
+from keras_trainops.session import changes, forks
 from keras_trainops.session.data import DataPosition
 from keras_trainops.session.interruption import Interruption, SessionInterrupted
 from keras_trainops.session.lock import DirectoryLock
 from keras_trainops.session.log import SessionLog
 from keras_trainops.session.neighbours import Neighbours
-from keras_trainops.session.saver import Saver, Where
+from keras_trainops.session.record import Record
+from keras_trainops.session.saver import Saver
 from keras_trainops.session.snapshot import put_back, variables_of
 from keras_trainops.session.store import Checkpoint
-from keras_trainops.session.summaries import Summaries
+from keras_trainops.session.summaries import Summaries, saved_learning_rates
 
 # The sessions of models that are about to train or training.
 _SESSIONS: weakref.WeakKeyDictionary[Any, Callable[[], Run]] = weakref.WeakKeyDictionary()
@@ -86,13 +88,13 @@ class Run:
         self.settings.logdir.mkdir(parents=True, exist_ok=True)
         self._lock.acquire()
         self.is_open = True
+        forks.let_go_in_children(self._let_go)
         self._checkpoint = self._saver.read()
         self.resumed = self._checkpoint is not None
 
     def see_data(self, iterator: Any) -> None:
         """Follows the data, so that they can go on in the middle of an epoch."""
-        documents = None if self._checkpoint is None else self._checkpoint.documents
-        known = documents["data"] if documents and documents["data"]["position"] else None
+        known = None if self._checkpoint is None else self._checkpoint.record.data
         self._data = DataPosition(iterator, known)
 
     def begin(self, get_model: Callable[[], Any], params: Mapping[str, Any]) -> None:
@@ -104,6 +106,7 @@ class Run:
 
         Raises:
             RestoreError: If the checkpoint is of another model; nothing was changed.
+            ValueError: If the epoch that it stands in had more batches; nothing was changed.
         """
         if self._begun:
             return
@@ -112,6 +115,7 @@ class Run:
         self._block = self._model.steps_per_execution
         self._epoch = self._batch = self._epoch_start = 0
         self._within = False  # the resumed run stood within an epoch, which goes on there
+        self._learning_rates = saved_learning_rates(self._model.optimizer)
         if self._checkpoint is None:
             self.log.say(f"started in '{self.settings.logdir}'")
         else:
@@ -126,10 +130,18 @@ class Run:
         self._saver.start(self.step, variables_of(self._model))
 
     def _resume(self, checkpoint: Checkpoint) -> None:
-        session, model = checkpoint.documents["session"], self._model
+        record, model = checkpoint.record, self._model
+        self.step, epoch, batch = record.step, record.epoch, record.batch
+        self._within = batch > 0 and self._data is not None and record.data is not None
+        stop = self.settings.stop_at_step
+        if record.ended:
+            self._ended = record.ended
+        elif stop is not None and self.step >= stop:
+            self._ended = f"stop_at_step={stop} is reached"
+        self._stopped = bool(self._ended) or epoch >= self._epochs
+        if not self._stopped and self._within:
+            changes.refuse_fewer_batches(checkpoint, self._batches)
         self._put_back()
-        self.step, epoch, batch = session["step"], session["epoch"], session["batch"]
-        self._within = batch > 0 and self._data is not None
         self._epoch_start = self.step - (batch if self._within else 0)
         where = f"epoch {epoch + 1}" + (f", batch {batch + 1}" if batch else "")
         self.log.say(f"resumed from step {self.step} ({where}) of '{checkpoint.path}'")
@@ -139,17 +151,22 @@ class Run:
                 "batches: a plain keras.Model cannot go on within an epoch, "
                 "`keras_trainops.with_train_ops(model)` can"
             )
-        stop = self.settings.stop_at_step
-        if session["ended"]:
-            self._ended = session["ended"]
-        elif stop is not None and self.step >= stop:
-            self._ended = f"stop_at_step={stop} is reached"
+        self._say_what_differs(record)
         _keras.start_at_epoch(model, self._epochs if self._ended else epoch)
-        if self._ended or epoch >= self._epochs:
-            self._stopped = True
+        if self._stopped:
             self.log.say(f"nothing is left to do: {self._ended or 'all epochs are trained'}")
         elif self._data is not None:
             self._data.resume()
+
+    def _say_what_differs(self, record: Record) -> None:
+        size = None if self._data is None else self._data.epochs.batch_size
+        asked, used = self._learning_rates, saved_learning_rates(self._model.optimizer)
+        self._learning_rates = record.learning_rates or asked
+        for line in (
+            *changes.of_data(record, size, self._batches),
+            *changes.of_learning_rates(asked, self._learning_rates, used),
+        ):
+            self.log.say(line)
 
     def _put_back(self) -> None:
         assert self._checkpoint is not None
@@ -161,7 +178,7 @@ class Run:
             )
         if model.optimizer is not None and not model.optimizer.built:
             model.optimizer.build(model.trainable_variables)
-        arrays = {key: saved.arrays[key] for key in saved.documents["variables"]}
+        arrays = {key: saved.arrays[key] for key in saved.record.variables}
         same = put_back(arrays, variables_of(model), str(saved.path))
         if not same and self._within:
             self.log.say("the metrics are others than they were: they start anew in this epoch")
@@ -174,7 +191,7 @@ class Run:
 
     def _put_neighbours_back(self) -> None:
         if self._checkpoint is not None:
-            states = self._checkpoint.documents["session"]["callbacks"]
+            states = self._checkpoint.record.callbacks
             for name in self._neighbours.restore(states, self._checkpoint.arrays):
                 self.log.say(f"the state of {name} is left out: there is no such callback now")
 
@@ -247,12 +264,28 @@ class Run:
             self._save(epoch + 1, 0, announced=False)
 
     def _save(self, epoch: int, batch: int, announced: bool) -> None:
-        where: dict[str, Any] = {"position": None, "random": None}
-        if self._data is not None:
-            where = self._data.state(epoch, batch, announced)
-        at = Where(self.step, epoch, batch, self._ended)
-        flush = (lambda: None) if self._summaries is None else self._summaries.flush
-        self._saver.save(self._get_model(), at, where, self._neighbours.state(), flush)
+        callbacks, arrays = self._neighbours.state()
+        data = None if self._data is None else self._data.state(epoch, batch, announced)
+
+        def record(variables: Sequence[str]) -> Record:
+            return Record(
+                self.step,
+                epoch,
+                batch,
+                self._ended,
+                self._batches,
+                self._learning_rates,
+                callbacks,
+                tuple(variables),
+                data,
+            )
+
+        def prepare() -> None:
+            self._lock.require_held()
+            if self._summaries is not None:
+                self._summaries.flush()
+
+        self._saver.save(self._get_model(), record, arrays, prepare)
 
     def _stop_interrupted(self, epoch: int, batch: int) -> None:
         self._save(epoch, batch, announced=batch > 0)
@@ -300,7 +333,7 @@ class Run:
         """Gives everything back, whatever became of the run."""
         if not self.is_open:
             return
-        self.is_open = False
+        self._let_go()
         saved = self._saver.close()
         self._interruption.stop_listening()
         if self._summaries is not None:
@@ -310,6 +343,11 @@ class Run:
         if error is not None:
             self.log.say(f"stopped because of {type(error).__name__}: {error} ({saved})")
         self._lock.release()
+
+    def _let_go(self) -> None:
+        """Ends it without a word, as in a forked process: the directory is not its own."""
+        self.is_open = False
+        forks.forget(self._let_go)
 
 
 def announce(model: Any, begin: Callable[[], Run] | None) -> None:

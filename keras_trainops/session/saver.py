@@ -4,33 +4,18 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import keras
 import numpy as np
 
 from keras_trainops.session.log import SessionLog
+from keras_trainops.session.record import Record
 from keras_trainops.session.snapshot import HostCopy, variables_of
 from keras_trainops.session.store import Checkpoint, Store
 from keras_trainops.session.writer import BackgroundWriter
-
-
-class Where(NamedTuple):
-    """Where a run stands.
-
-    Attributes:
-        step: The batches it trained on, in all.
-        epoch: The epoch that goes on, or the one that comes next.
-        batch: How many batches of that epoch it trained on.
-        ended: Why it does not go on when it is run again; empty where it does.
-    """
-
-    step: int
-    epoch: int
-    batch: int
-    ended: str
 
 
 class Saver:
@@ -65,7 +50,7 @@ class Saver:
         Raises:
             OSError: If there are some and all of them are damaged.
         """
-        self._store.tidy()
+        self._store.recover()
         return self._store.newest(self._warn)
 
     def start(self, step: int, variables: Mapping[str, keras.Variable]) -> None:
@@ -87,45 +72,40 @@ class Saver:
     def save(
         self,
         model: Any,
-        where: Where,
-        data: Mapping[str, Any],
-        callbacks: tuple[Mapping[str, Any], Mapping[str, np.ndarray]],
-        flush: Callable[[], None],
+        record: Callable[[Sequence[str]], Record],
+        more: Mapping[str, np.ndarray],
+        prepare: Callable[[], None],
     ) -> None:
         """Takes the state, and has it written.
 
         Args:
             model: The model, with its state brought up to date.
-            where: Where the run stands.
-            data: Where it stands in its data.
-            callbacks: The state of other callbacks: a document, and its arrays.
-            flush: Called before it is written: what must not be older than the checkpoint.
+            record: Says where the run stands, given the keys of the variables.
+            more: The arrays of other callbacks.
+            prepare: Called before it is written: what must not be older than the checkpoint.
+                Where it raises an `OSError` nothing is written.
         """
         self._writer.wait()
         self._tell_error()
         began = time.monotonic()
         variables = variables_of(model)
         arrays = self._copy.take(variables)
-        state, more = callbacks
-        session = {
-            **where._asdict(),
-            "keras": keras.__version__,
-            "backend": keras.backend.backend(),
-            "saved": time.strftime("%Y-%m-%d %H:%M:%S"),
-            "callbacks": state,
-        }
-        documents = {"session": session, "data": data, "variables": list(variables)}
-        self._last_step, self._last_time = where.step, time.monotonic()
+        stands = record(list(arrays))
+        self._last_step, self._last_time = stands.step, time.monotonic()
         held_up = self._last_time - began
 
         def write() -> None:
-            flush()
-            path = self._store.write(where.step, {**arrays, **more}, documents)
+            prepare()
+            path = self._store.write(stands.step, {**arrays, **more}, stands)
             size = sum(array.nbytes for array in arrays.values()) / 1e6
             self._log.note(
-                f"saved step {where.step} to '{path}' ({size:.1f} MB; training was held up for "
+                f"saved step {stands.step} to '{path}' ({size:.1f} MB; training was held up for "
                 f"{held_up:.3f} s, writing took {time.monotonic() - self._last_time:.3f} s)"
             )
+            try:
+                self._store.prune(stands.step)
+            except OSError as error:
+                self._log.say(f"an old checkpoint could not be removed: {error}")
 
         self._writer.start(write)
 
@@ -140,12 +120,15 @@ class Saver:
         if error is not None:
             raise OSError(
                 f"The final checkpoint, at step {self._last_step}, could not be written to "
-                f"'{self._store.directory}': {error}. The last good one stays as it is."
+                f"'{self._store.directory}': {error} ({self._left()})."
             ) from error
 
     def close(self) -> str:
         """Waits for the writing; says what there is."""
         self._writer.wait()
+        return self._left()
+
+    def _left(self) -> str:
         newest = next(iter(self._store.paths()), None)
         return "there is no checkpoint" if newest is None else f"the last is '{newest}'"
 
@@ -154,7 +137,7 @@ class Saver:
         if error is not None:
             self._warn(
                 f"The checkpoint at step {self._last_step} could not be written, and training goes "
-                f"on: {error}. The last good one stays as it is."
+                f"on: {error} ({self._left()})."
             )
 
     def _warn(self, message: str) -> None:

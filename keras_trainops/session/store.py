@@ -1,7 +1,12 @@
-"""A durable directory of checkpoints: each is complete, or it is not there.
+"""A crash-safe directory of checkpoints: each is complete, or it is not there.
 
-A checkpoint is a directory of files in formats that others read: arrays as safetensors, the rest
-as JSON, and `SHA256SUMS`, which `sha256sum --check` verifies too.
+A checkpoint is a directory `step-0000000012` of files in formats that others read: arrays as
+safetensors, the rest as JSON, and `SHA256SUMS`, which `sha256sum --check` verifies too. While one
+is written its name begins with `.writing-`. One that is replaced, as its step is saved again, is
+renamed to `.deleting-…` when the new one is complete, and removed when that has its name.
+
+Only directories with exactly such a name are the store's, and only files that it writes itself are
+removed from them. Everything else in the directory is somebody else's, and left alone.
 """
 
 from __future__ import annotations
@@ -9,19 +14,24 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from keras_trainops.session.record import DOCUMENTS, Record, parse
+
 ARRAYS = "state.safetensors"
 _SUMS = "SHA256SUMS"
-_PREFIX = "step-"
-_ASIDE = ".writing-"  # what begins so is not complete, or is on its way out
-_LEAVING = ".deleting-"
+_FILES = {ARRAYS, *(f"{name}.json" for name in DOCUMENTS)}
+_STEP = re.compile(r"step-(\d{10,})")
+_WRITING, _DELETING = ".writing-", ".deleting-"
+_ASIDE = re.compile(rf"({re.escape(_WRITING)}|{re.escape(_DELETING)})({_STEP.pattern})")
+# The safetensors library writes to such a file, and renames it.
+_TEMPORARY = re.compile(r"\.tmp\w{6}")
+_MOST_SUMS, _MOST_JSON = 2**16, 2**28  # bytes: more is none of ours
 
 
 class DamagedCheckpointError(OSError):
@@ -34,12 +44,12 @@ class Checkpoint:
 
     Attributes:
         path: Its directory.
-        documents: What its JSON files hold, by name.
+        record: Where the run stood.
         arrays: The saved arrays, by key.
     """
 
     path: Path
-    documents: Mapping[str, Any]
+    record: Record
     arrays: Mapping[str, np.ndarray]
 
 
@@ -53,19 +63,33 @@ class Store:
 
     def __init__(self, directory: Path, keep: int) -> None:
         self.directory, self.keep = directory, keep
+        self._damaged: set[Path] = set()
 
-    def tidy(self) -> None:
-        """Removes what a killed run left half-written."""
-        for path in self._entries((_ASIDE, _LEAVING)):
-            shutil.rmtree(path)
+    def recover(self) -> None:
+        """Clears up after a run that was killed while it wrote.
+
+        What is complete and only lacks its name gets it back; the rest is removed.
+        """
+        found = [(m, p) for p in self._directories() if (m := _ASIDE.fullmatch(p.name))]
+        # A complete new one before the one that it was to replace.
+        for match, path in sorted(found, key=lambda pair: pair[0][1] != _WRITING):
+            place = self.directory / match[2]
+            if not os.path.lexists(place) and _is_whole(path, int(match[3])):
+                path.rename(place)
+                _sync(self.directory)
+            else:
+                _remove(path)
 
     def paths(self) -> list[Path]:
-        """The checkpoints, newest first."""
-        return sorted(self._entries((_PREFIX,)), key=_step, reverse=True)
+        """The checkpoints, newest first, complete or not."""
+        found = [p for p in self._directories(links=True) if _STEP.fullmatch(p.name)]
+        return sorted((p for p in found if _has_files(p)), key=_step, reverse=True)
 
-    def _entries(self, prefixes: tuple[str, ...]) -> Iterator[Path]:
-        if self.directory.is_dir():
-            yield from (p for p in self.directory.iterdir() if p.name.startswith(prefixes))
+    def _directories(self, *, links: bool = False) -> Iterator[Path]:
+        if self.directory.exists():
+            for path in self.directory.iterdir():
+                if path.is_dir() and (links or not path.is_symlink()):
+                    yield path
 
     def newest(self, warn: Callable[[str], None]) -> Checkpoint | None:
         """The newest checkpoint that is intact, None where there is none at all.
@@ -76,70 +100,121 @@ class Store:
         Raises:
             DamagedCheckpointError: If there are checkpoints and all of them are damaged.
         """
-        damage = ""
-        for path in self.paths():
+        damage, paths = "", self.paths()
+        for path in paths:
             try:
-                return _read(path)
+                return _read(path, _step(path))
             except (OSError, ValueError) as error:
-                damage = f"The checkpoint '{path}' is damaged: {error}"
-                warn(f"{damage}. The one before it is used.")
+                self._damaged.add(path)
+                damage = f"The checkpoint '{path}' is damaged: {error}."
+                warn(damage + (" The one before it is used." if path != paths[-1] else ""))
         if damage:
             raise DamagedCheckpointError(
-                f"{damage}. There is no other: remove '{self.directory}' to start anew."
+                f"{damage} There is no other: remove '{self.directory}' to start anew."
             )
         return None
 
-    def write(
-        self, step: int, arrays: Mapping[str, np.ndarray], documents: Mapping[str, Any]
-    ) -> Path:
-        """Writes a checkpoint aside, syncs it, and renames it; then removes the oldest.
+    def write(self, step: int, arrays: Mapping[str, np.ndarray], record: Record) -> Path:
+        """Writes a checkpoint aside, syncs it, and gives it its name.
 
         Raises:
             OSError: If it cannot be written; nothing of it is left, and the others are untouched.
         """
-        self.directory.mkdir(parents=True, exist_ok=True)
-        name = f"{_PREFIX}{step:010d}"
-        aside, path = self.directory / f"{_ASIDE}{name}", self.directory / name
-        shutil.rmtree(aside, ignore_errors=True)
+        self.directory.mkdir(exist_ok=True)
+        path = self.directory / f"step-{step:010d}"
+        aside, leaving = (path.with_name(start + path.name) for start in (_WRITING, _DELETING))
+        _remove(aside)
         try:
             aside.mkdir()
-            _write_files(aside, arrays, documents)
-            if path.exists():  # a damaged one, which was fallen back from
-                self._remove(path)
-            aside.rename(path)
+            _write_files(aside, arrays, record)
+            self._give_name(aside, path, leaving)
         except Exception as error:
-            shutil.rmtree(aside, ignore_errors=True)
+            _remove(aside)
             if isinstance(error, OSError):
                 raise
             raise OSError(str(error)) from error  # safetensors has an error of its own
         _sync(self.directory)
-        for old in self.paths()[self.keep :]:
-            self._remove(old)
+        _remove(leaving)
+        self._damaged.discard(path)
         return path
 
-    def _remove(self, path: Path) -> None:
-        """Removes a checkpoint so that at no moment a part of it looks like a whole."""
-        leaving = path.with_name(f"{_LEAVING}{path.name}")
-        shutil.rmtree(leaving, ignore_errors=True)
-        path.rename(leaving)
-        shutil.rmtree(leaving)
+    def _give_name(self, aside: Path, path: Path, leaving: Path) -> None:
+        replaces = os.path.lexists(path)
+        if replaces:
+            if not _is_own(path):
+                raise FileExistsError(
+                    f"'{path}' is in the way: it is no checkpoint of a session, so it is not "
+                    "replaced. Move it elsewhere"
+                )
+            _remove(leaving)
+            path.rename(leaving)
+        try:
+            aside.rename(path)
+        except OSError:
+            if replaces:
+                leaving.rename(path)
+            raise
+
+    def prune(self, step: int) -> None:
+        """Removes what is older than the `keep` newest good ones.
+
+        Args:
+            step: The newest good one. Later ones are damaged, and were fallen back from.
+
+        Raises:
+            OSError: If one cannot be removed.
+        """
+        paths = [p for p in self.paths() if _step(p) <= step and _is_own(p)]
+        good = [p for p in paths if p not in self._damaged]
+        if len(good) >= self.keep:
+            for path in paths[paths.index(good[self.keep - 1]) + 1 :]:
+                _remove(path)
 
 
 def _step(path: Path) -> int:
-    digits = path.name.removeprefix(_PREFIX)
-    return int(digits) if digits.isdigit() else -1
+    match = _STEP.fullmatch(path.name)
+    assert match is not None
+    return int(match[1])
 
 
-def _write_files(
-    directory: Path, arrays: Mapping[str, np.ndarray], documents: Mapping[str, Any]
-) -> None:
+def _has_files(path: Path) -> bool:
+    """Whether a directory holds anything that a checkpoint does."""
+    return any((path / name).is_file() for name in (_SUMS, *_FILES))
+
+
+def _is_own(path: Path) -> bool:
+    """Whether a checkpoint has a manifest of ours, so that it may be replaced and removed."""
+    if path.is_symlink():
+        return False
+    try:
+        return ARRAYS in _sums(path)
+    except (OSError, ValueError):
+        return False
+
+
+def _remove(directory: Path) -> None:
+    """Removes the files that we write and, where nothing else is there, the directory.
+
+    The manifest goes last: what is left of a removal that was cut short is damaged, and ours.
+    """
+    if directory.is_symlink() or not directory.is_dir():
+        return
+    names = [p.name for p in directory.iterdir()]
+    ours = [name for name in names if name in _FILES or _TEMPORARY.fullmatch(name)]
+    for name in [*ours, *({_SUMS} & set(names))]:
+        (directory / name).unlink(missing_ok=True)
+    if not any(directory.iterdir()):
+        directory.rmdir()
+
+
+def _write_files(directory: Path, arrays: Mapping[str, np.ndarray], record: Record) -> None:
     from safetensors.numpy import save_file
 
     save_file(dict(arrays), directory / ARRAYS)
-    for name, document in documents.items():
+    for name, document in record.documents().items():
         text = json.dumps(document, indent=1 if name == "session" else None)
         (directory / f"{name}.json").write_text(text, encoding="utf-8")
-    names = sorted(path.name for path in directory.iterdir())
+    names = sorted(_FILES)
     sums = [f"{_sha256(directory / name)}  {name}\n" for name in names]
     (directory / _SUMS).write_text("".join(sums), encoding="utf-8")
     for name in [*names, _SUMS]:
@@ -161,20 +236,58 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _read(path: Path) -> Checkpoint:
+def _sums(path: Path) -> dict[str, str]:
+    """The checksum of each file that the manifest names."""
+    lines = _content(path / _SUMS, _MOST_SUMS).decode("utf-8").splitlines()
+    pairs = [line.partition("  ") for line in lines]
+    sums = {name: digest for digest, _, name in pairs}
+    plain = all(name and Path(name).name == name for name in sums)
+    if len(sums) < len(pairs) or not plain:
+        raise DamagedCheckpointError(f"{_SUMS} is no list of the checksums of its files")
+    return sums
+
+
+def _content(path: Path, most: int) -> bytes:
+    if not path.is_file():  # a pipe or device would have no end
+        raise DamagedCheckpointError(f"there is no file {path.name}")
+    if path.stat().st_size > most:
+        raise DamagedCheckpointError(f"{path.name} is larger than any that a session writes")
+    return path.read_bytes()
+
+
+def _is_whole(path: Path, step: int) -> bool:
+    try:
+        _read(path, step)
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def _read(path: Path, step: int) -> Checkpoint:
+    """Reads a checkpoint.
+
+    Raises:
+        OSError: If it is damaged.
+        ValueError: If it is damaged.
+    """
+    from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
-    lines = (path / _SUMS).read_text(encoding="utf-8").splitlines()
-    pairs = (line.partition("  ") for line in lines)
-    sums = {name: digest for digest, _, name in pairs}
-    if sums.keys() != {p.name for p in path.iterdir()} - {_SUMS} or ARRAYS not in sums:
-        raise DamagedCheckpointError(f"{_SUMS} does not name the files that there are")
+    sums = _sums(path)
+    missing = sorted(_FILES - sums.keys())
+    if missing:
+        raise DamagedCheckpointError(f"{_SUMS} does not name {', '.join(missing)}")
     for name, digest in sums.items():
+        if not (path / name).is_file():
+            raise DamagedCheckpointError(f"there is no file {name}, which {_SUMS} names")
         if _sha256(path / name) != digest:
             raise DamagedCheckpointError(f"the checksum of {name} is another")
-    documents = {
-        Path(name).stem: json.loads((path / name).read_text(encoding="utf-8"))
-        for name in sums
-        if name.endswith(".json")
-    }
-    return Checkpoint(path, documents, load_file(path / ARRAYS))
+    try:
+        arrays = load_file(path / ARRAYS)
+    except (SafetensorError, KeyError) as error:
+        raise DamagedCheckpointError(f"{ARRAYS} cannot be read: {error}") from error
+    texts = {name: _content(path / f"{name}.json", _MOST_JSON) for name in DOCUMENTS}
+    record = parse(texts, arrays)
+    if record.step != step:
+        raise DamagedCheckpointError(f"session.json is of step {record.step}")
+    return Checkpoint(path, record, arrays)

@@ -97,13 +97,22 @@ class Summaries:
 
 def learning_rates(optimizer: Any) -> dict[str, float]:
     """The learning rate now, or of each part of a `MultiOptimizer` its own."""
+    return {name: _number(rate) for name, rate in _rates(optimizer).items()}
+
+
+def saved_learning_rates(optimizer: Any) -> tuple[float, ...]:
+    """Those that are saved with the optimizer: schedules are not."""
+    return tuple(_number(r) for r in _rates(optimizer).values() if isinstance(r, keras.Variable))
+
+
+def _rates(optimizer: Any) -> dict[str, Any]:
     if optimizer is None:
         return {}
     engine = engine_of(optimizer)
     parts = getattr(optimizer if engine is None else engine.inner_optimizer, "optimizers", None)
     if parts is None:
-        return {"learning_rate": _number(optimizer.learning_rate)}
-    return {f"learning_rate/{part.name}": _number(part.learning_rate) for part in parts}
+        return {"learning_rate": optimizer.learning_rate}
+    return {f"learning_rate/{part.name}": part.learning_rate for part in parts}
 
 
 def _number(value: Any) -> float:

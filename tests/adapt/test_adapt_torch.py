@@ -107,6 +107,12 @@ LAYERS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Any], dict[str, An
         recurrent("gru"),
         (2, 5, 4),
     ),
+    "RNN": (
+        lambda: nn.RNN(3, 3, batch_first=True),
+        lambda: layers.SimpleRNN(3, return_sequences=True),
+        recurrent("simple_rnn"),
+        (2, 5, 3),
+    ),
     "bidirectional LSTM": (
         lambda: nn.LSTM(4, 3, batch_first=True, bidirectional=True),
         lambda: layers.Bidirectional(layers.LSTM(3, return_sequences=True, name="lstm")),

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +12,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 import tensorflow as tf
-from helpers import assert_same, refused, two_layers, value, weights
+from helpers import assert_same, refused, run, two_layers, value, weights
 
 import keras_trainops as kt
 from keras_trainops.restoring import assign as assigning
@@ -157,21 +154,6 @@ def test_the_largest_is_assigned_first(assigned: list[str]) -> None:
     assert assigned == ["trunk/kernel", "head/kernel", "trunk/bias", "head/bias"]
 
 
-def test_an_interrupt_waits_until_all_is_assigned(monkeypatch: pytest.MonkeyPatch) -> None:
-    original = keras.Variable.assign
-    model, source = two_layers(), arrays()
-
-    def assign(self: keras.Variable, new: Any) -> Any:
-        os.kill(os.getpid(), signal.SIGINT)
-        return original(self, new)
-
-    monkeypatch.setattr(keras.Variable, "assign", assign)
-    with pytest.raises(KeyboardInterrupt, match=r"^$"):
-        kt.restore(model, source)
-    assert_same(weights(model), list(source.values()))
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-
-
 def test_a_model_is_restored_from_itself_with_names_swapped() -> None:
     inputs = keras.Input((3,))
     x = keras.layers.Dense(3, name="a")(inputs)
@@ -179,18 +161,6 @@ def test_a_model_is_restored_from_itself_with_names_swapped() -> None:
     before = [np.array(w) for w in model.get_weights()]
     kt.restore(model, model, rename={r"a/(\w+)": r"b/\1", r"b/(\w+)": r"a/\1"})
     assert_same(weights(model), [*before[2:], *before[:2]])
-
-
-def run(code: str, **environment: str) -> None:
-    child = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, **environment},
-    )
-    assert child.returncode == 0, child.stderr[-3000:]
-    assert "as it should be" in child.stdout
 
 
 SHORT_OF_MEMORY = """

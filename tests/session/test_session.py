@@ -169,7 +169,7 @@ def test_a_loss_that_is_nan_ends_it_and_the_last_checkpoint_stays() -> None:
         model.fit(*(SMALL_X, bad), batch_size=4, shuffle=False, verbose=0, callbacks=[session])
     assert steps("run")[-1] <= 7
     assert "stopped because of NonFiniteLossError: The loss became NaN" in log("run")
-    assert "(the last is 'run/checkpoints/step-" in log("run")
+    assert f"(the last is '{Path.cwd()}/run/checkpoints/step-" in log("run")
 
 
 def test_a_plain_model_goes_on_at_an_epoch_and_says_so() -> None:
@@ -248,10 +248,13 @@ def test_the_log_tells_the_story(capsys: pytest.CaptureFixture[str]) -> None:
     fit("run", stop_at_step=12, verbose=1)
     fit("run", verbose=1)
     story = [line[20:] for line in log("run").splitlines()]
-    assert story[0] == "started in 'run'"
-    assert story[1].startswith("saved step 12 to 'run/checkpoints/step-0000000012' (0.0 MB; train")
+    run = Path.cwd() / "run"
+    assert story[0] == f"started in '{run}'"
+    assert story[1].startswith(
+        f"saved step 12 to '{run}/checkpoints/step-0000000012' (0.0 MB; train"
+    )
     assert story[2] == "stopped at step 12: stop_at_step=12 is reached"
-    assert story[3].startswith("resumed from step 12 (epoch 2, batch 3) of 'run/checkpoints/")
+    assert story[3].startswith(f"resumed from step 12 (epoch 2, batch 3) of '{run}/checkpoints/")
     assert story[5] == "stopped at step 20: all 2 epochs are trained"
     out = capsys.readouterr().out
     assert "TrainingSession: resumed from step 12" in out
@@ -269,6 +272,17 @@ def test_two_sessions_are_refused() -> None:
     ("options", "message"),
     [
         ({"save_seconds": 0}, r"`save_seconds` must be > 0, or None\. Received: save_seconds=0"),
+        ({"save_seconds": True}, r"`save_seconds` must be > 0, or None\. Received: save_seconds=T"),
+        (
+            {"save_seconds": "9"},
+            r"`save_seconds` must be > 0, or None\. Received: save_seconds='9'",
+        ),
+        ({"save_seconds": float("nan")}, r"`save_seconds` must be > 0, or None"),
+        ({"save_steps": True}, r"`save_steps` must be an integer >= 1, or None"),
+        ({"summary_steps": True}, r"`summary_steps` must be an integer >= 1, or None"),
+        ({"keep": True}, r"`keep` must be an integer >= 1\. Received: keep=True"),
+        ({"keep": "5"}, r"`keep` must be an integer >= 1\. Received: keep='5'"),
+        ({"verbose": "yes"}, r"`verbose` must be 0 or 1\. Received: verbose='yes'"),
         ({"save_steps": 0}, r"`save_steps` must be an integer >= 1, or None\. Received: save_st"),
         ({"summary_steps": 1.5}, r"`summary_steps` must be an integer >= 1, or None"),
         ({"keep": None}, r"`keep` must be an integer >= 1\. Received: keep=None"),
