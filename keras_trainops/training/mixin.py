@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 import keras
 
 from keras_trainops import paths
+from keras_trainops.training.all_or_nothing import all_or_nothing
 from keras_trainops.training.carry_over import carried_over, fits, trained_by, without
 from keras_trainops.training.fitting import SeesData, accompanied
 from keras_trainops.training.numerics import NumericsGuard
-from keras_trainops.training.optimizer import engine_of, with_engine, with_transforms
+from keras_trainops.training.optimizer import engine_of, owned_by, with_engine, with_transforms
 from keras_trainops.training.steps import backend_steps
 from keras_trainops.transforms.monitoring import Monitor, norm_metrics
 from keras_trainops.updates.base import Update, as_update
@@ -132,6 +133,7 @@ class TrainOpsMixin:
 
         Raises:
             ValueError: If an argument does not fit; patterns are checked when the model is built.
+                Model, optimizer and transforms are then what they were.
             NotImplementedError: On a backend other than TensorFlow, JAX and PyTorch.
         """
         state = self.train_ops
@@ -145,17 +147,19 @@ class TrainOpsMixin:
         if policy.after_weights and optimizer is not None:
             optimizer = with_engine(optimizer)  # which keeps the updates' state
         paths.as_list(variables_to_train)
-        state.arguments = {
-            "updates": updates,
-            "variables_to_train": variables_to_train,
-            "check_numerics": check_numerics,
-        }
-        state.policy = policy
-        state.numerics = self._in_scope(NumericsGuard) if check_numerics else None
-        if self.built and not fits(optimizer, self.trainable_variables):
-            optimizer = carried_over(optimizer, self.trainable_variables, self)
-        super().compile(optimizer, *args, **kwargs)  # type: ignore[misc]
-        self._attach_engine()
+        with all_or_nothing(self, state, *owned_by(optimizer)):
+            state.arguments = {
+                "updates": updates,
+                "variables_to_train": variables_to_train,
+                "check_numerics": check_numerics,
+            }
+            state.policy = policy
+            state.numerics = self._in_scope(NumericsGuard) if check_numerics else None
+            now = self.trainable_variables if self.built else []
+            if self.built and not fits(optimizer, now):
+                optimizer = self._in_scope(lambda: carried_over(optimizer, now, self))
+            super().compile(optimizer, *args, **kwargs)  # type: ignore[misc]
+            self._attach_engine()
 
     def _attach_engine(self) -> None:
         state, engine = self.train_ops, engine_of(self.optimizer)
@@ -193,11 +197,13 @@ class TrainOpsMixin:
             return functools.partial(self.add_update, **options)
         state = self.train_ops
         registered = [*state.registered, as_update(update, **options)]
-        state.policy = UpdatePolicy(state.arguments["updates"], registered, state.policy)
-        state.registered = registered
-        if getattr(self, "optimizer", None) is not None and state.policy.after_weights:
-            self.optimizer = with_engine(self.optimizer)
-            self._attach_engine()
+        policy = UpdatePolicy(state.arguments["updates"], registered, state.policy)
+        optimizer = getattr(self, "optimizer", None)
+        with all_or_nothing(self, state, *owned_by(optimizer)):
+            state.policy, state.registered = policy, registered
+            if optimizer is not None and policy.after_weights:
+                self.optimizer = with_engine(optimizer)
+                self._attach_engine()
         self.train_function: Any = None  # the next `fit` traces the step anew
         return update
 
@@ -342,7 +348,6 @@ class TrainOpsMixin:
         state.carried = [] if state.numerics is None else state.numerics.variables
         state.carried += state.policy.variables
         if self.optimizer is not None:
-            steps.vote_together(self.optimizer)
             state.carried += state.policy.check(self, steps.trace)
 
     def start_updates(self, *, anew: bool) -> None:

@@ -18,7 +18,6 @@ from keras_trainops.training.steps.dense import (
     mean_over_replicas,
     on_any_replica,
     reduce_and_transform,
-    vote_together,
     with_reduced,
 )
 from keras_trainops.training.steps.finish import Batch, Outcome, finish
@@ -42,7 +41,6 @@ __all__ = [
     "trace",
     "train_function",
     "train_step",
-    "vote_together",
     "with_reduced",
 ]
 
