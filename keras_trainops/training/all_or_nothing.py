@@ -12,23 +12,19 @@ from typing import Any
 def all_or_nothing(*objects: Any) -> Iterator[None]:
     """Where the block fails, gives each object the attributes back that it had before.
 
-    Values are the same objects as before. Of those only what TensorFlow keeps of the attributes,
-    in `_self_...`, is undone within, too.
+    They are the same values as before, and plain lists and dictionaries among them have the same
+    content.
     """
     before = [(vars(each), dict(vars(each))) for each in objects]
-    tracked = [
-        (value, copy.copy(value))
-        for _, attributes in before
-        for name, value in attributes.items()
-        if name.startswith("_self_") and isinstance(value, (list, dict))
-    ]
+    values = [value for _, attributes in before for value in attributes.values()]
+    contents = [(value, copy.copy(value)) for value in values if type(value) in (list, dict)]
     try:
         yield
     except BaseException:
         for now, attributes in before:
             now.clear()
             now.update(attributes)
-        for container, content in tracked:
+        for container, content in contents:
             container.clear()
             container.extend(content) if isinstance(container, list) else container.update(content)
         raise

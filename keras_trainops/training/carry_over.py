@@ -26,18 +26,20 @@ def trained_by(optimizer: Any) -> list[keras.Variable]:
     return _keras.trained_by(optimizer) if built else []
 
 
-def carried_over(
-    optimizer: keras.optimizers.Optimizer, variables: list[keras.Variable], model: Any
-) -> keras.optimizers.Optimizer:
-    """A new optimizer for `variables`, with the state of the old one for those both train.
+def fitted(optimizer: Any, model: Any) -> Any:
+    """The optimizer, or a new one where it was built for other variables than the model trains.
 
-    Iterations, the learning rate, the loss scale, the state of transforms and all that a user has
-    set on the optimizer go on; variables that were not trained before start with fresh slots.
+    The new one has the state of the old one for variables that both train. Iterations, the learning
+    rate, the loss scale, the state of transforms and all that a user has set on the optimizer go
+    on; variables that were not trained before start with fresh slots.
 
     Raises:
         ValueError: If the optimizer was built for another model, or holds state that cannot be
             carried over.
     """
+    variables = model.trainable_variables if model.built else []
+    if not model.built or fits(optimizer, variables):
+        return optimizer
     built_for, own = trained_by(optimizer), {id(v) for v in model.weights}
     if not any(id(v) in own for v in built_for):
         raise ValueError(

@@ -13,11 +13,13 @@ import keras
 
 from keras_trainops import paths
 from keras_trainops.training.all_or_nothing import all_or_nothing
-from keras_trainops.training.carry_over import carried_over, fits, trained_by, without
+from keras_trainops.training.carry_over import fits, fitted, trained_by, without
 from keras_trainops.training.fitting import SeesData, accompanied
 from keras_trainops.training.numerics import NumericsGuard
-from keras_trainops.training.optimizer import engine_of, owned_by, with_engine, with_transforms
+from keras_trainops.training.optimizer import engine_of
 from keras_trainops.training.steps import backend_steps
+from keras_trainops.training.weight_decay import EXCLUDED, exclude, exclusions
+from keras_trainops.training.wrapping import owned_by, with_engine, with_transforms
 from keras_trainops.transforms.monitoring import Monitor, norm_metrics
 from keras_trainops.updates.base import Update, as_update
 from keras_trainops.updates.policy import UpdatePolicy
@@ -115,9 +117,9 @@ class TrainOpsMixin:
         """Configures the model for training; see `keras.Model.compile` for the other arguments.
 
         Args:
-            optimizer: As in Keras. With `gradient_transforms` it is wrapped in a
-                `TransformedOptimizer` (inside a `LossScaleOptimizer`); one that is wrapped already
-                gets these transforms in place of its own.
+            optimizer: As in Keras; it stays as it is. With `gradient_transforms` the model's is a
+                `TransformedOptimizer` around it, or a copy of a `LossScaleOptimizer` with one
+                inside; these transforms take the place of those that it has.
             *args: As in Keras.
             gradient_transforms: One transform, a list, or None: `GradientTransform`s or callables
                 `fn(gradients, variables) -> gradients`.
@@ -132,14 +134,11 @@ class TrainOpsMixin:
             **kwargs: As in Keras.
 
         Raises:
-            ValueError: If an argument does not fit; patterns are checked when the model is built.
-                Model, optimizer and transforms are then what they were.
+            ValueError: If an argument does not fit; nothing changes. Patterns wait for the build.
             NotImplementedError: On a backend other than TensorFlow, JAX and PyTorch.
         """
         state = self.train_ops
         optimizer = keras.optimizers.get(optimizer)
-        if gradient_transforms is not None and optimizer is None:
-            raise ValueError("`gradient_transforms` need an optimizer. Received: optimizer=None")
         if gradient_transforms is not None:
             optimizer = with_transforms(optimizer, gradient_transforms)
         backend_steps()  # refuses a backend that has none, before anything changes
@@ -148,16 +147,11 @@ class TrainOpsMixin:
             optimizer = with_engine(optimizer)  # which keeps the updates' state
         paths.as_list(variables_to_train)
         with all_or_nothing(self, state, *owned_by(optimizer)):
-            state.arguments = {
-                "updates": updates,
-                "variables_to_train": variables_to_train,
-                "check_numerics": check_numerics,
-            }
+            values = (updates, variables_to_train, check_numerics)
+            state.arguments = dict(zip(_COMPILE_ARGUMENTS, values, strict=True))
             state.policy = policy
             state.numerics = self._in_scope(NumericsGuard) if check_numerics else None
-            now = self.trainable_variables if self.built else []
-            if self.built and not fits(optimizer, now):
-                optimizer = self._in_scope(lambda: carried_over(optimizer, now, self))
+            optimizer = self._in_scope(functools.partial(fitted, optimizer, self))
             super().compile(optimizer, *args, **kwargs)  # type: ignore[misc]
             self._attach_engine()
 
@@ -198,11 +192,10 @@ class TrainOpsMixin:
         state = self.train_ops
         registered = [*state.registered, as_update(update, **options)]
         policy = UpdatePolicy(state.arguments["updates"], registered, state.policy)
-        optimizer = getattr(self, "optimizer", None)
-        with all_or_nothing(self, state, *owned_by(optimizer)):
+        with all_or_nothing(self, state, *owned_by(getattr(self, "optimizer", None))):
             state.policy, state.registered = policy, registered
-            if optimizer is not None and policy.after_weights:
-                self.optimizer = with_engine(optimizer)
+            if getattr(self, "optimizer", None) is not None and policy.after_weights:
+                self.optimizer = with_engine(self.optimizer)
                 self._attach_engine()
         self.train_function: Any = None  # the next `fit` traces the step anew
         return update
@@ -394,11 +387,14 @@ class TrainOpsMixin:
         arguments["variables_to_train"] = paths.serializable(arguments["variables_to_train"])
         if self.optimizer is not None:  # `add_update` may have wrapped it since
             arguments["optimizer"] = self.optimizer
+            arguments.update(exclusions(self.optimizer, trained_by(self.optimizer)))
         return {**config, **keras.saving.serialize_keras_object(arguments)}
 
     def compile_from_config(self, config: dict[str, Any]) -> None:
         """Compiles as the saved model was compiled, and creates the optimizer's variables."""
         config = keras.saving.deserialize_keras_object(config)
+        excluded = config.pop(EXCLUDED, [])
         self.compile(**config)
+        exclude(self.optimizer, excluded, self.trainable_variables)
         if self.built and self.optimizer is not None:
             self._in_scope(self._build_for_training)

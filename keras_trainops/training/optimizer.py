@@ -13,9 +13,10 @@ import numpy as np
 from keras import ops
 
 from keras_trainops import _keras
-from keras_trainops._keras_optimizers import InFront, all_of, with_another_inside
+from keras_trainops._keras_optimizers import InFront
 from keras_trainops.state import Stateful, copy_of
 from keras_trainops.training.steps import backend_steps
+from keras_trainops.training.weight_decay import EXCLUDED, exclude, exclusions
 from keras_trainops.transforms.base import Chain, Gradient, GradientTransform
 from keras_trainops.transforms.scope import owners_scope, update_scope
 
@@ -61,6 +62,7 @@ class TransformedOptimizer(InFront):
         self._attached: Any = None
         self._updates = Stateful()  # no list of variables: Keras would track it as its own
         self._awaited: list[np.ndarray] = []
+        self._exclusions: list[dict[str, Any]] = []  # as a file tells them, until it is built
 
     def attach(self, model: Any) -> None:
         """Says whose variables are trained: some transforms ask for the layers they are of."""
@@ -80,6 +82,7 @@ class TransformedOptimizer(InFront):
         """Builds the inner optimizer and the transforms for the variables to train."""
         if self.built:
             return
+        exclude(self.inner_optimizer, self._exclusions, variables)
         if not self.inner_optimizer.built:
             self.inner_optimizer.build(variables)
         for leaf in _leaves(self.inner_optimizer):
@@ -92,7 +95,7 @@ class TransformedOptimizer(InFront):
             self.chain.build(variables)
         for variable in self.chain.variables:
             self._track_variable(variable)
-        self.built = True
+        self._exclusions, self.built = [], True
 
     def apply(self, grads: Sequence[Any], trainable_variables: Any = None) -> None:
         """Applies one batch's gradients through the inner optimizer."""
@@ -300,12 +303,16 @@ class TransformedOptimizer(InFront):
         return _keras.seeds(model) if model is not None else []
 
     def get_config(self) -> dict[str, Any]:
-        """The constructor's arguments, as Keras serialises them."""
-        return {
+        """The constructor's arguments, and what is excluded from weight decay."""
+        inner = self.inner_optimizer
+        config = {
             "name": self.name,
-            "inner_optimizer": keras.saving.serialize_keras_object(self.inner_optimizer),
+            "inner_optimizer": keras.saving.serialize_keras_object(inner),
             "transforms": self.chain.get_config()["transforms"],
         }
+        trained = _keras.trained_by(inner) if inner.built else []
+        waiting = {EXCLUDED: self._exclusions} if self._exclusions else {}
+        return {**config, **(waiting or exclusions(inner, trained))}
 
     @classmethod
     def from_config(
@@ -313,11 +320,13 @@ class TransformedOptimizer(InFront):
     ) -> TransformedOptimizer:
         """The optimizer with these constructor arguments, without state."""
         deserialize = keras.saving.deserialize_keras_object
-        return cls(
+        optimizer = cls(
             deserialize(config["inner_optimizer"], custom_objects=custom_objects),
             [deserialize(t, custom_objects=custom_objects) for t in config["transforms"]],
             name=config["name"],
         )
+        optimizer._exclusions = config.get(EXCLUDED, [])
+        return optimizer
 
 
 def _assign_all(variables: Sequence[keras.Variable], values: Sequence[np.ndarray]) -> None:
@@ -333,38 +342,11 @@ def _assign_all(variables: Sequence[keras.Variable], values: Sequence[np.ndarray
         variable.assign(value)
 
 
-def with_engine(optimizer: Any) -> keras.optimizers.Optimizer:
-    """`optimizer` with a `TransformedOptimizer` in it: one that transforms nothing, if need be."""
-    return optimizer if engine_of(optimizer) is not None else with_transforms(optimizer, [])
-
-
 def engine_of(optimizer: Any) -> TransformedOptimizer | None:
     """The `TransformedOptimizer` that `optimizer` is, or that a LossScaleOptimizer wraps."""
     if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
         optimizer = optimizer.inner_optimizer
     return optimizer if isinstance(optimizer, TransformedOptimizer) else None
-
-
-def owned_by(optimizer: Any) -> list[Any]:
-    """An optimizer, those inside it and its transforms: what belongs to whoever made them."""
-    if optimizer is None:
-        return []
-    engine = engine_of(optimizer)
-    return [*all_of(optimizer), *(engine.chain.walk() if engine is not None else ())]
-
-
-def with_transforms(optimizer: Any, transforms: Any) -> keras.optimizers.Optimizer:
-    """`optimizer` with `transforms` in it, where the chain belongs.
-
-    A `TransformedOptimizer` gets the new transforms in place of its own; inside a
-    `LossScaleOptimizer` the optimizer that it wraps is transformed. `optimizer` stays as it is.
-    """
-    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
-        inner = with_transforms(optimizer.inner_optimizer, transforms)
-        return with_another_inside(optimizer, inner)
-    if isinstance(optimizer, TransformedOptimizer):
-        optimizer = optimizer.inner_optimizer
-    return TransformedOptimizer(optimizer, transforms)
 
 
 def _check_inner(inner: Any, chain: Chain) -> None:
