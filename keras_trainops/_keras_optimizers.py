@@ -116,8 +116,8 @@ def unbuilt(optimizer: Any) -> Any:
     variables, and then call `take_over`.
     """
     new = _twin(optimizer)
-    for name in [name for name in vars(new) if name.startswith("_self_unconditional")]:
-        del vars(new)[name]
+    for name in [name for name in vars(new) if name.startswith("_self_")]:
+        del vars(new)[name]  # what TensorFlow tracks: it begins anew
     for name, empty in (*zip(_BUILT_FOR, ([], {}), strict=True), ("built", False)):
         if name in vars(new):
             vars(new)[name] = empty
