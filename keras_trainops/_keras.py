@@ -18,6 +18,7 @@ from keras.src.backend.common import global_state
 from keras.src.models import cloning
 from keras.src.saving import saving_lib
 from keras.src.trainers import data_adapters
+from keras.src.utils import tracking
 
 TESTED_KERAS = ((3, 12), (3, 15))
 
@@ -341,3 +342,14 @@ def global_seed() -> keras.Variable | None:
 def random_seed() -> int | None:
     """What `keras.utils.set_random_seed` was given last."""
     return global_state.get_global_attribute("global_random_seed")
+
+
+def variable_tracker(variables: list[keras.Variable]) -> Any:
+    """What adds to the list each variable that becomes an attribute of an optimizer."""
+    is_variable = lambda value: isinstance(value, keras.Variable)  # noqa: E731
+    return tracking.Tracker({"variables": (is_variable, variables)})
+
+
+def untracked() -> AbstractContextManager[None]:
+    """Within it Keras does not track what becomes an attribute."""
+    return tracking.DotNotTrackScope()

@@ -7,8 +7,9 @@ from typing import Any
 import keras
 
 from keras_trainops import _keras
+from keras_trainops._keras_optimizers import inside, own_variables, take_over, unbuilt
 from keras_trainops.state import copy_of
-from keras_trainops.training.optimizer import TransformedOptimizer, engine_of
+from keras_trainops.training.optimizer import engine_of
 
 
 def fits(optimizer: Any, variables: list[keras.Variable]) -> bool:
@@ -25,18 +26,20 @@ def trained_by(optimizer: Any) -> list[keras.Variable]:
     return _keras.trained_by(optimizer) if built else []
 
 
-def carried_over(
-    optimizer: keras.optimizers.Optimizer, variables: list[keras.Variable], model: Any
-) -> keras.optimizers.Optimizer:
-    """A new optimizer for `variables`, with the state of the old one for those both train.
+def fitted(optimizer: Any, model: Any) -> Any:
+    """The optimizer, or a new one where it was built for other variables than the model trains.
 
-    Iterations, the learning rate, the loss scale and the state of transforms go on; variables that
-    were not trained before start with fresh slots.
+    The new one has the state of the old one for variables that both train. Iterations, the learning
+    rate, the loss scale, the state of transforms and all that a user has set on the optimizer go
+    on; variables that were not trained before start with fresh slots.
 
     Raises:
-        ValueError: If the optimizer cannot be made again from its configuration, was built for
-            another model, or holds state that cannot be carried over.
+        ValueError: If the optimizer was built for another model, or holds state that cannot be
+            carried over.
     """
+    variables = model.trainable_variables if model.built else []
+    if not model.built or fits(optimizer, variables):
+        return optimizer
     built_for, own = trained_by(optimizer), {id(v) for v in model.weights}
     if not any(id(v) in own for v in built_for):
         raise ValueError(
@@ -44,7 +47,7 @@ def carried_over(
             f"{built_for[0].path!r} and other variables that are not of {model.name!r}. Compile "
             "with a new one."
         )
-    new = _again(optimizer)
+    new = unbuilt(optimizer)
     engine = engine_of(new)
     if engine is not None:
         engine.attach(model)
@@ -53,36 +56,22 @@ def carried_over(
     return new
 
 
-def _again(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
-    if isinstance(optimizer, getattr(keras.optimizers, "MultiOptimizer", ())):
-        raise ValueError(
-            "The variables to train have changed, and a MultiOptimizer cannot be carried over to "
-            "others: compile with a new one."
-        )
-    if isinstance(optimizer, TransformedOptimizer):
-        transforms = optimizer.chain.transforms
-        return TransformedOptimizer(_again(optimizer.inner_optimizer), transforms, optimizer.name)
-    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
-        config = optimizer.get_config()
-        del config["inner_optimizer"]
-        return keras.optimizers.LossScaleOptimizer(_again(optimizer.inner_optimizer), **config)
-    return type(optimizer).from_config(optimizer.get_config())
-
-
 def _copy(old: Any, new: Any) -> None:
-    """Copies state from one optimizer to another of the same kind, inner ones first."""
-    if hasattr(new, "inner_optimizer"):
-        _copy(old.inner_optimizer, new.inner_optimizer)
-    if not old.built:
+    """Copies state from one optimizer to another made of it, inner ones first."""
+    for before, after in zip(inside(old), inside(new), strict=False):  # a new one may have more
+        _copy(before, after)
+    take_over(new, old)
+    if not (old.built and new.built):
         return
     position = {id(v): i for i, v in enumerate(_keras.trained_by(old))}
     old_slots, new_slots = _keras.slot_lists(old), _keras.slot_lists(new)
     for name, slots in new_slots.items():
         for slot, variable in zip(slots, _keras.trained_by(new), strict=True):
-            if slot is not None and id(variable) in position:
-                slot.assign(copy_of(old_slots[name][position[id(variable)]]))
+            place = position.get(id(variable))
+            if slot is not None and place is not None and name in old_slots:
+                slot.assign(copy_of(old_slots[name][place]))
     before, after = _singles(old, old_slots), _singles(new, new_slots)
-    if [tuple(v.shape) for v in before] != [tuple(v.shape) for v in after]:
+    if [(v.name, tuple(v.shape)) for v in before] != [(v.name, tuple(v.shape)) for v in after]:
         raise ValueError(
             f"{old.name!r} keeps state that depends on which variables are trained, and those have "
             "changed. It cannot be carried over: compile with a new optimizer and new transforms."
@@ -94,7 +83,7 @@ def _copy(old: Any, new: Any) -> None:
 def _singles(optimizer: Any, slots: dict[str, list[Any]]) -> list[keras.Variable]:
     """The optimizer's own variables that belong to no trained variable."""
     taken = {id(slot) for values in slots.values() for slot in values}
-    return [v for v in optimizer._variables if id(v) not in taken]
+    return [v for v in own_variables(optimizer) if id(v) not in taken]
 
 
 def without(variables: list[keras.Variable], others: list[keras.Variable]) -> list[keras.Variable]:

@@ -12,13 +12,16 @@ import keras
 
 from keras_trainops import paths
 from keras_trainops.training import own_step
-from keras_trainops.training.carry_over import carried_over, fits, trained_by, without
+from keras_trainops.training.all_or_nothing import all_or_nothing
+from keras_trainops.training.carry_over import fits, fitted, trained_by, without
 from keras_trainops.training.fitting import accompanied
 from keras_trainops.training.numerics import NumericsGuard
-from keras_trainops.training.optimizer import engine_of, with_engine, with_transforms
+from keras_trainops.training.optimizer import engine_of
 from keras_trainops.training.options import COMPILE_ARGUMENTS, TrainOps
 from keras_trainops.training.steps import backend_steps
 from keras_trainops.training.trainability import Trainability, as_compiled, changed_since
+from keras_trainops.training.weight_decay import EXCLUDED, exclude, exclusions
+from keras_trainops.training.wrapping import owned_by, with_engine, with_transforms
 from keras_trainops.transforms.monitoring import Monitor, norm_metrics
 from keras_trainops.updates.base import as_update
 from keras_trainops.updates.policy import UpdatePolicy
@@ -77,9 +80,9 @@ class TrainOpsMixin:
         """Configures the model for training; see `keras.Model.compile` for the other arguments.
 
         Args:
-            optimizer: As in Keras. With `gradient_transforms` it is wrapped in a
-                `TransformedOptimizer` (inside a `LossScaleOptimizer`); one that is wrapped already
-                gets these transforms in place of its own.
+            optimizer: As in Keras; it stays as it is. With `gradient_transforms` the model's is a
+                `TransformedOptimizer` around it, or a copy of a `LossScaleOptimizer` with one
+                inside; these transforms take the place of those that it has.
             *args: As in Keras.
             gradient_transforms: One transform, a list, or None: `GradientTransform`s or callables
                 `fn(gradients, variables) -> gradients`.
@@ -94,13 +97,11 @@ class TrainOpsMixin:
             **kwargs: As in Keras.
 
         Raises:
-            ValueError: If an argument does not fit; patterns are checked when the model is built.
+            ValueError: If an argument does not fit; nothing changes. Patterns wait for the build.
             NotImplementedError: On a backend other than TensorFlow, JAX and PyTorch.
         """
         state = self.train_ops
         optimizer = keras.optimizers.get(optimizer)
-        if gradient_transforms is not None and optimizer is None:
-            raise ValueError("`gradient_transforms` need an optimizer. Received: optimizer=None")
         if gradient_transforms is not None:
             optimizer = with_transforms(optimizer, gradient_transforms)
         backend_steps()  # refuses a backend that has none, before anything changes
@@ -112,14 +113,13 @@ class TrainOpsMixin:
         arguments = dict(zip(COMPILE_ARGUMENTS, values, strict=True))
         wanted = own_step.wants_our_step(policy, arguments, optimizer)
         own_step.refuse_without_our_step(self, TrainOpsMixin, wanted)
-        state.arguments = arguments
-        state.policy, state.wanted = policy, wanted
-        state.numerics = self._in_scope(NumericsGuard) if check_numerics else None
-        if self.built and not fits(optimizer, self.trainable_variables):
-            optimizer = carried_over(optimizer, self.trainable_variables, self)
-        super().compile(optimizer, *args, **kwargs)  # type: ignore[misc]
-        state.compiled = Trainability(self)
-        self._attach_engine()
+        with all_or_nothing(self, state, *owned_by(optimizer)):
+            state.arguments, state.policy, state.wanted = arguments, policy, wanted
+            state.numerics = self._in_scope(NumericsGuard) if check_numerics else None
+            optimizer = self._in_scope(functools.partial(fitted, optimizer, self))
+            super().compile(optimizer, *args, **kwargs)  # type: ignore[misc]
+            state.compiled = Trainability(self)
+            self._attach_engine()
 
     def _attach_engine(self) -> None:
         state, engine = self.train_ops, engine_of(self.optimizer)
@@ -161,10 +161,11 @@ class TrainOpsMixin:
         wanted = own_step.wants_our_step(policy, state.arguments, getattr(self, "optimizer", None))
         if self.compiled:
             own_step.refuse_without_our_step(self, TrainOpsMixin, wanted)
-        state.registered, state.policy, state.wanted = registered, policy, wanted
-        if getattr(self, "optimizer", None) is not None and state.policy.after_weights:
-            self.optimizer = with_engine(self.optimizer)
-            self._attach_engine()
+        with all_or_nothing(self, state, *owned_by(getattr(self, "optimizer", None))):
+            state.registered, state.policy, state.wanted = registered, policy, wanted
+            if getattr(self, "optimizer", None) is not None and policy.after_weights:
+                self.optimizer = with_engine(self.optimizer)
+                self._attach_engine()
         self.train_function: Any = None  # the next `fit` traces the step anew
         return update
 
@@ -331,7 +332,6 @@ class TrainOpsMixin:
         state.carried = [] if state.numerics is None else state.numerics.variables
         state.carried += state.policy.variables
         if self.optimizer is not None:
-            steps.vote_together(self.optimizer)
             state.carried += state.policy.check(self, steps.trace)
 
     def start_updates(self, *, anew: bool) -> None:
@@ -378,11 +378,14 @@ class TrainOpsMixin:
         arguments["variables_to_train"] = paths.serializable(arguments["variables_to_train"])
         if self.optimizer is not None:  # `add_update` may have wrapped it since
             arguments["optimizer"] = self.optimizer
+            arguments.update(exclusions(self.optimizer, trained_by(self.optimizer)))
         return {**config, **keras.saving.serialize_keras_object(arguments)}
 
     def compile_from_config(self, config: dict[str, Any]) -> None:
         """Compiles as the saved model was compiled, and creates the optimizer's variables."""
         config = keras.saving.deserialize_keras_object(config)
+        excluded = config.pop(EXCLUDED, [])
         self.compile(**config)
+        exclude(self.optimizer, excluded, self.trainable_variables)
         if self.built and self.optimizer is not None:
             self._in_scope(self._build_for_training)

@@ -13,8 +13,10 @@ import numpy as np
 from keras import ops
 
 from keras_trainops import _keras
+from keras_trainops._keras_optimizers import InFront
 from keras_trainops.state import Stateful, copy_of
 from keras_trainops.training.steps import backend_steps
+from keras_trainops.training.weight_decay import EXCLUDED, exclude, exclusions
 from keras_trainops.transforms.base import Chain, Gradient, GradientTransform
 from keras_trainops.transforms.scope import owners_scope, update_scope
 
@@ -23,12 +25,16 @@ _SEED, _UPDATE = "seed_", "update_"
 
 
 @keras.saving.register_keras_serializable(package="keras_trainops")
-class TransformedOptimizer(keras.optimizers.Optimizer):
+class TransformedOptimizer(InFront):
     """Runs gradient transforms inside another optimizer, right before its update.
 
     The transforms see the gradients unscaled, accumulated, reduced over replicas and with the
     duplicate rows of embeddings summed, once per weight update. `compile(gradient_transforms=...)`
     of a model with `TrainOpsMixin` makes one; use it by hand with a plain `keras.Model`.
+
+    It looks like the optimizer inside: hyperparameters, `learning_rate`, `iterations`, `optimizers`
+    of a `MultiOptimizer` are read and set there. `variables` are the inner optimizer's, then the
+    state of the transforms.
 
     Args:
         inner_optimizer: Any Keras optimizer, a `MultiOptimizer` too, but no `LossScaleOptimizer`,
@@ -51,12 +57,12 @@ class TransformedOptimizer(keras.optimizers.Optimizer):
     ) -> None:
         chain = Chain(transforms)
         _check_inner(inner_optimizer, chain)
-        super().__init__(learning_rate=0.0, name=name)
-        self.inner_optimizer = inner_optimizer
+        super().__init__(inner_optimizer, name)
         self.chain = chain
         self._attached: Any = None
         self._updates = Stateful()  # no list of variables: Keras would track it as its own
         self._awaited: list[np.ndarray] = []
+        self._exclusions: list[dict[str, Any]] = []  # as a file tells them, until it is built
 
     def attach(self, model: Any) -> None:
         """Says whose variables are trained: some transforms ask for the layers they are of."""
@@ -76,6 +82,7 @@ class TransformedOptimizer(keras.optimizers.Optimizer):
         """Builds the inner optimizer and the transforms for the variables to train."""
         if self.built:
             return
+        exclude(self.inner_optimizer, self._exclusions, variables)
         if not self.inner_optimizer.built:
             self.inner_optimizer.build(variables)
         for leaf in _leaves(self.inner_optimizer):
@@ -88,7 +95,7 @@ class TransformedOptimizer(keras.optimizers.Optimizer):
             self.chain.build(variables)
         for variable in self.chain.variables:
             self._track_variable(variable)
-        super().build(variables)
+        self._exclusions, self.built = [], True
 
     def apply(self, grads: Sequence[Any], trainable_variables: Any = None) -> None:
         """Applies one batch's gradients through the inner optimizer."""
@@ -206,8 +213,8 @@ class TransformedOptimizer(keras.optimizers.Optimizer):
 
     @property
     def variables(self) -> list[keras.Variable]:
-        """The transforms' state, then the inner optimizer's variables."""
-        return [*self._variables, *self.inner_optimizer.variables]
+        """The inner optimizer's variables, then the transforms' state."""
+        return [*self.inner_optimizer.variables, *self._variables]
 
     @property
     def learning_rate(self) -> Any:
@@ -223,18 +230,25 @@ class TransformedOptimizer(keras.optimizers.Optimizer):
         """The inner optimizer's count of weight updates."""
         return self.inner_optimizer.iterations
 
-    @property
-    def loss_scale_factor(self) -> float | None:
-        """The inner optimizer's fixed loss scale; it unscales what it scaled."""
-        return self.inner_optimizer.loss_scale_factor if self._has_inner() else None
+    def set_weights(self, weights: Sequence[Any]) -> None:
+        """Assigns values to `variables`, in their order.
 
-    @loss_scale_factor.setter
-    def loss_scale_factor(self, factor: float | None) -> None:
-        if self._has_inner():  # the base constructor and LossScaleOptimizer both set it
-            self.inner_optimizer.loss_scale_factor = factor
-
-    def _has_inner(self) -> bool:
-        return "inner_optimizer" in self.__dict__
+        Raises:
+            ValueError: If it is not built, or they are of other variables.
+        """
+        if not self.built:
+            raise ValueError(
+                f"{self.name!r} has no variables yet: call `build(trainable_variables)` before "
+                "`set_weights`."
+            )
+        wanted = [tuple(v.shape) for v in self.variables]
+        if [tuple(np.shape(w)) for w in weights] != wanted:
+            raise ValueError(
+                f"`weights` must be {len(wanted)} arrays of the shapes of the optimizer's "
+                f"`variables`: {wanted}. Received shapes: {[tuple(np.shape(w)) for w in weights]}"
+            )
+        for variable, value in zip(self.variables, weights, strict=True):
+            variable.assign(value)
 
     def exclude_from_weight_decay(self, *args: Any, **kwargs: Any) -> None:
         """As in Keras: the inner optimizer is the one that decays weights."""
@@ -262,7 +276,7 @@ class TransformedOptimizer(keras.optimizers.Optimizer):
     def load_own_variables(self, store: Any) -> None:
         """The inverse, of files without seeds and updates too."""
         keys = list(store.keys())
-        super().load_own_variables({k: store[k] for k in keys if k.isdigit()})
+        super().load_own_variables(self._in_order({k: store[k] for k in keys if k.isdigit()}))
 
         def values(start: str) -> list[np.ndarray]:
             count = sum(key.startswith(start) for key in keys)
@@ -273,17 +287,32 @@ class TransformedOptimizer(keras.optimizers.Optimizer):
             _assign_all(self._seeds(), seeds)
         self.hold(self._updates)
 
+    def _in_order(self, stored: dict[str, Any]) -> dict[str, Any]:
+        """What a file holds of `variables`, in their order.
+
+        Files of version 0.1 begin with two that were never used, and the transforms' state.
+        """
+        state = len(self._variables)
+        if len(stored) != len(self.variables) + 2 or any(np.shape(stored[k]) for k in "01"):
+            return stored
+        values = [stored[str(i)] for i in range(2, len(stored))]
+        return {str(i): value for i, value in enumerate([*values[state:], *values[:state]])}
+
     def _seeds(self) -> list[keras.Variable]:
         model = self._attached() if self._attached is not None else None
         return _keras.seeds(model) if model is not None else []
 
     def get_config(self) -> dict[str, Any]:
-        """The constructor's arguments, as Keras serialises them."""
-        return {
+        """The constructor's arguments, and what is excluded from weight decay."""
+        inner = self.inner_optimizer
+        config = {
             "name": self.name,
-            "inner_optimizer": keras.saving.serialize_keras_object(self.inner_optimizer),
+            "inner_optimizer": keras.saving.serialize_keras_object(inner),
             "transforms": self.chain.get_config()["transforms"],
         }
+        trained = _keras.trained_by(inner) if inner.built else []
+        waiting = {EXCLUDED: self._exclusions} if self._exclusions else {}
+        return {**config, **(waiting or exclusions(inner, trained))}
 
     @classmethod
     def from_config(
@@ -291,11 +320,13 @@ class TransformedOptimizer(keras.optimizers.Optimizer):
     ) -> TransformedOptimizer:
         """The optimizer with these constructor arguments, without state."""
         deserialize = keras.saving.deserialize_keras_object
-        return cls(
+        optimizer = cls(
             deserialize(config["inner_optimizer"], custom_objects=custom_objects),
             [deserialize(t, custom_objects=custom_objects) for t in config["transforms"]],
             name=config["name"],
         )
+        optimizer._exclusions = config.get(EXCLUDED, [])
+        return optimizer
 
 
 def _assign_all(variables: Sequence[keras.Variable], values: Sequence[np.ndarray]) -> None:
@@ -311,30 +342,11 @@ def _assign_all(variables: Sequence[keras.Variable], values: Sequence[np.ndarray
         variable.assign(value)
 
 
-def with_engine(optimizer: Any) -> keras.optimizers.Optimizer:
-    """`optimizer` with a `TransformedOptimizer` in it: one that transforms nothing, if need be."""
-    return optimizer if engine_of(optimizer) is not None else with_transforms(optimizer, [])
-
-
 def engine_of(optimizer: Any) -> TransformedOptimizer | None:
     """The `TransformedOptimizer` that `optimizer` is, or that a LossScaleOptimizer wraps."""
     if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
         optimizer = optimizer.inner_optimizer
     return optimizer if isinstance(optimizer, TransformedOptimizer) else None
-
-
-def with_transforms(optimizer: Any, transforms: Any) -> keras.optimizers.Optimizer:
-    """`optimizer` with `transforms` in it, where the chain belongs.
-
-    A `TransformedOptimizer` gets the new transforms in place of its own; inside a
-    `LossScaleOptimizer` the optimizer that it wraps is transformed.
-    """
-    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
-        optimizer.inner_optimizer = with_transforms(optimizer.inner_optimizer, transforms)
-        return optimizer
-    if isinstance(optimizer, TransformedOptimizer):
-        optimizer = optimizer.inner_optimizer
-    return TransformedOptimizer(optimizer, transforms)
 
 
 def _check_inner(inner: Any, chain: Chain) -> None:

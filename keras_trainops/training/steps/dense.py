@@ -57,10 +57,6 @@ def mean_over_replicas(values: Sequence[Any]) -> Sequence[Any]:
     return values
 
 
-def vote_together(optimizer: Any) -> None:
-    """Nothing: a gradient that is not finite is seen by all."""
-
-
 def settle(model: Any) -> None:
     """Nothing: the model holds its state at all times."""
 

@@ -19,7 +19,6 @@ from keras_trainops.training.steps.dense import (
     on_any_replica,
     reduce_and_transform,
     refuse_processes,
-    vote_together,
     with_reduced,
 )
 from keras_trainops.training.steps.finish import Batch, Outcome, finish
@@ -44,7 +43,6 @@ __all__ = [
     "trace",
     "train_function",
     "train_step",
-    "vote_together",
     "with_reduced",
 ]
 

@@ -16,6 +16,7 @@ import tensorflow as tf
 from keras import ops
 
 from keras_trainops import _keras
+from keras_trainops._keras_optimizers import shadowed
 from keras_trainops.training.steps.finish import Batch, Outcome, finish
 from keras_trainops.transforms.base import Chain, Gradient
 from keras_trainops.updates.layer_updates import LayerUpdateScope
@@ -175,16 +176,20 @@ def on_any_replica(flags: Any) -> Any:
     return replica.all_reduce(tf.distribute.ReduceOp.SUM, tf.cast(flags, tf.float32)) > 0.5
 
 
-def vote_together(optimizer: Any) -> None:
-    """Makes a LossScaleOptimizer skip a step where any replica's gradient is not finite.
+def _voting_together(model: Any) -> contextlib.AbstractContextManager[None]:
+    """Within it a LossScaleOptimizer skips a step where any replica's gradient is not finite.
 
     It asks every replica for its own gradients and believes the first.
     """
-    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
-        check = type(optimizer).check_finite
-        optimizer.check_finite = lambda gradients: tf.logical_not(
-            on_any_replica(tf.logical_not(check(optimizer, gradients)))
-        )
+    optimizer, several = model.optimizer, model.distribute_strategy.num_replicas_in_sync > 1
+    if not several or not isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+        return contextlib.nullcontext()
+    check = optimizer.check_finite  # whoever's it is
+    return shadowed(
+        optimizer,
+        "check_finite",
+        lambda gradients: tf.logical_not(on_any_replica(tf.logical_not(check(gradients)))),
+    )
 
 
 def mean_over_replicas(values: Sequence[Any]) -> Sequence[Any]:
@@ -227,6 +232,13 @@ def train_function(
 
     @functools.wraps(function)
     def run(iterator: Any) -> Any:
+        with _voting_together(model):
+            logs = run_step(iterator)
+        if numerics is not None:
+            numerics.raise_if_bad(lambda v: ops.convert_to_numpy(ops.convert_to_tensor(v)))
+        return logs
+
+    def run_step(iterator: Any) -> Any:
         nonlocal of_batch, spec
         takes_all = isinstance(iterator, (tf.data.Iterator, tf.distribute.DistributedIterator))
         if takes_all and model.steps_per_execution == 1:
@@ -235,12 +247,8 @@ def train_function(
                 if spec is None or now != spec:
                     of_batch = _step_of(now, function, model)
                 spec = now
-            logs = of_batch(next(iterator))
-        else:
-            logs = function(iterator)
-        if numerics is not None:
-            numerics.raise_if_bad(lambda v: ops.convert_to_numpy(ops.convert_to_tensor(v)))
-        return logs
+            return of_batch(next(iterator))
+        return function(iterator)
 
     return run
 

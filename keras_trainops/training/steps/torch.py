@@ -20,7 +20,6 @@ from keras_trainops.training.steps.dense import (
     reduce_and_transform,
     separate,
     settle,
-    vote_together,
     with_reduced,
 )
 from keras_trainops.training.steps.finish import Batch, Outcome, finish
@@ -46,7 +45,6 @@ __all__ = [
     "trace",
     "train_function",
     "train_step",
-    "vote_together",
     "with_reduced",
 ]
 

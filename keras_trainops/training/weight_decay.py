@@ -1,0 +1,62 @@
+"""What `exclude_from_weight_decay` was told, in saved configurations: Keras keeps it nowhere."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+
+from keras_trainops._keras_optimizers import all_of, excluded_from_decay, inside
+
+EXCLUDED = "excluded_from_weight_decay"  # its key in a configuration
+
+
+def exclusions(optimizer: Any, variables: Sequence[keras.Variable]) -> dict[str, Any]:
+    """What the optimizers that make the steps leave out of weight decay.
+
+    Args:
+        optimizer: An optimizer, or one around others.
+        variables: The variables that it trains.
+
+    Returns:
+        Under `EXCLUDED` for each of those optimizers what is left out: the positions among
+        `variables`, and a regular expression for names. Nothing where none leaves out anything.
+    """
+    found = []
+    for part in _that_step(optimizer):
+        positions, names, others = excluded_from_decay(part, variables)
+        if others:
+            warnings.warn(
+                f"{part.name!r} excludes variables from weight decay that it does not train"
+                f"{'' if variables else ', as it is not built'}: the file does not keep those. "
+                "Exclude them again after loading.",
+                stacklevel=2,
+            )
+        found.append({"variables": positions, "names": names})
+    return {EXCLUDED: found} if any(each["variables"] or each["names"] for each in found) else {}
+
+
+def exclude(
+    optimizer: Any, found: Sequence[dict[str, Any]], variables: Sequence[keras.Variable]
+) -> None:
+    """The inverse: call it before the optimizer is built."""
+    if not found:
+        return
+    parts = _that_step(optimizer)
+    last = max((i for each in found for i in each["variables"]), default=-1)
+    if len(parts) != len(found) or last >= len(variables):
+        warnings.warn(
+            "The file says what to exclude from weight decay, of other optimizers or variables "
+            "than the model has now: call `exclude_from_weight_decay` again.",
+            stacklevel=2,
+        )
+        return
+    for part, each in zip(parts, found, strict=True):
+        names = [each["names"]] if each["names"] else None
+        part.exclude_from_weight_decay([variables[i] for i in each["variables"]], names)
+
+
+def _that_step(optimizer: Any) -> list[Any]:
+    return [each for each in all_of(optimizer) if not inside(each)] if optimizer else []
