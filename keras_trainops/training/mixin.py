@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -13,7 +12,7 @@ import keras
 
 from keras_trainops import paths
 from keras_trainops.training.carry_over import carried_over, fits, trained_by, without
-from keras_trainops.training.fitting import SeesData, accompanied
+from keras_trainops.training.fitting import SeesData, accompanied, surroundings
 from keras_trainops.training.numerics import NumericsGuard
 from keras_trainops.training.optimizer import engine_of, with_engine, with_transforms
 from keras_trainops.training.steps import backend_steps
@@ -37,7 +36,7 @@ class TrainOps:
         norm_metrics: Their averages.
         shows_norms: Whether the averages are among the model's metrics: not in an evaluation.
         carried: Variables of no layer, metric or optimizer that a step carries to the next.
-        evaluation: What evaluations in `fit` happen in, as with averaged weights; None: nothing.
+        evaluation: What evaluations that callbacks make happen in, as with averages; None: nothing.
         why_unbuilt: Why the model could not be built before its first step, if so.
         sees_data: Told once of the data that a `fit` iterates over; None: nobody asks.
         follows: Whether a callback follows these data.
@@ -250,8 +249,7 @@ class TrainOpsMixin:
 
     def evaluate(self, *args: Any, **kwargs: Any) -> Any:
         """As in Keras; within a `fit` that has a `UseAverage`, with the averaged weights."""
-        within = self.train_ops.evaluation or contextlib.nullcontext
-        with self._without_norms(), within():
+        with self._without_norms(), surroundings(self.train_ops.evaluation, kwargs):
             try:
                 return super().evaluate(*args, **kwargs)  # type: ignore[misc]
             except BaseException:

@@ -23,6 +23,7 @@ from keras_trainops.numbers import (
 )
 from keras_trainops.state import copy_of
 from keras_trainops.updates.base import On, Update
+from keras_trainops.updates.swap import Swap
 
 
 class WeightAverage(Update):
@@ -145,15 +146,12 @@ class WeightAverage(Update):
             >>> with average.swapped():
             ...     loss = model.evaluate(x, x, verbose=0)
         """
-        averages = self.averages()
-        own = [copy_of(v) for v, _ in averages]
+        swap = Swap()
+        swap.enter(self.averages())
         try:
-            for variable, value in averages:
-                variable.assign(value)
             yield
         finally:
-            for (variable, _), value in zip(averages, own, strict=True):
-                variable.assign(value)
+            swap.leave()
 
     def finalize(self) -> None:
         """Writes the averages into the model's weights, for good."""
