@@ -12,7 +12,7 @@ import keras
 import numpy as np
 
 from keras_trainops.session.log import SessionLog
-from keras_trainops.session.snapshot import HostCopy, variables_of
+from keras_trainops.session.snapshot import HostCopy, gradient_sums_of, variables_of
 from keras_trainops.session.store import Checkpoint, Store
 from keras_trainops.session.writer import BackgroundWriter
 
@@ -105,7 +105,7 @@ class Saver:
         self._tell_error()
         began = time.monotonic()
         variables = variables_of(model)
-        arrays = self._copy.take(variables)
+        arrays = self._copy.take(variables, gradient_sums_of(model))
         state, more = callbacks
         session = {
             **where._asdict(),
@@ -114,7 +114,7 @@ class Saver:
             "saved": time.strftime("%Y-%m-%d %H:%M:%S"),
             "callbacks": state,
         }
-        documents = {"session": session, "data": data, "variables": list(variables)}
+        documents = {"session": session, "data": data, "variables": list(arrays)}
         self._last_step, self._last_time = where.step, time.monotonic()
         held_up = self._last_time - began
 

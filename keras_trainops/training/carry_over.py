@@ -7,7 +7,7 @@ from typing import Any
 import keras
 
 from keras_trainops import _keras
-from keras_trainops.state import copy_of
+from keras_trainops.state import assign_copies, copies_of
 from keras_trainops.training.optimizer import TransformedOptimizer, engine_of
 
 
@@ -80,7 +80,7 @@ def _copy(old: Any, new: Any) -> None:
     for name, slots in new_slots.items():
         for slot, variable in zip(slots, _keras.trained_by(new), strict=True):
             if slot is not None and id(variable) in position:
-                slot.assign(copy_of(old_slots[name][position[id(variable)]]))
+                assign_copies(slot, copies_of(old_slots[name][position[id(variable)]]))
     before, after = _singles(old, old_slots), _singles(new, new_slots)
     if [tuple(v.shape) for v in before] != [tuple(v.shape) for v in after]:
         raise ValueError(
@@ -88,7 +88,7 @@ def _copy(old: Any, new: Any) -> None:
             "changed. It cannot be carried over: compile with a new optimizer and new transforms."
         )
     for mine, theirs in zip(before, after, strict=True):
-        theirs.assign(copy_of(mine))
+        assign_copies(theirs, copies_of(mine))
 
 
 def _singles(optimizer: Any, slots: dict[str, list[Any]]) -> list[keras.Variable]:

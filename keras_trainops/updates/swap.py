@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import keras
 import numpy as np
 
-from keras_trainops.state import copy_of
+from keras_trainops.state import assign_copies, copies_of, copy_of
 
 Values = list[tuple[keras.Variable, np.ndarray]]
 
@@ -19,7 +19,7 @@ class Swap:
     """
 
     def __init__(self) -> None:
-        self._own: Values = []
+        self._own: list[tuple[keras.Variable, list[np.ndarray]]] = []
         self._put: Values = []
 
     @property
@@ -41,9 +41,9 @@ class Swap:
             changes: The variables that it may assign, which get their own values back as well.
         """
         assert not self.is_in
-        self._own = [(v, copy_of(v)) for v in {id(v): v for v, _ in values}.values()]
+        self._own = [(v, copies_of(v)) for v, _ in values]
         taken = {id(v) for v, _ in self._own}
-        self._own += [(v, copy_of(v)) for v in changes if id(v) not in taken]
+        self._own += [(v, copies_of(v)) for v in changes if id(v) not in taken]
         try:
             for variable, value in values:
                 variable.assign(value)
@@ -64,5 +64,5 @@ class Swap:
         for variable, own in self._own:
             value = put.get(id(variable))
             if value is None or value.tobytes() == copy_of(variable).tobytes():
-                variable.assign(own)
+                assign_copies(variable, own)
         self._own, self._put = [], []
