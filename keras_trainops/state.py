@@ -17,8 +17,10 @@ class Stateful:
 
     Attributes:
         children: The parts that it is made of, whose state is a part of its own.
+        slot: The argument that users pass it as; empty where they do not.
     """
 
+    slot: str = ""
     children: Sequence[Any] = ()
 
     def walk(self) -> Iterator[Any]:

@@ -9,12 +9,13 @@ from typing import Any
 
 import keras
 
+from keras_trainops.shown import Shown
 from keras_trainops.updates.averaging import WeightAverage
 from keras_trainops.updates.recalibration import batch_statistics, recalibrate_batch_norm
 from keras_trainops.updates.swap import Swap
 
 
-class UseAverage(keras.callbacks.Callback):
+class UseAverage(Shown, keras.callbacks.Callback):
     """Shows averaged weights to validation and, as an epoch ends, to all other callbacks.
 
     The averages are in the model from the validation until every other callback has seen the end of
@@ -76,7 +77,6 @@ class UseAverage(keras.callbacks.Callback):
         self.only_validation = only_validation
         self._data, self._steps = recalibrate, steps
         self._swap = Swap()
-        self._finalizes = False
 
     @contextmanager
     def accompany(self, model: keras.Model, callbacks: list[Any]) -> Iterator[list[Any]]:
@@ -106,7 +106,6 @@ class UseAverage(keras.callbacks.Callback):
                 "to `model.add_update`, and name it here where there are several."
             )
         self._in_use = averages[0]
-        self._finalizes = self.finalize
         state.evaluation = self._averaged
 
     def enter(self) -> None:
@@ -136,10 +135,11 @@ class UseAverage(keras.callbacks.Callback):
         if self._data is not None:
             recalibrate_batch_norm(model, self._data, self._steps)
 
-    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
-        if self._finalizes:
-            self._finalizes = False
-            model = self.model
+    def finish(self) -> None:
+        """Writes the averages into the model for good, if it is to; evaluations are its own now."""
+        model: Any = self.model
+        model.train_ops.evaluation = None
+        if self.finalize:
             self._in_use.finalize()
             self._recalibrate(model)
 
@@ -160,7 +160,7 @@ class _First(keras.callbacks.Callback):
         self._use.enter()
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
-        self._use.on_train_end()
+        self._use.finish()
 
 
 class _In(keras.callbacks.Callback):

@@ -8,6 +8,8 @@ from typing import Any, Protocol, runtime_checkable
 
 import keras
 
+from keras_trainops.slots import misplaced
+
 SeesData = Callable[[Any], None]
 _POSITION = 5  # of `callbacks` among the arguments of `fit`
 
@@ -51,6 +53,10 @@ def accompanied(
     given = args[_POSITION] if positional else kwargs.get("callbacks")
     own = given if isinstance(given, keras.callbacks.CallbackList) else None
     callbacks = list(own.callbacks) if own is not None else keras.tree.flatten(given or [])
+    for callback in callbacks:
+        why = None if isinstance(callback, keras.callbacks.Callback) else misplaced(callback)
+        if why is not None:
+            raise ValueError(f"`callbacks` must be Keras callbacks. {why}")
     companions = [c for c in callbacks if isinstance(c, Companion)]
     if not companions:
         yield args, kwargs

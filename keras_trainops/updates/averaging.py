@@ -21,6 +21,7 @@ from keras_trainops.numbers import (
     serialize_number,
     value_at,
 )
+from keras_trainops.shown import Shown
 from keras_trainops.state import copy_of
 from keras_trainops.updates.base import On, Update
 from keras_trainops.updates.swap import Swap
@@ -291,7 +292,7 @@ class StochasticWeightAverage(WeightAverage):
 
 
 @keras.saving.register_keras_serializable(package="keras_trainops")
-class WarmUp(keras.optimizers.schedules.LearningRateSchedule):
+class WarmUp(Shown, keras.optimizers.schedules.LearningRateSchedule):
     """A decay that starts low, so that an average soon forgets the first weights.
 
     After `t` weight updates `min(d, (1 + t) / (10 + t))` or, with a `power`,
