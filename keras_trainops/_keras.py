@@ -159,6 +159,13 @@ def accumulators(
     return [optimizer._accumulated_gradients[optimizer._get_variable_index(v)] for v in variables]
 
 
+def gradient_sums(optimizer: Any) -> list[keras.Variable]:
+    """The sums of gradients that an optimizer, or one inside it, adds up over batches."""
+    inside = [getattr(optimizer, "inner_optimizer", None), *getattr(optimizer, "optimizers", ())]
+    sums = list(getattr(optimizer, "_accumulated_gradients", ()))
+    return [*sums, *(v for part in inside if part is not None for v in gradient_sums(part))]
+
+
 def accumulate(
     optimizer: keras.optimizers.Optimizer, gradients: list[Any], sums: list[keras.Variable]
 ) -> None:

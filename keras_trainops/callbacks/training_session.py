@@ -13,9 +13,10 @@ import keras
 
 from keras_trainops.numbers import check_number, check_whole
 from keras_trainops.session.run import Run, Settings, announce
+from keras_trainops.shown import Shown
 
 
-class TrainingSession(keras.callbacks.Callback):
+class TrainingSession(Shown, keras.callbacks.Callback):
     """Keeps a run in a log directory: interrupted anywhere, it ends as if it never had been.
 
     The same program, run again, goes on where the last complete checkpoint stands: weights,
@@ -71,6 +72,10 @@ class TrainingSession(keras.callbacks.Callback):
         verbose: int = 1,
     ) -> None:
         super().__init__()
+        if not isinstance(logdir, (str, os.PathLike)) or not os.fspath(logdir):
+            raise ValueError(
+                f"`logdir` must be the path of a directory. Received: logdir={logdir!r}"
+            )
         if verbose not in (0, 1):
             raise ValueError(f"`verbose` must be 0 or 1. Received: {verbose=}")
         self._settings = Settings(

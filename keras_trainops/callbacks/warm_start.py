@@ -8,16 +8,17 @@ from typing import Any
 import keras
 
 from keras_trainops.adapt.base import Adapt
-from keras_trainops.paths import Patterns
+from keras_trainops.paths import Patterns, as_list
 from keras_trainops.readers.base import RestoreError
 from keras_trainops.restoring.api import Source, restore
 from keras_trainops.restoring.plan import Reaction
 from keras_trainops.restoring.rename import Rename
 from keras_trainops.restoring.report import RestoreReport
 from keras_trainops.session.run import run_on
+from keras_trainops.shown import Shown
 
 
-class WarmStart(keras.callbacks.Callback):
+class WarmStart(Shown, keras.callbacks.Callback):
     r"""Loads weights when training begins, before the first step: all of them, or none.
 
     It runs once; a second `fit` does not load again, and a run that is resumed (the optimizer has
@@ -65,6 +66,11 @@ class WarmStart(keras.callbacks.Callback):
         verbose: int = 1,
     ) -> None:
         super().__init__()
+        for name, patterns in (("include", include), ("exclude", exclude)):
+            try:
+                as_list(patterns)
+            except ValueError as error:
+                raise ValueError(f"`{name}` does not fit. {error}") from error
         self.report: RestoreReport | None = None
         self._source = source
         self._options: dict[str, Any] = {

@@ -20,7 +20,7 @@ from keras_trainops.session.log import SessionLog
 from keras_trainops.session.neighbours import Neighbours
 from keras_trainops.session.record import Record
 from keras_trainops.session.saver import Saver
-from keras_trainops.session.snapshot import put_back, variables_of
+from keras_trainops.session.snapshot import gradient_sums_of, put_back, variables_of
 from keras_trainops.session.store import Checkpoint
 from keras_trainops.session.summaries import Summaries, saved_learning_rates
 
@@ -179,7 +179,8 @@ class Run:
         if model.optimizer is not None and not model.optimizer.built:
             model.optimizer.build(model.trainable_variables)
         arrays = {key: saved.arrays[key] for key in saved.record.variables}
-        same = put_back(arrays, variables_of(model), str(saved.path))
+        sums = gradient_sums_of(model)
+        same = put_back(arrays, variables_of(model), str(saved.path), sums)
         if not same and self._within:
             self.log.say("the metrics are others than they were: they start anew in this epoch")
 

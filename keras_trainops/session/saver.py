@@ -13,7 +13,7 @@ import numpy as np
 
 from keras_trainops.session.log import SessionLog
 from keras_trainops.session.record import Record
-from keras_trainops.session.snapshot import HostCopy, variables_of
+from keras_trainops.session.snapshot import HostCopy, gradient_sums_of, variables_of
 from keras_trainops.session.store import Checkpoint, Store
 from keras_trainops.session.writer import BackgroundWriter
 
@@ -89,7 +89,7 @@ class Saver:
         self._tell_error()
         began = time.monotonic()
         variables = variables_of(model)
-        arrays = self._copy.take(variables)
+        arrays = self._copy.take(variables, gradient_sums_of(model))
         stands = record(list(arrays))
         self._last_step, self._last_time = stands.step, time.monotonic()
         held_up = self._last_time - began

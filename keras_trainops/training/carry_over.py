@@ -8,7 +8,7 @@ import keras
 
 from keras_trainops import _keras
 from keras_trainops._keras_optimizers import inside, own_variables, take_over, unbuilt
-from keras_trainops.state import copy_of
+from keras_trainops.state import assign_copies, copies_of
 from keras_trainops.training.optimizer import engine_of
 
 
@@ -69,7 +69,7 @@ def _copy(old: Any, new: Any) -> None:
         for slot, variable in zip(slots, _keras.trained_by(new), strict=True):
             place = position.get(id(variable))
             if slot is not None and place is not None and name in old_slots:
-                slot.assign(copy_of(old_slots[name][place]))
+                assign_copies(slot, copies_of(old_slots[name][place]))
     before, after = _singles(old, old_slots), _singles(new, new_slots)
     if [(v.name, tuple(v.shape)) for v in before] != [(v.name, tuple(v.shape)) for v in after]:
         raise ValueError(
@@ -77,7 +77,7 @@ def _copy(old: Any, new: Any) -> None:
             "changed. It cannot be carried over: compile with a new optimizer and new transforms."
         )
     for mine, theirs in zip(before, after, strict=True):
-        theirs.assign(copy_of(mine))
+        assign_copies(theirs, copies_of(mine))
 
 
 def _singles(optimizer: Any, slots: dict[str, list[Any]]) -> list[keras.Variable]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,7 +13,7 @@ from keras_trainops import paths
 from keras_trainops.training import own_step
 from keras_trainops.training.all_or_nothing import all_or_nothing
 from keras_trainops.training.carry_over import fits, fitted, trained_by, without
-from keras_trainops.training.fitting import accompanied
+from keras_trainops.training.fitting import accompanied, surroundings
 from keras_trainops.training.numerics import NumericsGuard
 from keras_trainops.training.optimizer import engine_of
 from keras_trainops.training.options import COMPILE_ARGUMENTS, TrainOps
@@ -238,8 +237,7 @@ class TrainOpsMixin:
 
     def evaluate(self, *args: Any, **kwargs: Any) -> Any:
         """As in Keras; within a `fit` that has a `UseAverage`, with the averaged weights."""
-        within = self.train_ops.evaluation or contextlib.nullcontext
-        with self._without_norms(), within():
+        with self._without_norms(), surroundings(self.train_ops.evaluation, kwargs):
             try:
                 return super().evaluate(*args, **kwargs)  # type: ignore[misc]
             except BaseException:

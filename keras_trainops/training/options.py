@@ -32,7 +32,7 @@ class TrainOps:
         norm_metrics: Their averages.
         shows_norms: Whether the averages are in the logs: not in those of an evaluation.
         carried: Variables of no layer, metric or optimizer that a step carries to the next.
-        evaluation: What evaluations in `fit` happen in, as with averaged weights; None: nothing.
+        evaluation: What evaluations that callbacks make happen in, as with averages; None: nothing.
         why_unbuilt: Why the model could not be built before its first step, if so.
         sees_data: Told once of the data that a `fit` iterates over; None: nobody asks.
         follows: Whether a callback follows these data.

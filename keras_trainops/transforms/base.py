@@ -10,6 +10,8 @@ import keras
 from keras import ops
 
 from keras_trainops.numbers import Number
+from keras_trainops.shown import Shown
+from keras_trainops.slots import misplaced
 from keras_trainops.state import Stateful
 from keras_trainops.transforms.scope import value_of
 
@@ -19,7 +21,7 @@ TransformFn: TypeAlias = (
 )
 
 
-class GradientTransform(Stateful):
+class GradientTransform(Shown, Stateful):
     """Base class of gradient transforms: subclass it, or write a plain function.
 
     A transform sees the gradients as the optimizer is about to use them: unscaled, accumulated,
@@ -38,6 +40,7 @@ class GradientTransform(Stateful):
         children: The transforms that it is made of.
     """
 
+    slot = "compile(gradient_transforms=...)"
     clips: bool = False
     row_sparse: bool = False
 
@@ -151,7 +154,12 @@ def as_sequence(value: Any) -> list[Any]:
     """None, one or several as a list."""
     if value is None:
         return []
-    return list(value) if isinstance(value, (list, tuple)) else [value]
+    return list(value) if is_list(value) else [value]
+
+
+def is_list(value: Any) -> bool:
+    """Whether a value is several, and not one that is a tuple with named fields."""
+    return isinstance(value, (list, tuple)) and not hasattr(value, "_fields")
 
 
 def as_transform(value: Any) -> GradientTransform:
@@ -164,13 +172,15 @@ def as_transform(value: Any) -> GradientTransform:
 
     if isinstance(value, GradientTransform):
         return value
-    if isinstance(value, (list, tuple)):
+    if is_list(value):
         return Chain(value)
-    if callable(value) and not isinstance(value, type):
+    why = misplaced(value)
+    if why is None and callable(value):
         return FromFunction(value)
     raise ValueError(
         "A gradient transform must be a `GradientTransform`, a callable "
-        f"`fn(gradients, variables) -> gradients`, or a list of these. Received: {value!r}"
+        "`fn(gradients, variables) -> gradients`, or a list of these. "
+        + (why or f"Received: {value!r}")
     )
 
 

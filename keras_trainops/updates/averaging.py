@@ -21,8 +21,10 @@ from keras_trainops.numbers import (
     serialize_number,
     value_at,
 )
+from keras_trainops.shown import Shown
 from keras_trainops.state import copy_of
 from keras_trainops.updates.base import On, Update
+from keras_trainops.updates.swap import Swap
 
 
 class WeightAverage(Update):
@@ -145,15 +147,12 @@ class WeightAverage(Update):
             >>> with average.swapped():
             ...     loss = model.evaluate(x, x, verbose=0)
         """
-        averages = self.averages()
-        own = [copy_of(v) for v, _ in averages]
+        swap = Swap()
+        swap.enter(self.averages())
         try:
-            for variable, value in averages:
-                variable.assign(value)
             yield
         finally:
-            for (variable, _), value in zip(averages, own, strict=True):
-                variable.assign(value)
+            swap.leave()
 
     def finalize(self) -> None:
         """Writes the averages into the model's weights, for good."""
@@ -293,7 +292,7 @@ class StochasticWeightAverage(WeightAverage):
 
 
 @keras.saving.register_keras_serializable(package="keras_trainops")
-class WarmUp(keras.optimizers.schedules.LearningRateSchedule):
+class WarmUp(Shown, keras.optimizers.schedules.LearningRateSchedule):
     """A decay that starts low, so that an average soon forgets the first weights.
 
     After `t` weight updates `min(d, (1 + t) / (10 + t))` or, with a `power`,

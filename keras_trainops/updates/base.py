@@ -12,12 +12,14 @@ from typing import Any, Literal, TypeAlias
 import keras
 
 from keras_trainops.numbers import check_whole
+from keras_trainops.shown import Shown
+from keras_trainops.slots import misplaced
 from keras_trainops.state import Stateful
 
 On: TypeAlias = Literal["update", "batch"]
 
 
-class Update(Stateful):
+class Update(Shown, Stateful):
     """Base class of updates that run after the weight update: subclass it, or pass a function.
 
     Subclasses override `__call__`, `get_config` and, where they have state, `build`; and register
@@ -34,6 +36,7 @@ class Update(Stateful):
         ValueError: If an argument does not fit.
     """
 
+    slot = "compile(updates=...)"
     every: int = 1
     on: On = "update"
 
@@ -108,9 +111,10 @@ def as_update(value: Any, **options: Any) -> Update:
                 f"{', '.join(options)} are for functions: give them to {value.name} itself."
             )
         return value
-    if callable(value) and not isinstance(value, type):
+    why = misplaced(value)
+    if why is None and callable(value):
         return Function(value, **options)
     raise ValueError(
         "An update must be an `Update` (see `keras_trainops.updates`) or a callable "
-        f"`fn(model, loss)`. Received: {value!r}"
+        "`fn(model, loss)`. " + (why or f"Received: {value!r}")
     )

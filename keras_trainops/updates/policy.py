@@ -10,6 +10,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_trainops.slots import misplaced
 from keras_trainops.state import Stateful, copy_of
 from keras_trainops.updates.base import Update, as_update
 from keras_trainops.updates.layer_updates import LayerUpdates
@@ -213,9 +214,11 @@ def _counts_batches(update: Update) -> bool:
 
 
 def _as_list(updates: Any) -> list[Any]:
-    if isinstance(updates, (list, tuple)):
+    if isinstance(updates, (list, tuple)) and not hasattr(updates, "_fields"):
         return list(updates)
+    if callable(updates) or misplaced(updates):  # one, or what says itself why it is none
+        return [updates]
     raise ValueError(
-        "`updates` must be None (all of them) or a list of updates, which may be empty. Received: "
-        f"updates={updates!r}"
+        "`updates` must be None (all of them), an update or a list of updates, which may be empty. "
+        f"Received: updates={updates!r}"
     )

@@ -12,11 +12,12 @@ from keras import ops
 
 from keras_trainops import _keras, paths
 from keras_trainops.numbers import check_number, check_positive, check_whole
+from keras_trainops.shown import Shown
 from keras_trainops.state import Stateful, copy_of
 from keras_trainops.updates.base import On, Update
 
 
-class Projection(Stateful):
+class Projection(Shown, Stateful):
     """Base class of projections with state; a plain function `fn(value) -> value` is one, too."""
 
     def build(self, variable: keras.Variable) -> None:

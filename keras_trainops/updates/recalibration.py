@@ -61,7 +61,7 @@ def recalibrate_batch_norm(
             "`layer_by_layer=True` goes through the data several times, and `data` is a generator: "
             "pass arrays, a dataset or a `PyDataset`."
         )
-    before = _values_of_statistics(model)
+    before = [(v, copy_of(v)) for v in batch_statistics(model)]
     try:
         with _watched(layers) as watches:
             todo = [watches]
@@ -174,18 +174,9 @@ def _no_gradients() -> contextlib.AbstractContextManager[Any]:
     return torch.no_grad()
 
 
-@contextlib.contextmanager
-def statistics_kept(model: keras.Model) -> Iterator[None]:
-    """Afterwards the batch normalisations of `model` have the statistics they have now."""
-    before = _values_of_statistics(model)
-    try:
-        yield
-    finally:
-        _assign(before)
-
-
-def _values_of_statistics(model: keras.Model) -> list[tuple[keras.Variable, np.ndarray]]:
-    return [(v, copy_of(v)) for layer in _batch_norms(model) for v in _statistics(layer)]
+def batch_statistics(model: keras.Model) -> list[keras.Variable]:
+    """The moving means and variances of a model's batch normalisations."""
+    return [v for layer in _batch_norms(model) for v in _statistics(layer)]
 
 
 def _assign(values: Iterable[tuple[keras.Variable, np.ndarray]]) -> None:
