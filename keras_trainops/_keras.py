@@ -38,6 +38,11 @@ def all_layers(model: keras.Model) -> list[keras.layers.Layer]:
     return list(model._flatten_layers())
 
 
+def own_variables(layer: keras.layers.Layer) -> list[keras.Variable]:
+    """The weights that a layer made or was given itself, in the order in which it saves them."""
+    return [*layer._trainable_variables, *layer._non_trainable_variables]
+
+
 def unbuilt_layers(model: keras.Model) -> tuple[str, ...]:
     """The names of layers that will have variables but, never called, have none yet."""
     return tuple(
@@ -240,17 +245,19 @@ class SavingWalk(NamedTuple):
     Attributes:
         owners: The name of the layer that each group belongs to.
         entries: The values, in the order of the walk.
+        groups: The group of each layer, by its `id`.
     """
 
     owners: dict[str, str]
     entries: list[SavedEntry]
+    groups: dict[int, str]
 
 
 class _RecordingStore(saving_lib.H5IOStore):
     """A weights store that keeps what it is given instead of writing it to a file."""
 
     def __init__(self) -> None:  # the base class would open a file
-        self.walk = SavingWalk({}, [])
+        self.walk = SavingWalk({}, [], {})
         self._group = ""
         self._keys: set[str] = set()
 
@@ -273,6 +280,22 @@ class _RecordingStore(saving_lib.H5IOStore):
     def keys(self) -> Iterator[str]:
         return iter(self._keys)
 
+    def belongs_to(self, saveable: int) -> None:
+        """Notes whose group was made last."""
+        self.walk.groups.setdefault(saveable, self._group)
+
+
+class _Visited(set[int]):
+    """What the walk has been to: each layer is added right after its group was made."""
+
+    def __init__(self, store: _RecordingStore, skipped: set[int]) -> None:
+        super().__init__(skipped)
+        self._store = store
+
+    def add(self, saveable: int) -> None:
+        super().add(saveable)
+        self._store.belongs_to(saveable)
+
 
 def saving_walk(model: keras.Model) -> SavingWalk:
     """Runs Keras's own saving walk over `model` and records where each variable would go.
@@ -285,7 +308,7 @@ def saving_walk(model: keras.Model) -> SavingWalk:
             f"saving_attr_skiplist_{kind}", saving_lib.get_attr_skipset(kind)
         )
     store = _RecordingStore()
-    visited = {id(getattr(model, "optimizer", None))}
+    visited = _Visited(store, {id(getattr(model, "optimizer", None))})
     saving_lib._save_state(model, store, None, inner_path="", visited_saveables=visited)
     return store.walk
 

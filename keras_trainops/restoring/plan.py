@@ -10,7 +10,7 @@ import keras
 
 from keras_trainops import _keras, paths
 from keras_trainops.adapt.base import Adapt, Adapter, as_adapter
-from keras_trainops.naming import model_weights
+from keras_trainops.naming import named_weights
 from keras_trainops.readers.arrays import ArraysCheckpoint
 from keras_trainops.readers.base import Checkpoint, RestoreError
 from keras_trainops.readers.limits import nbytes
@@ -85,19 +85,19 @@ def make_plan(model: keras.Model, checkpoint: Checkpoint, options: Options) -> P
                 f"`{argument}` must be one of {get_args(Reaction)}. Received: {reaction!r}"
             )
     unbuilt = require_variables(model)
-    named = model_weights(model)
+    weights = named_weights(model)
+    named = [paths.NamedVariable(weight.path, weight.variable) for weight in weights]
     problems: list[str] = []
     selected = _selected(named, options, problems)
     adapters = _adapters(named, options.adapt, problems)
-    table = NameTable(model, named, checkpoint)
+    table = NameTable(model, weights, checkpoint)
     matching = Matching(named, selected, adapters, table)
     if isinstance(options.rename, str):
         renaming = pair_by_heuristic(options.rename, matching, checkpoint)
     else:
         renaming = apply_rules(options.rename, checkpoint)
     problems += renaming.problems
-    for entry in renaming.renamed:
-        matching.add(entry)
+    matching.add(renaming.renamed)
     problems += matching.problems()
     outcome = _outcome(matching, checkpoint)
     problems += outcome.problems
