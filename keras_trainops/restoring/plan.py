@@ -23,6 +23,7 @@ from keras_trainops.restoring.rename import Rename, apply_rules
 from keras_trainops.restoring.report import Mismatch, RestoreReport, folded
 from keras_trainops.restoring.shapes import dtype_problems, in_words, mismatch_of
 from keras_trainops.restoring.siblings import meaning_problems
+from keras_trainops.restoring.vocabularies import vocabulary_problems
 
 Reaction = Literal["error", "warn", "ignore"]
 
@@ -105,12 +106,16 @@ def make_plan(model: keras.Model, checkpoint: Checkpoint, options: Options) -> P
     problems += matching.problems()
     outcome = _outcome(matching, checkpoint)
     altered, outcome.not_alone = meaning_problems(outcome.assignments, matching.unused, checkpoint)
-    problems += outcome.problems + altered
+    words, other_words, warned = vocabulary_problems(model, checkpoint, outcome.assignments)
+    outcome.not_alone += other_words
+    problems += outcome.problems + altered + words
     state: list[Assignment] = []
     if options.include_optimizer:
         state, why_not = plan_optimizer(model, checkpoint, outcome.assignments)
         problems += why_not
-    return _plan(model, checkpoint, matching, outcome, state, unbuilt, problems, options)
+    plan = _plan(model, checkpoint, matching, outcome, state, unbuilt, problems, options)
+    plan.warnings += warned
+    return plan
 
 
 def require_variables(model: keras.Model) -> tuple[str, ...]:
