@@ -41,6 +41,11 @@ def all_layers(model: keras.Model) -> list[keras.layers.Layer]:
     return list(model._flatten_layers())
 
 
+def own_variables(layer: keras.layers.Layer) -> list[keras.Variable]:
+    """The weights that a layer made or was given itself, in the order in which it saves them."""
+    return [*layer._trainable_variables, *layer._non_trainable_variables]
+
+
 def unbuilt_layers(model: keras.Model) -> tuple[str, ...]:
     """The names of layers that will have variables but, never called, have none yet."""
     return tuple(
@@ -74,6 +79,54 @@ def operation_before(operation: Any) -> Any:
     while isinstance(before, keras.Model) and getattr(before, "outputs", None):
         before = before.outputs[0]._keras_history.operation
     return before
+
+
+def vocabulary_layers(model: keras.Model) -> list[Any]:
+    """The layers of a model that look words or numbers up in a vocabulary."""
+    kinds = tuple(
+        getattr(keras.layers, name)
+        for name in ("StringLookup", "IntegerLookup", "TextVectorization")
+    )
+    found = [layer for layer in all_layers(model) if isinstance(layer, kinds)]
+    inner = {id(getattr(layer, "_lookup_layer", None)) for layer in found}
+    return [layer for layer in found if id(layer) not in inner]
+
+
+def vocabulary_of(layer: Any) -> tuple[str, ...]:
+    """The entries of a lookup layer by index, special ones included; none before it has any."""
+    if not len(layer.get_vocabulary(include_special_tokens=False)):
+        return ()
+    return tuple(str(entry) for entry in layer.get_vocabulary())
+
+
+def idf_of(layer: Any) -> Any:
+    """The tf-idf weights of a lookup layer by index; None where it has none."""
+    weights = getattr(getattr(layer, "_lookup_layer", layer), "idf_weights_const", None)
+    return None if weights is None else weights.numpy()
+
+
+def first_variables_behind(layer: Any) -> list[Any] | None:
+    """The first layers with variables that a functional model feeds with a layer's output.
+
+    Returns:
+        The layers, or None where the layer is in no graph.
+    """
+    if not layer._outbound_nodes:
+        return None
+    found, seen, ahead = [], {id(layer)}, [layer]
+    while ahead:
+        for node in ahead.pop()._outbound_nodes:
+            operation = node.operation
+            if id(operation) in seen:
+                continue
+            seen.add(id(operation))
+            if isinstance(operation, keras.Model) and getattr(operation, "inputs", None):
+                ahead += [tensor._keras_history.operation for tensor in operation.inputs]
+            elif isinstance(operation, keras.layers.Layer) and operation.weights:
+                found.append(operation)
+            else:
+                ahead.append(operation)
+    return found
 
 
 def seeds(model: keras.Model) -> list[keras.Variable]:
@@ -250,17 +303,19 @@ class SavingWalk(NamedTuple):
     Attributes:
         owners: The name of the layer that each group belongs to.
         entries: The values, in the order of the walk.
+        groups: The group of each layer, by its `id`.
     """
 
     owners: dict[str, str]
     entries: list[SavedEntry]
+    groups: dict[int, str]
 
 
 class _RecordingStore(saving_lib.H5IOStore):
     """A weights store that keeps what it is given instead of writing it to a file."""
 
     def __init__(self) -> None:  # the base class would open a file
-        self.walk = SavingWalk({}, [])
+        self.walk = SavingWalk({}, [], {})
         self._group = ""
         self._keys: set[str] = set()
 
@@ -283,6 +338,22 @@ class _RecordingStore(saving_lib.H5IOStore):
     def keys(self) -> Iterator[str]:
         return iter(self._keys)
 
+    def belongs_to(self, saveable: int) -> None:
+        """Notes whose group was made last."""
+        self.walk.groups.setdefault(saveable, self._group)
+
+
+class _Visited(set[int]):
+    """What the walk has been to: each layer is added right after its group was made."""
+
+    def __init__(self, store: _RecordingStore, skipped: set[int]) -> None:
+        super().__init__(skipped)
+        self._store = store
+
+    def add(self, saveable: int) -> None:
+        super().add(saveable)
+        self._store.belongs_to(saveable)
+
 
 def saving_walk(model: keras.Model) -> SavingWalk:
     """Runs Keras's own saving walk over `model` and records where each variable would go.
@@ -295,7 +366,7 @@ def saving_walk(model: keras.Model) -> SavingWalk:
             f"saving_attr_skiplist_{kind}", saving_lib.get_attr_skipset(kind)
         )
     store = _RecordingStore()
-    visited = {id(getattr(model, "optimizer", None))}
+    visited = _Visited(store, {id(getattr(model, "optimizer", None))})
     saving_lib._save_state(model, store, None, inner_path="", visited_saveables=visited)
     return store.walk
 

@@ -384,3 +384,38 @@ def test_metrics_are_built_from_shapes_alone() -> None:
     count = len(made.metrics_variables)
     _keras.build_metrics(made, batch)
     assert len(made.metrics_variables) > count
+
+
+def test_a_layer_saves_its_own_variables_in_this_order() -> None:
+    layer = keras.layers.BatchNormalization()
+    layer.build((None, 3))
+    names = [v.name for v in _keras.own_variables(layer)]
+    assert names == ["gamma", "beta", "moving_mean", "moving_variance"]
+
+
+def test_the_saving_walk_makes_a_layers_group_right_before_it_remembers_the_layer() -> None:
+    inner = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)], name="inner")
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(3), inner])
+    groups = _keras.saving_walk(model).groups
+    assert groups[id(model)] == ""
+    assert groups[id(model.layers[0])] == "layers/dense"
+    assert groups[id(inner)] == "layers/sequential"
+    assert groups[id(inner.layers[0])] == "layers/sequential/layers/dense"
+
+
+def test_lookup_layers_tell_their_vocabulary_and_what_is_behind_them() -> None:
+    inputs = keras.Input((1,), dtype="string")
+    text = keras.layers.TextVectorization(
+        vocabulary=["a", "b"], idf_weights=[1.0, 2.0], output_mode="tf_idf"
+    )
+    dense = keras.layers.Dense(2)
+    inner_inputs = keras.Input((3,))
+    inner = keras.Model(inner_inputs, dense(inner_inputs))
+    model = keras.Model(inputs, inner(keras.layers.Activation("relu")(text(inputs))))
+    assert _keras.vocabulary_layers(model) == [text]
+    assert _keras.vocabulary_of(text) == ("[UNK]", "a", "b")
+    np.testing.assert_allclose(_keras.idf_of(text), [1.5, 1.0, 2.0])
+    assert _keras.first_variables_behind(text) == [dense]
+    assert _keras.first_variables_behind(keras.layers.StringLookup(vocabulary=["a"])) is None
+    assert _keras.vocabulary_of(keras.layers.StringLookup()) == ()
+    assert _keras.idf_of(keras.layers.StringLookup(vocabulary=["a"])) is None

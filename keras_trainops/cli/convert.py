@@ -191,9 +191,9 @@ def _require_readable(checkpoint: Checkpoint) -> None:
 
 
 def _of_model(model: keras.Model) -> Checkpoint:
-    from keras_trainops.naming import model_weights, without_model_name
+    from keras_trainops.naming import named_weights
     from keras_trainops.readers.arrays import VariablesCheckpoint
     from keras_trainops.state import copy_of
 
-    variables = {without_model_name(path, model): v for path, v in model_weights(model)}
+    variables = [(weight.short, weight.variable) for weight in named_weights(model)]
     return VariablesCheckpoint(variables, f"model {model.name}", copy_of)

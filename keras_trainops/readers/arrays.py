@@ -189,20 +189,28 @@ def _dtype_of(value: Any) -> np.dtype:
 
 
 class VariablesCheckpoint(Checkpoint):
-    """The variables of another model, read one by one when asked for."""
+    """Variables under names that are their own, read one by one when asked for.
+
+    Raises:
+        ValueError: If two have one name: neither may take the other's place.
+    """
 
     format = "Keras model"
 
     def __init__(
         self,
-        variables: Mapping[str, Any],
+        variables: Iterable[tuple[str, Any]],
         location: str,
         to_numpy: Callable[[Any], np.ndarray],
         training_state: Iterable[str] = (),
     ) -> None:
         super().__init__(location)
         self.training_state = frozenset(training_state)
-        self._variables = dict(variables)
+        self._variables: dict[str, Any] = {}
+        for name, variable in variables:
+            if name in self._variables:
+                raise ValueError(f"Two variables of {location} have the name {name!r}.")
+            self._variables[name] = variable
         self._to_numpy = to_numpy
 
     def _keys(self) -> Mapping[str, Any]:

@@ -79,3 +79,54 @@ def _snake_case(class_name: str) -> str:
     name = re.sub(r"\W+", "", class_name)
     name = re.sub(r"(.)([A-Z][a-z]+)", r"\1_\2", name)
     return re.sub(r"([a-z])([A-Z])", r"\1_\2", name).lower()
+
+
+def lookups_from_config(config: Any) -> dict[str, tuple[str, ...]]:
+    """The vocabularies of a saved model's lookup layers, by name; of two with one name, neither.
+
+    Empty is a vocabulary that a file beside the configuration has.
+
+    Args:
+        config: The content of a `.keras` file's `config.json`.
+
+    Example:
+        >>> words = {"name": "words", "vocabulary": ["cat"], "oov_token": "[UNK]"}
+        >>> lookups_from_config({"class_name": "StringLookup", "config": words})
+        {'words': ('[UNK]', 'cat')}
+    """
+    found = [*_lookups(config)]
+    count = Counter(name for name, _ in found)
+    return {name: entries for name, entries in found if count[name] == 1}
+
+
+def _lookups(entry: Any) -> Iterator[tuple[str, tuple[str, ...]]]:
+    if isinstance(entry, list):
+        for part in entry:
+            yield from _lookups(part)
+    if not isinstance(entry, Mapping):
+        return
+    config = entry.get("config")
+    if entry.get("class_name") in _LOOKUPS and isinstance(config, Mapping):
+        yield str(config.get("name")), _entries(str(entry["class_name"]), config)
+        return
+    for part in entry.values():
+        yield from _lookups(part)
+
+
+_LOOKUPS = ("StringLookup", "IntegerLookup", "TextVectorization")
+
+
+def _entries(class_name: str, config: Mapping[str, Any]) -> tuple[str, ...]:
+    """A vocabulary with what stands in front of its words: for padding, and unknown words."""
+    vocabulary = config.get("vocabulary")
+    if not isinstance(vocabulary, list):
+        return ()
+    words, unknown = [str(word) for word in vocabulary], str(config.get("oov_token"))
+    mask: Any = config.get("mask_token")
+    count = config.get("num_oov_indices", 1)
+    if class_name == "TextVectorization":
+        unknown, mask, count = "[UNK]", "", 1
+    front = [unknown] * (count if isinstance(count, int) and 0 <= count < 1 << 16 else 1)
+    if mask is not None and config.get("output_mode", "int") == "int":
+        front = [str(mask), *front]
+    return tuple(words if words[: len(front)] == front else [*front, *words])

@@ -55,6 +55,8 @@ class KerasWeightsCheckpoint(Hdf5Checkpoint):
 
     Attributes:
         owners: The name of the layer, or of the optimizer, that each group of the file belongs to.
+        vocabularies: The entries of lookup layers by index, by the layer's name, where the file
+            is that of a whole model.
     """
 
     format = "Keras weights file (.weights.h5)"
@@ -65,7 +67,9 @@ class KerasWeightsCheckpoint(Hdf5Checkpoint):
         file: h5py.File,
         source: io.IOBase | None = None,
         config_owners: Mapping[str, str] | None = None,
+        vocabularies: Mapping[str, tuple[str, ...]] | None = None,
     ) -> None:
+        self.vocabularies = vocabularies or {}
         self._config_owners = config_owners or {}
         super().__init__(location, file, source)
 

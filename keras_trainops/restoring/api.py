@@ -12,21 +12,19 @@ from collections.abc import Iterator, Mapping
 from typing import Any, TypeAlias
 
 import keras
-import numpy as np
 
 from keras_trainops.adapt.base import Adapt
-from keras_trainops.naming import model_weights, without_model_name
 from keras_trainops.paths import Patterns
-from keras_trainops.readers.arrays import ArraysCheckpoint, VariablesCheckpoint
+from keras_trainops.readers.arrays import ArraysCheckpoint
 from keras_trainops.readers.base import Checkpoint, RestoreError, open_checkpoint
 from keras_trainops.restoring.assign import assign
+from keras_trainops.restoring.model_source import ModelCheckpoint, shares_variables
 from keras_trainops.restoring.optimizer_state import innermost
 from keras_trainops.restoring.plan import Options, Reaction, make_plan, refusal, require_variables
 from keras_trainops.restoring.progress import progress_bar
 from keras_trainops.restoring.rename import Rename
 from keras_trainops.restoring.report import RestoreReport
 from keras_trainops.restoring.tensors import overwritten_memory
-from keras_trainops.state import copy_of
 
 Source: TypeAlias = "str | os.PathLike[str] | Mapping[str, Any] | keras.Model | Checkpoint"
 
@@ -166,16 +164,12 @@ def open_source(
 
 def _of_model(source: keras.Model, target: keras.Model, with_optimizer: bool) -> Checkpoint:
     require_variables(source)
-    variables: dict[str, Any] = {without_model_name(p, source): v for p, v in model_weights(source)}
-    state: dict[str, Any] = {}
-    if with_optimizer and getattr(source, "optimizer", None) is not None:
-        state = {v.path: v for v in innermost(source.optimizer).variables}
-    location, own = f"model {source.name}", {id(v) for v in getattr(target, "weights", ())}
-    if any(id(variable) in own for variable in variables.values()):
-        # What both have is copied before it is overwritten.
-        copies = {path: copy_of(v) for path, v in {**variables, **state}.items()}
-        return VariablesCheckpoint(copies, location, np.copy, state)
-    return VariablesCheckpoint({**variables, **state}, location, copy_of, state)
+    optimizer = getattr(source, "optimizer", None) if with_optimizer else None
+    return ModelCheckpoint(
+        source,
+        None if optimizer is None else innermost(optimizer),
+        copied=shares_variables(source, target),  # what both have is about to be overwritten
+    )
 
 
 def _unbuilt_warning(report: RestoreReport) -> list[str]:

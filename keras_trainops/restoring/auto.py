@@ -57,6 +57,20 @@ def pair(paths: Mapping[str, Shape], keys: Mapping[str, Shape]) -> Pairs:
     return pairs
 
 
+def agreed(found: Sequence[Pairs]) -> Pairs:
+    """The pairs that are in all; of others the keys are candidates."""
+    result = Pairs()
+    for path in dict.fromkeys(p for pairs in found for p in (*pairs.key_of, *pairs.candidates)):
+        keys = [pairs.key_of.get(path) for pairs in found]
+        if keys[0] is not None and len(set(keys)) == 1:
+            result.key_of[path] = keys[0]
+        else:
+            named = [key for key in keys if key is not None]
+            named += [key for pairs in found for key in pairs.candidates.get(path, ())]
+            result.candidates[path] = list(dict.fromkeys(named))
+    return result
+
+
 def _pair_renumbered(paths: Mapping[str, Shape], keys: Mapping[str, Shape], pairs: Pairs) -> None:
     """Pairs what is the same but for automatic numbers; those that do not agree are not guessed."""
     ours, theirs, unsure = _renumbered(list(paths), list(keys))

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import keras
 
 from keras_trainops import paths
 from keras_trainops.adapt.base import Adapter
+from keras_trainops.naming import unique
 from keras_trainops.readers.base import Checkpoint
 from keras_trainops.restoring import auto
 from keras_trainops.restoring.names import NameTable
+from keras_trainops.restoring.pairing import Pairing
 from keras_trainops.restoring.rename import Renamed, Renaming
 
 
 class Matching:
-    """The keys of each variable, told key by key.
+    """The keys of each variable.
 
     Attributes:
         named, selected, adapters: The model's variables, which are to be restored, and how.
@@ -40,6 +42,8 @@ class Matching:
         self._keys: dict[int, list[tuple[int, str]]] = defaultdict(list)
         self._name_of: dict[int, str] = {}
         self._position = {id(variable): i for i, (_, variable) in enumerate(named)}
+        self._pairing = Pairing()
+        self._told: set[str] = set()
         self._conflicts: list[str] = []
         self._rule_targets: dict[str, set[str]] = {}
         self._rules_that_lead: set[str] = set()
@@ -49,8 +53,18 @@ class Matching:
         found = self._keys.get(position, [])
         return [key for _, key in sorted(found, key=lambda pair: pair[0])]
 
-    def add(self, renamed: Renamed) -> None:
-        """Takes the variables that one key is to go to."""
+    def add(self, renamed: Iterable[Renamed]) -> None:
+        """Takes the variables that all keys are to go to."""
+        renamed = list(renamed)
+        targets = [(target, entry.rule) for entry in renamed for target in entry.targets]
+        self._pairing = self.table.pair(
+            (target for target, _ in targets if isinstance(target, str)),
+            (self._position[id(target)] for target, rule in targets if rule == "auto"),
+        )
+        for entry in renamed:
+            self._add(entry)
+
+    def _add(self, renamed: Renamed) -> None:
         if not renamed.targets:
             self.ignored.append(renamed.key)
         used = False
@@ -73,7 +87,7 @@ class Matching:
                 return []
             found, name = [self._position[id(target)]], target.path
         else:
-            found, name = self.table.find(target), target
+            found, name = self._named(target, renamed), target
             if renamed.rule is not None and not found:
                 self._rule_targets.setdefault(renamed.rule, set()).add(target)
         if len(found) > 1:
@@ -84,6 +98,30 @@ class Matching:
             )
             return []
         return found
+
+    def _named(self, name: str, renamed: Renamed) -> list[int]:
+        """The variables that a name stands for among all names: one, none, or several."""
+        if name in self._pairing.positions:
+            return [self._pairing.positions[name]]
+        found = self._pairing.ambiguous.get(name, [])
+        if not any(self.selected[i] for i in found):
+            # A rule means what it says, also where another name says it better.
+            by_rule = [] if found or renamed.rule is None else self.table.find(name)
+            return by_rule if len(by_rule) == 1 else []
+        if len(found) == 1:
+            self._tell_rivals(found[0])
+            return []
+        return found
+
+    def _tell_rivals(self, position: int) -> None:
+        path = self.named[position].path
+        if path not in self._told:
+            self._told.add(path)
+            rivals = [n for n, found in self._pairing.ambiguous.items() if position in found]
+            self._conflicts.append(
+                f"{path} could be {or_(rivals)}. Say which in a rename rule, with the "
+                "`keras.Variable` itself, and leave out the others with rules to None."
+            )
 
     def _take(self, position: int, renamed: Renamed, target: str | keras.Variable) -> None:
         if not self.selected[position]:
@@ -120,17 +158,8 @@ def pair_by_heuristic(rename: str, matching: Matching, checkpoint: Checkpoint) -
             '`rename` must be "auto", a mapping from regular expression to path, or a callable '
             f"from key to path. Received: rename={rename!r}"
         )
-    table = matching.table
-    variables = {
-        min(table.stored_as.get(i) or {table.short_paths[i]}): variable
-        for i, (_, variable) in enumerate(matching.named)
-        if matching.selected[i]
-    }
-    keys = [key for key in checkpoint if key not in checkpoint.training_state]
-    pairs = auto.pair(
-        {path: tuple(variable.shape) for path, variable in variables.items()},
-        {key: checkpoint.shape(key) for key in keys},
-    )
+    pairs = _pairs(matching, checkpoint)
+    variables = dict(matching.named)
     path_of = {key: path for path, key in pairs.key_of.items()}
     return Renaming(
         [
@@ -140,13 +169,35 @@ def pair_by_heuristic(rename: str, matching: Matching, checkpoint: Checkpoint) -
             for key in checkpoint
         ],
         [
-            f'`rename="auto"`: {path} could be {_or(candidates)}. Say which in a rename rule.'
+            f'`rename="auto"`: {path} could be {or_(candidates)}. Say which in a rename rule.'
             for path, candidates in pairs.candidates.items()
         ],
     )
 
 
-def _or(candidates: Sequence[str]) -> str:
+def _pairs(matching: Matching, checkpoint: Checkpoint) -> auto.Pairs:
+    """What the heuristic finds, by path: the same by all kinds of names that a source may have."""
+    keys = [key for key in checkpoint if key not in checkpoint.training_state]
+    chosen = [i for i in range(len(matching.named)) if matching.selected[i]]
+    found = []
+    for names, theirs in matching.table.kinds_of_names(keys):
+        path_of = unique((names[i], matching.named[i].path) for i in chosen)
+        key_of = unique(zip(theirs, keys, strict=True))
+        pairs = auto.pair(
+            {names[i]: tuple(matching.named[i].variable.shape) for i in chosen},
+            {name: checkpoint.shape(key) for name, key in key_of.items()},
+        )
+        found.append(
+            auto.Pairs(
+                {path_of[name]: key_of[key] for name, key in pairs.key_of.items()},
+                {path_of[name]: [key_of[k] for k in ks] for name, ks in pairs.candidates.items()},
+            )
+        )
+    return auto.agreed(found)
+
+
+def or_(candidates: Sequence[str]) -> str:
+    """Some names in a row, as in `'a' or 'b'`."""
     shown = [repr(key) for key in candidates[:4]]
     more = f" (and {len(candidates) - 4} more)" if len(candidates) > 4 else ""
     return (" or ".join(shown) or "none of the keys") + more

@@ -9,7 +9,8 @@ What cannot be matched with certainty is refused.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from typing import Protocol
 
 import keras
 
@@ -17,6 +18,8 @@ from keras_trainops import _keras
 from keras_trainops.readers.base import Checkpoint
 from keras_trainops.readers.keras_weights import KerasWeightsCheckpoint
 from keras_trainops.restoring.assignment import Assignment
+from keras_trainops.restoring.model_source import ModelCheckpoint
+from keras_trainops.restoring.names import names_in_weights_file
 
 
 def innermost(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
@@ -44,8 +47,7 @@ def plan_optimizer(
     if not optimizer.built:
         optimizer.build(model.trainable_variables)
     try:
-        names = _names(model, checkpoint)
-        return _plan(innermost(optimizer), names, checkpoint, weights), []
+        return _plan(innermost(optimizer), _state(model, checkpoint), checkpoint, weights), []
     except _UnmatchedError as reason:
         return [], [f"`include_optimizer`: {reason}"]
 
@@ -54,58 +56,141 @@ class _UnmatchedError(Exception):
     """Why the state of the optimizer cannot be restored."""
 
 
-def _names(model: keras.Model, checkpoint: Checkpoint) -> Mapping[str, str]:
-    """The name of each variable of an optimizer -> its key."""
+class _State(Protocol):
+    """Where a checkpoint keeps an optimizer's state."""
+
+    def counter(self) -> str:
+        """The key of the count of updates."""
+
+    def slot(self, attribute: str, slot: keras.Variable, weight: Assignment) -> str:
+        """The key of what an optimizer keeps for a weight in `attribute`; empty if none."""
+
+
+def _state(model: keras.Model, checkpoint: Checkpoint) -> _State:
     if not checkpoint.training_state:
         raise _UnmatchedError(f"{checkpoint.location!r} holds no optimizer's state.")
-    if not isinstance(checkpoint, KerasWeightsCheckpoint):
-        return {_name(key): key for key in checkpoint.training_state}
-    _require_same_class(checkpoint.owners.get("optimizer", "unnamed"), model.optimizer)
-    walk = _keras.saving_walk(model)
-    ours = {entry.group: walk.owners.get(entry.group) for entry in walk.entries if entry.group}
-    if {group: checkpoint.owners.get(group) for group in ours} != ours:
-        raise _UnmatchedError(
-            f"{checkpoint.location!r} keeps its optimizer's variables by position, and was written "
-            "by a model with other layers: which is whose, it does not tell."
-        )
-    variables = model.optimizer.variables
-    keys = [f"optimizer/{i}" for i in range(len(variables))]
-    stored = [key for key in checkpoint.training_state if key.startswith("optimizer/")]
-    if len(stored) != len(keys) or any(
-        checkpoint.shape(key) != tuple(v.shape) for key, v in zip(keys, variables, strict=True)
-    ):
-        raise _UnmatchedError(
-            f"{checkpoint.location!r} keeps {len(stored)} variables of an optimizer by position, "
-            f"and the {len(keys)} of this one have other shapes: other variables were trained."
-        )
-    return {_name(v.path): key for key, v in zip(keys, variables, strict=True)}
+    optimizer = innermost(model.optimizer)
+    if isinstance(checkpoint, ModelCheckpoint):
+        _require_same_class(checkpoint.optimizer_name, optimizer)
+        return _OfModel(checkpoint)
+    if isinstance(checkpoint, KerasWeightsCheckpoint):
+        return _ByPosition(model, checkpoint)
+    return _ByName(optimizer, checkpoint)
+
+
+class _OfModel:
+    def __init__(self, checkpoint: ModelCheckpoint) -> None:
+        self._checkpoint = checkpoint
+
+    def counter(self) -> str:
+        return self._checkpoint.counter
+
+    def slot(self, attribute: str, slot: keras.Variable, weight: Assignment) -> str:
+        return self._checkpoint.slots.get((weight.keys[0], attribute), "")
+
+
+class _ByPosition:
+    """A weights file that was written by a model with the same layers and an optimizer like ours.
+
+    What the file keeps for a weight is where ours keeps its slots for the weight of that name.
+    """
+
+    def __init__(self, model: keras.Model, checkpoint: KerasWeightsCheckpoint) -> None:
+        _require_same_class(checkpoint.owners.get("optimizer", "unnamed"), model.optimizer)
+        walk = _keras.saving_walk(model)
+        ours = {entry.group: walk.owners.get(entry.group) for entry in walk.entries if entry.group}
+        if {group: checkpoint.owners.get(group) for group in ours} != ours:
+            raise _UnmatchedError(
+                f"{checkpoint.location!r} keeps its optimizer's variables by position, and was "
+                "written by a model with other layers: which is whose, it does not tell."
+            )
+        variables = model.optimizer.variables
+        keys = [f"optimizer/{i}" for i in range(len(variables))]
+        stored = [key for key in checkpoint.training_state if key.startswith("optimizer/")]
+        if len(stored) != len(keys) or any(
+            checkpoint.shape(key) != tuple(v.shape) for key, v in zip(keys, variables, strict=True)
+        ):
+            raise _UnmatchedError(
+                f"{checkpoint.location!r} keeps {len(stored)} variables of an optimizer by "
+                f"position, and the {len(keys)} of this one have other shapes: other variables "
+                "were trained."
+            )
+        self._key_of = {id(v): key for key, v in zip(keys, variables, strict=True)}
+        self._weight_of = dict(names_in_weights_file(model, checkpoint))
+        self._optimizer = innermost(model.optimizer)
+        self._place = {id(v): i for i, v in enumerate(_keras.trained_by(self._optimizer))}
+
+    def counter(self) -> str:
+        return self._key_of[id(self._optimizer.iterations)]
+
+    def slot(self, attribute: str, slot: keras.Variable, weight: Assignment) -> str:
+        place = self._place.get(self._weight_of.get(weight.keys[0], 0))
+        if place is None:
+            return ""
+        return self._key_of.get(id(_keras.slot_lists(self._optimizer)[attribute][place]), "")
+
+
+class _ByName:
+    """Tensors that are called as Keras calls an optimizer's variables: after their weights."""
+
+    def __init__(self, optimizer: keras.optimizers.Optimizer, checkpoint: Checkpoint) -> None:
+        self._scope = _scope(optimizer.name)
+        self._keys: dict[str, list[str]] = {}
+        for key in checkpoint.training_state:
+            self._keys.setdefault(_name(key), []).append(key)
+        if not any(name.startswith(f"{self._scope}/") for name in self._keys):
+            found = sorted({name.partition("/")[0] for name in self._keys if "/" in name})
+            _require_same_class(" or ".join(found) or "unnamed", optimizer)
+        self._prefix: str | None = None
+
+    def begin(self, slots: Sequence[str]) -> None:
+        """Finds what stands in front of all these."""
+        scope = f"{self._scope}/"
+        leaves = [name.removeprefix(scope) for name in self._keys if name.startswith(scope)]
+        self._prefix = _model_name(slots, leaves)
+
+    def counter(self) -> str:
+        return self._only("iteration")
+
+    def slot(self, attribute: str, slot: keras.Variable, weight: Assignment) -> str:
+        return self._only(f"{self._prefix or ''}{_name_in_source(slot, weight)}")
+
+    def _only(self, name: str) -> str:
+        keys = self._keys.get(f"{self._scope}/{name}", [])
+        if len(keys) > 1:
+            raise _UnmatchedError(
+                f"{' and '.join(map(repr, sorted(keys)))} could both be {self._scope}/{name}."
+            )
+        return keys[0] if keys else ""
 
 
 def _plan(
     optimizer: keras.optimizers.Optimizer,
-    names: Mapping[str, str],
+    state: _State,
     checkpoint: Checkpoint,
     weights: Sequence[Assignment],
 ) -> list[Assignment]:
-    scope = _scope(optimizer.name)
-    if not any(name.startswith(f"{scope}/") for name in names):
-        found = sorted({name.partition("/")[0] for name in names if "/" in name})
-        _require_same_class(" or ".join(found) or "unnamed", optimizer)
-    wanted = [(optimizer.iterations, "iteration")]
     owner_of = {id(a.variable): a for a in weights}
-    for slots in _keras.slot_lists(optimizer).values():
-        for slot, variable in zip(slots, _keras.trained_by(optimizer), strict=True):
-            assignment = owner_of.get(id(variable))
-            if slot is not None and assignment is not None:
-                wanted.append((slot, _name_in_source(slot, variable, assignment)))
-    slots = [name for _, name in wanted[1:]]
-    prefix = _model_name(slots, [n.partition("/")[2] for n in names if n.startswith(f"{scope}/")])
-    assignments = []
-    for i, (variable, name) in enumerate(wanted):
-        key = names.get(f"{scope}/{prefix if i else ''}{name}")
-        if key is None:
+    wanted = [
+        (attribute, slot, owner_of[id(variable)])
+        for attribute, slots in _keras.slot_lists(optimizer).items()
+        for slot, variable in zip(slots, _keras.trained_by(optimizer), strict=True)
+        if slot is not None and id(variable) in owner_of
+    ]
+    for _, _, weight in wanted:
+        if weight.adapter is not None or len(weight.keys) != 1:
             raise _UnmatchedError(
-                f"{checkpoint.location!r} holds no {scope}/{name} for {variable.path!r}."
+                f"the tensor of {weight.variable.path!r} is adapted, and its slots cannot be."
+            )
+    if isinstance(state, _ByName):
+        state.begin([_name_in_source(slot, weight) for _, slot, weight in wanted])
+    found = [(optimizer.iterations, state.counter())]
+    found += [(slot, state.slot(attribute, slot, weight)) for attribute, slot, weight in wanted]
+    assignments = []
+    for variable, key in found:
+        if not key:
+            raise _UnmatchedError(
+                f"{checkpoint.location!r} holds no {_name(variable.path)} for {variable.path!r}."
             )
         if checkpoint.shape(key) != tuple(variable.shape):
             raise _UnmatchedError(
@@ -116,13 +201,9 @@ def _plan(
     return assignments
 
 
-def _name_in_source(slot: keras.Variable, variable: keras.Variable, weight: Assignment) -> str:
+def _name_in_source(slot: keras.Variable, weight: Assignment) -> str:
     """What the slot is called where its variable is called as the key says."""
-    own = f"{variable.path.replace('/', '_')}_"
-    if weight.adapter is not None or not slot.name.startswith(own):
-        raise _UnmatchedError(
-            f"the tensor of {variable.path!r} is adapted, and its slots cannot be."
-        )
+    own = f"{weight.variable.path.replace('/', '_')}_"
     return f"{weight.keys[0].replace('/', '_')}_{slot.name.removeprefix(own)}"
 
 

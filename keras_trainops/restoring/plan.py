@@ -10,17 +10,20 @@ import keras
 
 from keras_trainops import _keras, paths
 from keras_trainops.adapt.base import Adapt, Adapter, as_adapter
-from keras_trainops.naming import model_weights
+from keras_trainops.naming import named_weights
 from keras_trainops.readers.arrays import ArraysCheckpoint
 from keras_trainops.readers.base import Checkpoint, RestoreError
 from keras_trainops.readers.limits import nbytes
 from keras_trainops.restoring.assignment import Assignment
+from keras_trainops.restoring.hints import exclude_patterns
 from keras_trainops.restoring.matching import Matching, pair_by_heuristic
 from keras_trainops.restoring.names import NameTable
 from keras_trainops.restoring.optimizer_state import plan_optimizer
 from keras_trainops.restoring.rename import Rename, apply_rules
 from keras_trainops.restoring.report import Mismatch, RestoreReport, folded
 from keras_trainops.restoring.shapes import dtype_problems, for_keys, in_words, mismatch_of
+from keras_trainops.restoring.siblings import meaning_problems
+from keras_trainops.restoring.vocabularies import vocabulary_problems
 
 Reaction = Literal["error", "warn", "ignore"]
 
@@ -62,12 +65,14 @@ class Plan:
         report: The same for people, with all that was left aside.
         failing: Paths of the variables for which `restore` refuses.
         warnings: What the caller asked to be warned of.
+        paths: The paths of all variables of the model.
     """
 
     assignments: list[Assignment]
     report: RestoreReport
     failing: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    paths: Sequence[str] = ()
 
 
 def make_plan(model: keras.Model, checkpoint: Checkpoint, options: Options) -> Plan:
@@ -85,27 +90,32 @@ def make_plan(model: keras.Model, checkpoint: Checkpoint, options: Options) -> P
                 f"`{argument}` must be one of {get_args(Reaction)}. Received: {reaction!r}"
             )
     unbuilt = require_variables(model)
-    named = model_weights(model)
+    weights = named_weights(model)
+    named = [paths.NamedVariable(weight.path, weight.variable) for weight in weights]
     problems: list[str] = []
     selected = _selected(named, options, problems)
     adapters = _adapters(named, options.adapt, problems)
-    table = NameTable(model, named, checkpoint)
+    table = NameTable(model, weights, checkpoint)
     matching = Matching(named, selected, adapters, table)
     if isinstance(options.rename, str):
         renaming = pair_by_heuristic(options.rename, matching, checkpoint)
     else:
         renaming = apply_rules(options.rename, checkpoint)
     problems += renaming.problems
-    for entry in renaming.renamed:
-        matching.add(entry)
+    matching.add(renaming.renamed)
     problems += matching.problems()
     outcome = _outcome(matching, checkpoint)
-    problems += outcome.problems
+    altered, outcome.not_alone = meaning_problems(outcome.assignments, matching.unused, checkpoint)
+    words, other_words, warned = vocabulary_problems(model, checkpoint, outcome.assignments)
+    outcome.not_alone += other_words
+    problems += outcome.problems + altered + words
     state: list[Assignment] = []
     if options.include_optimizer:
         state, why_not = plan_optimizer(model, checkpoint, outcome.assignments)
         problems += why_not
-    return _plan(model, checkpoint, matching, outcome, state, unbuilt, problems, options)
+    plan = _plan(model, checkpoint, matching, outcome, state, unbuilt, problems, options)
+    plan.warnings += warned
+    return plan
 
 
 def require_variables(model: keras.Model) -> tuple[str, ...]:
@@ -166,6 +176,7 @@ class _Outcome:
     mismatched: list[Mismatch] = field(default_factory=list)
     mismatches: list[str] = field(default_factory=list)  # the same in words
     not_adapted: list[str] = field(default_factory=list)
+    not_alone: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
     excluded: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
@@ -243,13 +254,13 @@ def _plan(
             for key in {k for a in [*assignments, *state] for k in a.keys}
         ),
     )
-    failing = list(outcome.not_adapted)
+    failing = [*outcome.not_adapted, *outcome.not_alone]
     failing += [m.path for m in mismatched] if options.on_mismatch == "error" else []
     failing += missing if options.on_missing == "error" else []
     warned = [
         line for what, found in lines.items() if options.reaction(what) == "warn" for line in found
     ]
-    return Plan([*assignments, *state], report, failing, warned)
+    return Plan([*assignments, *state], report, failing, warned, matching.table.paths)
 
 
 def _nothing_matched(checkpoint: Checkpoint, matching: Matching) -> str:
@@ -271,10 +282,10 @@ def refusal(plan: Plan) -> str:
     selected = {*report.restored, *report.missing, *paths_of_mismatched, *plan.failing}
     what = f"{len(plan.failing)} of {len(selected)} variables of " if plan.failing else ""
     lines = "\n".join(f"  {line}" for line in report.problems)
-    owners = sorted({path.rpartition("/")[0] or path for path in plan.failing})
+    patterns = exclude_patterns(set(plan.failing), plan.paths)
     leave = (
-        f", or leave variables at their initial values with `exclude={owners[:3]}`"
-        if owners
+        f", or leave variables at their initial values with `exclude={patterns}`"
+        if patterns
         else ""
     )
     return (

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import keras
 
 from keras_trainops import paths
-from keras_trainops.naming import model_weights
+from keras_trainops.naming import named_weights
 from keras_trainops.readers.training_state import by_name
 from keras_trainops.restoring import auto, families
 from keras_trainops.restoring.api import Source, open_source
@@ -159,14 +159,15 @@ def suggest_rename(
     """
     require_variables(model)
     with open_source(source, model) as checkpoint:
-        named = model_weights(model)
+        weights = named_weights(model)
+        named = [paths.NamedVariable(weight.path, weight.variable) for weight in weights]
         selected = [
             (include is None or chosen) and not left_out
             for chosen, left_out in zip(
                 paths.select(include, named), paths.select(exclude, named), strict=True
             )
         ]
-        table = NameTable(model, named, checkpoint)
+        table = NameTable(model, weights, checkpoint)
         variables = {
             _name(table, i): tuple(variable.shape)
             for i, (_, variable) in enumerate(named)
@@ -174,11 +175,9 @@ def suggest_rename(
         }
         state = checkpoint.training_state | by_name(checkpoint)  # of arrays names alone tell
         keys = {key: checkpoint.shape(key) for key in checkpoint if key not in state}
+        found = table.pair(checkpoint).positions
         itself = {
-            key: _name(table, found[0])
-            for key in keys
-            for found in [table.find(key)]
-            if len(found) == 1 and selected[found[0]]
+            key: _name(table, found[key]) for key in keys if key in found and selected[found[key]]
         }
         return _suggest(variables, keys, itself)
 
