@@ -3,32 +3,29 @@
 from __future__ import annotations
 
 import io
-import json
 import os
 import shutil
-import struct
 import tempfile
 import zipfile
 from pathlib import Path
 
-from keras_trainops.readers.base import RestoreError
-from keras_trainops.readers.hdf5 import FileWindow
+from keras_trainops.readers.archives import FileWindow, refuse_repeated, stored_place
+from keras_trainops.readers.errors import RestoreError
+from keras_trainops.readers.files import MOST_METADATA, load_json, read_file, require_file
 from keras_trainops.readers.hdf5_file import open_hdf5
 from keras_trainops.readers.keras_config import owners_from_config
 from keras_trainops.readers.keras_weights import KerasWeightsCheckpoint
 from keras_trainops.readers.limits import refuse_bomb
-from keras_trainops.readers.npz import refuse_repeated
 
 MEMBER = "model.weights.h5"
 _CONFIG = "config.json"
-_MAX_CONFIG = 256 * 2**20
 
 
 def open_directory(path: str) -> KerasWeightsCheckpoint:
     """Opens an unzipped `.keras` directory."""
     config = Path(path, _CONFIG)
-    fits = config.is_file() and config.stat().st_size <= _MAX_CONFIG
-    owners = _owners(config.read_bytes() if fits else b"")
+    fits = config.is_file() and require_file(str(config)) <= MOST_METADATA
+    owners = _owners(read_file(str(config)) if fits else b"", path)
     file = open_hdf5(os.path.join(path, MEMBER))
     checkpoint = KerasWeightsCheckpoint(path, file, config_owners=owners)
     checkpoint.format = "Keras model directory (.keras)"
@@ -44,10 +41,14 @@ def open_archive(path: str) -> KerasWeightsCheckpoint:
     """Opens a `.keras` file: its weights in place where they are stored, unpacked where not."""
     with zipfile.ZipFile(path) as archive:
         refuse_repeated(archive, path)
-        owners = _owners(_config(archive))
+        owners = _owners(_config(archive), path)
         member = archive.getinfo(MEMBER)
         stored = member.compress_type == zipfile.ZIP_STORED
-        data = _window(path, member) if stored else _unpacked(archive, member, path)
+        data = (
+            FileWindow(path, *stored_place(path, member))
+            if stored
+            else _unpacked(archive, member, path)
+        )
     try:
         file = open_hdf5(path, data)
         checkpoint = KerasWeightsCheckpoint(path, file, source=data, config_owners=owners)
@@ -58,16 +59,18 @@ def open_archive(path: str) -> KerasWeightsCheckpoint:
     return checkpoint
 
 
-def _owners(config: bytes) -> dict[str, str]:
+def _owners(config: bytes, location: str) -> dict[str, str]:
     """Names are a help where the weights lack them; without a readable configuration, none."""
     try:
-        return owners_from_config(json.loads(config))
-    except (ValueError, RecursionError):
+        return owners_from_config(load_json(config, location))
+    except RestoreError:
+        raise
+    except ValueError:
         return {}
 
 
 def _config(archive: zipfile.ZipFile) -> bytes:
-    if _CONFIG not in archive.namelist() or archive.getinfo(_CONFIG).file_size > _MAX_CONFIG:
+    if _CONFIG not in archive.namelist() or archive.getinfo(_CONFIG).file_size > MOST_METADATA:
         return b""
     return archive.read(_CONFIG)
 
@@ -79,17 +82,3 @@ def _unpacked(archive: zipfile.ZipFile, member: zipfile.ZipInfo, path: str) -> i
     with archive.open(member) as packed:
         shutil.copyfileobj(packed, file, 1 << 20)
     return file
-
-
-def _window(path: str, member: zipfile.ZipInfo) -> FileWindow:
-    """The bytes of a stored member: behind its local header, whose length only it tells."""
-    with open(path, "rb") as file:
-        file.seek(member.header_offset)
-        header = file.read(30)
-    if len(header) < 30 or header[:4] != b"PK\x03\x04":
-        raise RestoreError(f"{path!r}: the archive's entry for {member.filename} is damaged.")
-    name_length, extra_length = struct.unpack("<HH", header[26:30])
-    offset = member.header_offset + len(header) + name_length + extra_length
-    if offset + member.file_size > os.path.getsize(path):
-        raise RestoreError(f"{path!r}: the archive ends inside {member.filename}.")
-    return FileWindow(path, offset, member.file_size)
