@@ -10,6 +10,7 @@ import numpy as np
 
 from keras_trainops.readers import torch_file
 from keras_trainops.readers.base import PIECE, Checkpoint, Memory
+from keras_trainops.readers.nested import flattened
 from keras_trainops.readers.raw import aligned
 from keras_trainops.readers.training_state import is_counter
 
@@ -50,12 +51,7 @@ class ArraysCheckpoint(Checkpoint):
     ) -> None:
         super().__init__(location)
         self._arrays: dict[str, Any] = {}
-        for key, value in _flattened(_without_header(arrays), "", frozenset()):
-            if key in self._arrays:
-                raise ValueError(
-                    f"Two arrays of the mapping have the name {key!r}, as names in names are "
-                    "joined by '/'. Rename one of them."
-                )
+        for key, value in flattened(_without_header(arrays), _entries, "the mapping"):
             array = _as_array(key, value)
             self._arrays[key] = _copy(array) if is_overwritten(_address(array)) else array
         # Arrays are to be used whole, but for what counts batches in a PyTorch `state_dict()`.
@@ -91,20 +87,11 @@ class ArraysCheckpoint(Checkpoint):
         return array
 
 
-def _flattened(value: Any, name: str, above: frozenset[int]) -> Iterator[tuple[str, Any]]:
-    """Names and values, in order. `above` are the containers that `value` lies in."""
+def _entries(value: Any, name: str) -> list[tuple[str, Any]] | None:
+    """What a container holds, by name; None for what is to be an array."""
     if isinstance(value, Mapping):
-        entries = value.items()
-    elif _holds_arrays(value):
-        entries = dict(enumerate(value)).items()
-    else:
-        yield name, value
-        return
-    if id(value) in above:
-        raise ValueError(f"The mapping of arrays holds itself, under {name!r}.")
-    for key, entry in entries:
-        inner = _as_name(key, name)
-        yield from _flattened(entry, f"{name}/{inner}" if name else inner, above | {id(value)})
+        return [(_as_name(key, name), entry) for key, entry in value.items()]
+    return [(str(i), v) for i, v in enumerate(value)] if _holds_arrays(value) else None
 
 
 def _holds_arrays(value: Any, depth: int = 0) -> bool:

@@ -16,16 +16,16 @@ from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 
+from keras_trainops.readers.errors import RestoreError as RestoreError
+from keras_trainops.readers.files import open_regular, require_file
+from keras_trainops.readers.limits import refuse_unsafe_names
+from keras_trainops.readers.locations import location_of
 from keras_trainops.readers.raw import Checksum, Extent, Fingerprint, aligned, can_check
 
 T = TypeVar("T")
 Memory: TypeAlias = "Callable[[tuple[int, ...], np.dtype], np.ndarray]"
 _HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
 PIECE = 1 << 18  # elements: 1 MB of float32 stays in a processor's cache while it is looked at
-
-
-class RestoreError(ValueError):
-    """A checkpoint that cannot be read, or cannot be restored as asked; nothing was changed."""
 
 
 class Checkpoint(Mapping[str, np.ndarray]):
@@ -189,21 +189,24 @@ def _read_piece(extent: Extent, piece: np.ndarray, start: int, key: str) -> None
     extent.read_into(piece, start)
 
 
-def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
+def open_checkpoint(path: str | bytes | os.PathLike[str] | os.PathLike[bytes]) -> Checkpoint:
     """Opens a checkpoint of any supported format, recognised by content and not by its name.
 
     Formats: TF1 name-based checkpoints, TF2 object-based checkpoints, SavedModel directories,
     `.weights.h5` and its shards, `.keras` (file or directory), legacy Keras HDF5 (weights or whole
-    model), `.npz`, `.npy`, `.safetensors` and its index, PyTorch state dicts, Orbax directories.
+    model), `.npz`, `.npy`, `.safetensors` and its index, PyTorch state dicts, Orbax directories,
+    and what a `TrainingSession` saved: its log directory means the newest checkpoint in it.
 
     Args:
-        path: A file, a directory, or the prefix of a TensorFlow checkpoint.
+        path: A file, a directory, or the prefix of a TensorFlow checkpoint, on this machine. `~`
+            is expanded, and a `file://` URL is a path.
 
     Returns:
         A lazy `Mapping` from key to `numpy.ndarray`, with `shape(key)` and `dtype(key)`.
 
     Raises:
-        RestoreError: If there is nothing at `path`, or it is damaged or of no supported format.
+        RestoreError: If there is nothing at `path`, it is on another machine (`gs://…`), no regular
+            file, damaged, or of no supported format.
 
     Example:
         >>> import numpy as np
@@ -212,9 +215,7 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         ...     print(checkpoint.shape("head/kernel"), checkpoint.dtype("head/kernel"))
         (2, 3) float32
     """
-    text = os.fspath(path)
-    from keras_trainops.readers.limits import refuse_unsafe_names
-
+    text = location_of(path)
     try:
         with contextlib.ExitStack() as refused:
             checkpoint = refused.enter_context(_recognise(text)(text))
@@ -237,23 +238,27 @@ def _recognise(text: str) -> Callable[[str], Checkpoint]:
         npz,
         orbax_directory,
         safetensors_file,
+        session_directory,
         tf_checkpoint,
         torch_file,
     )
 
     path = Path(text)
-    if tf_checkpoint.is_prefix(text):
+    if tf_checkpoint.is_checkpoint(text):
         return tf_checkpoint.open_prefix
     if path.is_dir():
         if (path / keras_archive.MEMBER).is_file():
             return keras_archive.open_directory
         if tf_checkpoint.in_directory(path):
             return tf_checkpoint.open_directory
+        if session_directory.in_directory(path):
+            return session_directory.open_directory
         if orbax_directory.in_directory(path):
             return orbax_directory.OrbaxCheckpoint
         raise RestoreError(_no_checkpoint(text, _listing(path)))
     if not path.exists():
         raise RestoreError(_missing(path))
+    require_file(text)
     head = _first_bytes(path, 16)
     if head.startswith(_HDF5_MAGIC):
         return legacy_h5.open_file if legacy_h5.is_legacy(text) else keras_weights.open_file
@@ -268,8 +273,6 @@ def _recognise(text: str) -> Callable[[str], Checkpoint]:
         return torch_file.open_file
     if safetensors_file.has_header(head):
         return safetensors_file.open_file
-    if tf_checkpoint.is_v1_file(path):
-        return tf_checkpoint.open_prefix
     return _recognise_index(text, head)
 
 
@@ -287,7 +290,7 @@ def _recognise_index(text: str, head: bytes) -> Callable[[str], Checkpoint]:
 
 
 def _first_bytes(path: Path, count: int) -> bytes:
-    with path.open("rb") as file:
+    with open_regular(str(path)) as file:
         return file.read(count)
 
 
@@ -328,5 +331,6 @@ def _no_checkpoint(text: str, found: str) -> str:
     return (
         f"{text!r} is no checkpoint of a supported format. {found} Supported are TensorFlow "
         "checkpoints (TF1, TF2, SavedModel), .weights.h5 and .weights.json, .keras, legacy Keras "
-        "HDF5, .npz, .npy, .safetensors and its index, PyTorch state dicts and Orbax directories."
+        "HDF5, .npz, .npy, .safetensors and its index, PyTorch state dicts, Orbax directories and "
+        "what a TrainingSession saved."
     )

@@ -10,7 +10,9 @@ import h5py
 import ml_dtypes
 import numpy as np
 
+from keras_trainops.readers.archives import FileWindow
 from keras_trainops.readers.base import Checkpoint, RestoreError
+from keras_trainops.readers.files import open_regular
 from keras_trainops.readers.hdf5_file import holds_numbers, strings
 from keras_trainops.readers.limits import nbytes, refuse_bomb
 from keras_trainops.readers.raw import Extent
@@ -30,7 +32,7 @@ class Hdf5Checkpoint(Checkpoint):
         # Where the HDF5 file lies byte for byte on disk; nowhere if it was unpacked.
         path, self._start = (file.filename, 0) if source is None else _place(source)
         super().__init__(location, [path or location])
-        self._plain = open(path, "rb", buffering=0) if path else None  # noqa: SIM115 - see close
+        self._plain = open_regular(path) if path else None
         try:
             self._find_datasets(file)
         except BaseException:
@@ -132,41 +134,3 @@ def _not_of_this_file(group: h5py.Group, name: str, location: str, kind: str) ->
         f"{location!r}: {place} is no {kind} of this file (it is missing, empty or a link), so it "
         "is not read."
     )
-
-
-class FileWindow(io.RawIOBase):
-    """A read-only window on a part of a file, as an uncompressed member of a zip archive is.
-
-    Reading an HDF5 file through `zipfile` costs minutes a gigabyte, as each seek reads again from
-    the start; the stored member is a plain range of bytes.
-    """
-
-    def __init__(self, path: str, offset: int, size: int) -> None:
-        self._file = open(path, "rb")  # noqa: SIM115 - closed with the window
-        self.path, self.offset = path, offset
-        self._size, self._position = size, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
-        self._position = max(0, start + offset)
-        return self._position
-
-    def tell(self) -> int:
-        return self._position
-
-    def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]
-        view = memoryview(buffer)[: max(0, self._size - self._position)]
-        self._file.seek(self.offset + self._position)
-        count = self._file.readinto(view)
-        self._position += count
-        return count
-
-    def close(self) -> None:
-        self._file.close()
-        super().close()

@@ -14,10 +14,13 @@ from collections.abc import Iterable, Iterator
 
 import h5py
 
-from keras_trainops.readers.base import RestoreError
+from keras_trainops.readers.archives import FileWindow
+from keras_trainops.readers.errors import RestoreError
+from keras_trainops.readers.files import data_ranges, open_regular, require_file
 
 _HEAP = b"GCOL\x01\0\0\0"  # signature, version, reserved
 _BLOCK = 1 << 20
+_LARGEST_ATTRIBUTE = 64 * 2**20  # bytes; Keras splits lists of names at 64 kB
 
 
 def open_hdf5(path: str, source: io.IOBase | None = None) -> h5py.File:
@@ -31,12 +34,13 @@ def open_hdf5(path: str, source: io.IOBase | None = None) -> h5py.File:
         RestoreError: If a heap is damaged.
         OSError: If the library finds the file damaged.
     """
+    require_file(path)
     file = h5py.File(source if source is not None else path, "r")
     try:
         if source is not None:
             _refuse_damaged_heaps(file, source, path)
         else:
-            with open(path, "rb") as content:
+            with open_regular(path) as content:
                 _refuse_damaged_heaps(file, content, path)
     except BaseException:
         file.close()
@@ -57,6 +61,8 @@ def strings(item: h5py.Group | h5py.Dataset, name: str) -> list[str] | None:
         return []  # Keras writes an empty list as one of floats
     if not isinstance(attribute.get_type(), h5py.h5t.TypeStringID) or len(attribute.shape) > 1:
         raise RestoreError(f"{item.name}: its attribute {name!r} looks damaged: it is no string.")
+    if math.prod(attribute.shape) * attribute.get_type().get_size() > _LARGEST_ATTRIBUTE:
+        raise RestoreError(f"{item.name}: its attribute {name!r} claims to be too large for names.")
     values = item.attrs[name]
     return [
         value.decode("utf-8") if isinstance(value, bytes) else str(value)
@@ -87,9 +93,9 @@ def holds_numbers(dataset: h5py.Dataset) -> bool:
 
 def _refuse_damaged_heaps(file: h5py.File, content: io.IOBase, path: str) -> None:
     start = file.userblock_size
-    length = _size_of_lengths(_read(content, start, 32))
-    end = content.seek(0, io.SEEK_END)
-    for begin, stop in _gaps(_data_ranges(file), start, end):
+    length, end = _lengths_and_end(_read(content, start, 128))
+    end = min(start + end, content.seek(0, io.SEEK_END))
+    for begin, stop in _gaps(_ranges_of_values(file), start, end):
         for place in _find_heaps(content, begin, stop):
             if not _is_whole(content, place, length, end):
                 raise RestoreError(
@@ -98,11 +104,16 @@ def _refuse_damaged_heaps(file: h5py.File, content: io.IOBase, path: str) -> Non
                 )
 
 
-def _size_of_lengths(superblock: bytes) -> int:
-    return superblock[14] if superblock[8] < 2 else superblock[10]
+def _lengths_and_end(superblock: bytes) -> tuple[int, int]:
+    """The size of the file's lengths in bytes, and where the library takes the file to end."""
+    version = superblock[8]
+    offset, length = superblock[13:15] if version < 2 else superblock[9:11]
+    bases = {0: 24, 1: 28}.get(version, 12)  # of three addresses, the third is the end
+    place = bases + 2 * offset
+    return length, int.from_bytes(superblock[place : place + offset], "little")
 
 
-def _data_ranges(file: h5py.File) -> list[tuple[int, int]]:
+def _ranges_of_values(file: h5py.File) -> list[tuple[int, int]]:
     """Where the values of the data sets lie that are in one piece, in order."""
     ranges: list[tuple[int, int]] = []
 
@@ -128,12 +139,20 @@ def _gaps(ranges: Iterable[tuple[int, int]], start: int, end: int) -> Iterator[t
 
 def _find_heaps(content: io.IOBase, begin: int, stop: int) -> Iterator[int]:
     """Places of heaps between two places of the file, which are read in blocks that overlap."""
-    for block in range(begin, stop, _BLOCK):
-        data = _read(content, block, min(_BLOCK + len(_HEAP) - 1, stop - block))
-        found = data.find(_HEAP)
-        while found >= 0:
-            yield block + found
-            found = data.find(_HEAP, found + 1)
+    for start, end in _without_holes(content, begin, stop):
+        for block in range(start, end, _BLOCK):
+            data = _read(content, block, min(_BLOCK + len(_HEAP) - 1, stop - block))
+            found = data.find(_HEAP)
+            while found >= 0:
+                yield block + found
+                found = data.find(_HEAP, found + 1)
+
+
+def _without_holes(content: io.IOBase, begin: int, stop: int) -> Iterator[tuple[int, int]]:
+    """The parts that may hold anything: a file of gigabytes may be a hole for the most part."""
+    if isinstance(content, FileWindow):
+        return content.data_ranges(begin, stop)
+    return data_ranges(content.fileno(), begin, stop)
 
 
 def _is_whole(content: io.IOBase, place: int, length: int, end: int) -> bool:

@@ -3,37 +3,33 @@
 from __future__ import annotations
 
 import io
-import json
 import os
 import shutil
-import struct
 import tempfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
-from keras_trainops.readers.base import RestoreError
-from keras_trainops.readers.hdf5 import FileWindow
+from keras_trainops.readers.archives import FileWindow, refuse_repeated, stored_place
+from keras_trainops.readers.errors import RestoreError
+from keras_trainops.readers.files import MOST_METADATA, load_json, read_file, require_file
 from keras_trainops.readers.hdf5_file import open_hdf5
 from keras_trainops.readers.keras_config import lookups_from_config, owners_from_config
 from keras_trainops.readers.keras_weights import KerasWeightsCheckpoint
 from keras_trainops.readers.limits import refuse_bomb
-from keras_trainops.readers.npz import refuse_repeated
 
 MEMBER = "model.weights.h5"
 _CONFIG = "config.json"
-_MAX_CONFIG = 256 * 2**20
 
 
 def open_directory(path: str) -> KerasWeightsCheckpoint:
     """Opens an unzipped `.keras` directory."""
     config = Path(path, _CONFIG)
-    fits = config.is_file() and config.stat().st_size <= _MAX_CONFIG
-    owners, lookups = _told_by(config.read_bytes() if fits else b"")
+    owners, lookups = _told_by(_small_file(config), path)
 
     def asset(name: str) -> bytes:
-        file = Path(path, name)
-        return file.read_bytes() if file.is_file() and file.stat().st_size <= _MAX_CONFIG else b""
+        outside = ".." in Path(name).parts or Path(name).is_absolute()
+        return b"" if outside else _small_file(Path(path, name))
 
     words = _vocabularies(owners, lookups, asset)
     file = open_hdf5(os.path.join(path, MEMBER))
@@ -51,11 +47,15 @@ def open_archive(path: str) -> KerasWeightsCheckpoint:
     """Opens a `.keras` file: its weights in place where they are stored, unpacked where not."""
     with zipfile.ZipFile(path) as archive:
         refuse_repeated(archive, path)
-        owners, lookups = _told_by(_member(archive, _CONFIG))
+        owners, lookups = _told_by(_member(archive, _CONFIG), path)
         words = _vocabularies(owners, lookups, lambda name: _member(archive, name))
         member = archive.getinfo(MEMBER)
         stored = member.compress_type == zipfile.ZIP_STORED
-        data = _window(path, member) if stored else _unpacked(archive, member, path)
+        data = (
+            FileWindow(path, *stored_place(path, member))
+            if stored
+            else _unpacked(archive, member, path)
+        )
     try:
         file = open_hdf5(path, data)
         checkpoint = KerasWeightsCheckpoint(path, file, data, owners, words)
@@ -66,12 +66,14 @@ def open_archive(path: str) -> KerasWeightsCheckpoint:
     return checkpoint
 
 
-def _told_by(config: bytes) -> tuple[dict[str, str], dict[str, tuple[str, ...]]]:
-    """Layers' names and vocabularies; without a readable configuration, none."""
+def _told_by(config: bytes, location: str) -> tuple[dict[str, str], dict[str, tuple[str, ...]]]:
+    """Layers' names and vocabularies: a help. Without a readable configuration, none."""
     try:
-        content = json.loads(config)
+        content = load_json(config, location)
         return owners_from_config(content), lookups_from_config(content)
-    except (ValueError, RecursionError):
+    except RestoreError:
+        raise
+    except ValueError:
         return {}, {}
 
 
@@ -88,9 +90,15 @@ def _vocabularies(
     return found
 
 
+def _small_file(path: Path) -> bytes:
+    """The content of a small file; nothing where there is none, or a large one."""
+    fits = path.is_file() and require_file(str(path)) <= MOST_METADATA
+    return read_file(str(path)) if fits else b""
+
+
 def _member(archive: zipfile.ZipFile, name: str) -> bytes:
-    """A small member; nothing where there is none, or a large one."""
-    if name not in archive.namelist() or archive.getinfo(name).file_size > _MAX_CONFIG:
+    """The content of a small member; nothing where there is none, or a large one."""
+    if name not in archive.namelist() or archive.getinfo(name).file_size > MOST_METADATA:
         return b""
     return archive.read(name)
 
@@ -102,17 +110,3 @@ def _unpacked(archive: zipfile.ZipFile, member: zipfile.ZipInfo, path: str) -> i
     with archive.open(member) as packed:
         shutil.copyfileobj(packed, file, 1 << 20)
     return file
-
-
-def _window(path: str, member: zipfile.ZipInfo) -> FileWindow:
-    """The bytes of a stored member: behind its local header, whose length only it tells."""
-    with open(path, "rb") as file:
-        file.seek(member.header_offset)
-        header = file.read(30)
-    if len(header) < 30 or header[:4] != b"PK\x03\x04":
-        raise RestoreError(f"{path!r}: the archive's entry for {member.filename} is damaged.")
-    name_length, extra_length = struct.unpack("<HH", header[26:30])
-    offset = member.header_offset + len(header) + name_length + extra_length
-    if offset + member.file_size > os.path.getsize(path):
-        raise RestoreError(f"{path!r}: the archive ends inside {member.filename}.")
-    return FileWindow(path, offset, member.file_size)

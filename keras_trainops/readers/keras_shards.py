@@ -8,7 +8,8 @@ from collections.abc import Mapping
 
 import h5py
 
-from keras_trainops.readers.base import RestoreError
+from keras_trainops.readers.errors import RestoreError
+from keras_trainops.readers.files import open_regular
 from keras_trainops.readers.hdf5_file import open_hdf5
 from keras_trainops.readers.keras_weights import KerasWeightsCheckpoint, by_number, scan
 from keras_trainops.readers.raw import Fingerprint
@@ -32,7 +33,7 @@ class KerasShardsCheckpoint(KerasWeightsCheckpoint):
         with contextlib.ExitStack() as opened:  # closes all of them unless all goes well
             for path in paths:
                 self._shards[path] = opened.enter_context(open_hdf5(path))
-                self._plain_files[path] = opened.enter_context(open(path, "rb", buffering=0))
+                self._plain_files[path] = opened.enter_context(open_regular(path))
             super().__init__(location, next(iter(self._shards.values())))
             self._fingerprint = watched
             self._opened = opened.pop_all()

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import os
 import zipfile
-from collections import Counter
 from collections.abc import Mapping
 from typing import IO, NamedTuple
 
 import numpy as np
 
+from keras_trainops.readers.archives import refuse_repeated
 from keras_trainops.readers.base import Checkpoint, RestoreError
+from keras_trainops.readers.files import open_regular, require_file
 from keras_trainops.readers.limits import nbytes, refuse_bomb
 from keras_trainops.readers.training_state import by_name
 
 NPY_MAGIC = b"\x93NUMPY"
+_LONGEST_HEADER = 10_000  # bytes, as NumPy has it
 
 
 class _Header(NamedTuple):
@@ -35,6 +37,13 @@ class _WithHeaders(Checkpoint):
 
     def _dtype(self, key: str) -> np.dtype:
         return self._headers[key].dtype
+
+    def _refuse_objects(self, key: str) -> None:
+        if self._headers[key].dtype.hasobject:
+            raise RestoreError(
+                f"{self.location!r}: the array {key!r} holds Python objects, which are programs "
+                "to be run and no numbers, so it is not read. Save it as an array of numbers."
+            )
 
 
 class NpzCheckpoint(_WithHeaders):
@@ -58,6 +67,7 @@ class NpzCheckpoint(_WithHeaders):
         self.training_state = by_name(self._headers)
 
     def _read(self, key: str) -> np.ndarray:
+        self._refuse_objects(key)
         return self._arrays[f"{key}.npy"]  # the full name: a key may itself be that of another
 
     def close(self) -> None:
@@ -71,40 +81,40 @@ class NpyCheckpoint(_WithHeaders):
 
     def __init__(self, location: str) -> None:
         super().__init__(location, [location])
-        with open(location, "rb") as file:
-            header = _header(file)
-            _refuse_other_size(
-                "the array", header, os.path.getsize(location) - file.tell(), location
-            )
+        size = require_file(location)
+        with open_regular(location) as file:
+            header = _header(file, location)
+            _refuse_other_size("the array", header, size - file.tell(), location)
         self._headers = {os.path.basename(location).removesuffix(".npy"): header}
 
     def _read(self, key: str) -> np.ndarray:
+        self._refuse_objects(key)
+        require_file(self.location)
         return np.load(self.location, allow_pickle=False)
-
-
-def refuse_repeated(archive: zipfile.ZipFile, location: str) -> None:
-    """Refuses an archive with two members of one name: which of them counts, each tool decides.
-
-    Raises:
-        RestoreError: If there are any.
-    """
-    repeated = [name for name, count in Counter(archive.namelist()).items() if count > 1]
-    if repeated:
-        raise RestoreError(f"{location!r}: the archive holds {repeated[0]!r} more than once.")
 
 
 def _member_header(archive: zipfile.ZipFile, member: zipfile.ZipInfo, location: str) -> _Header:
     refuse_bomb(f"the member {member.filename!r}", member.file_size, member.compress_size, location)
     with archive.open(member) as file:
-        header = _header(file)
+        header = _header(file, location)
         _refuse_other_size(
             f"the member {member.filename!r}", header, member.file_size - file.tell(), location
         )
     return header
 
 
-def _header(file: IO[bytes]) -> _Header:
+def _header(file: IO[bytes], location: str) -> _Header:
+    """The header of an array, whose length it says itself, before all that it says."""
     version = np.lib.format.read_magic(file)
+    width = 2 if version == (1, 0) else 4
+    start = file.tell()
+    length = int.from_bytes(file.read(width), "little")
+    if length > _LONGEST_HEADER:
+        raise RestoreError(
+            f"{location!r}: the header of an array claims {length:,} bytes, which is too long for "
+            "a shape and a dtype. It is damaged."
+        )
+    file.seek(start)
     read = (
         np.lib.format.read_array_header_1_0
         if version == (1, 0)

@@ -8,7 +8,6 @@ nothing else of Orbax is needed, and no class that a file names is ever made.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,11 +15,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from keras_trainops.readers.base import Checkpoint, RestoreError
+from keras_trainops.readers.files import load_json, read_file, require_file
 from keras_trainops.readers.limits import nbytes, refuse_bomb, refuse_unsafe_names
 from keras_trainops.readers.training_state import by_name
 
 _METADATA = "_METADATA"
-_MAX_METADATA = 256 * 2**20
+# What TensorStore reads whole, and how large it may be.
+_HEADERS = frozenset({".zarray", "zarr.json", "manifest.ocdbt"})
+_LARGEST_HEADER = 16 * 2**20
 # Beside these there are strings, empty containers and what programs define for themselves.
 _ARRAYS = frozenset({"jax.Array", "np.ndarray", "scalar"})
 # The trees of weights in what Keras writes. The others are training state.
@@ -49,6 +51,8 @@ class OrbaxCheckpoint(Checkpoint):
         if not leaves:
             raise RestoreError(f"The Orbax checkpoint {location!r} holds no array.")
         refuse_unsafe_names(leaves, location)
+        for tree in trees:
+            _require_harmless(tree)
         self._arrays = dict(zip(leaves, _open_all(leaves.values()), strict=True))
         self._directories = {key: leaf.directory for key, leaf in leaves.items()}
         self.training_state = by_name(self._arrays)
@@ -64,9 +68,11 @@ class OrbaxCheckpoint(Checkpoint):
 
     def _read(self, key: str) -> np.ndarray:
         files = (path for path in self._directories[key].rglob("*") if path.is_file())
-        stored = sum(path.stat().st_size for path in files)
+        stored = sum(require_file(str(path)) for path in files)
         claimed = nbytes(self._shape(key), self._dtype(key))
         refuse_bomb(f"the array {key!r}", claimed, stored, self.location)
+        chunk = nbytes(self._arrays[key].chunk_layout.read_chunk.shape or (), self._dtype(key))
+        refuse_bomb(f"a chunk of the array {key!r}", chunk, stored, self.location)
         return np.asarray(self._arrays[key].read().result())
 
     def close(self) -> None:
@@ -105,10 +111,24 @@ def _leaves(tree: Path, location: str) -> Iterator[_Leaf]:
 
 
 def _metadata(tree: Path, location: str) -> Mapping[str, Any]:
-    file = tree / _METADATA
-    if file.stat().st_size > _MAX_METADATA:
-        raise RestoreError(f"{location!r}: {str(file)!r} is too large to be what it should be.")
-    return json.loads(file.read_bytes())
+    return load_json(read_file(str(tree / _METADATA)), location)
+
+
+def _require_harmless(tree: Path) -> None:
+    """Looks at all files before TensorStore does, which reads headers whole and ends the process.
+
+    Raises:
+        RestoreError: If one is no regular file, or a header is too large to be one.
+    """
+    for path in tree.rglob("*"):
+        if path.is_dir():
+            continue
+        size = require_file(str(path))
+        if path.name in _HEADERS and size > _LARGEST_HEADER:
+            raise RestoreError(
+                f"{str(path)!r} has {size:,} bytes, too large to be what it should be: at most "
+                f"{_LARGEST_HEADER:,} are read."
+            )
 
 
 def _specification(

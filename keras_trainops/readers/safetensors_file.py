@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 
 import ml_dtypes
 import numpy as np
 
 from keras_trainops.readers.base import Checkpoint
+from keras_trainops.readers.files import load_json, open_regular, require_file
 from keras_trainops.readers.raw import Extent
 from keras_trainops.readers.training_state import by_name
 
@@ -38,20 +38,29 @@ class SafetensorsCheckpoint(Checkpoint):
 
     format = "safetensors file"
 
-    def __init__(self, location: str) -> None:
+    def __init__(self, location: str, path: str | None = None) -> None:
         from safetensors import safe_open
 
-        super().__init__(location, [location])
-        self._file = safe_open(location, framework="numpy")
+        path = location if path is None else path
+        super().__init__(location, [path])
+        require_file(path)
+        self._file = safe_open(path, framework="numpy")
         self._file.__enter__()
         self._slices = {key: self._file.get_slice(key) for key in self._file.keys()}  # noqa: SIM118 - no mapping
         self.training_state = by_name(self._slices)
-        self._plain = open(location, "rb", buffering=0)  # noqa: SIM115 - see close
-        # The library has checked the header, but tells no offsets.
+        self._plain = open_regular(path)
+        try:
+            self._offsets = self._find_offsets()
+        except BaseException:
+            self.close()
+            raise
+
+    def _find_offsets(self) -> dict[str, int]:
+        """Where the tensors begin: the library has checked the header, but tells no offsets."""
         length = int.from_bytes(self._plain.read(8), "little")
-        header = json.loads(self._plain.read(length))
+        header = load_json(self._plain.read(length), self.location)
         header.pop("__metadata__", None)
-        self._offsets = {k: 8 + length + entry["data_offsets"][0] for k, entry in header.items()}
+        return {key: 8 + length + entry["data_offsets"][0] for key, entry in header.items()}
 
     def _keys(self) -> Mapping[str, object]:
         return self._slices

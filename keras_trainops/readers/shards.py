@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
-from pathlib import Path
 
-from keras_trainops.readers.base import RestoreError
-
-_MAX_INDEX = 256 * 2**20  # such an index would list millions of tensors
+from keras_trainops.readers.errors import RestoreError
+from keras_trainops.readers.files import MOST_METADATA, load_json, read_file, require_file
 
 
 def weight_map(path: str) -> Mapping[str, list[str]] | None:
     """What the index at `path` lists: names, each with the paths of its files; None if it is none.
 
     Raises:
-        RestoreError: If it names a file that is missing, or is not beside the index itself.
+        RestoreError: If it names a file that is missing, or is not beside the index itself, or says
+            anything twice.
     """
-    if os.path.getsize(path) > _MAX_INDEX:
+    if require_file(path) > MOST_METADATA:
         return None
     try:
-        content = json.loads(Path(path).read_bytes())
+        content = load_json(read_file(path), path)
+    except RestoreError:
+        raise
     except ValueError:  # not JSON, or not in UTF-8
         return None
     entries = content.get("weight_map") if isinstance(content, dict) else None

@@ -8,8 +8,9 @@ kind is left to TensorFlow's reader.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import NamedTuple
+
+from keras_trainops.readers.files import read_file
 
 _FOOTER = 48  # two block handles, padded, and eight bytes that say what the file is
 _PLAIN = b"\0"  # the type of a block that is not compressed
@@ -24,15 +25,19 @@ class Place(NamedTuple):
     checksum: int
 
 
-def places(prefix: str) -> dict[str, Place]:
+def places(prefix: str) -> dict[bytes, Place]:
     """The place of each whole tensor, by name; empty if the table is of another kind.
+
+    A tensor that was partitioned has an entry without a place, and one with a place for each of its
+    slices, under keys that are no names (see `EncodeTensorNameSlice` of TensorFlow): names are
+    therefore looked up and never made of keys.
 
     Raises:
         ValueError, IndexError: If the table is damaged.
     """
     from tensorflow.core.protobuf import tensor_bundle_pb2
 
-    table = Path(f"{prefix}.index").read_bytes()
+    table = read_file(f"{prefix}.index")
     _, at = _handle(table, len(table) - _FOOTER)
     root, _ = _handle(table, at)
     entries = {
@@ -48,7 +53,7 @@ def places(prefix: str) -> dict[str, Place]:
         entry = tensor_bundle_pb2.BundleEntryProto.FromString(value)
         if not entry.slices:
             file = f"{prefix}.data-{entry.shard_id:05d}-of-{header.num_shards:05d}"
-            found[name.decode()] = Place(file, entry.offset, entry.size, entry.crc32c)
+            found[name] = Place(file, entry.offset, entry.size, entry.crc32c)
     return found
 
 

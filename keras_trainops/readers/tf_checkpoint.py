@@ -7,11 +7,10 @@ their path through the objects (`model/layers/3/kernel`).
 
 from __future__ import annotations
 
+import contextlib
 import functools
-import glob
 import io
 import os
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -19,15 +18,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from keras_trainops.readers import tensor_bundle
+from keras_trainops.readers import tensor_bundle, tf_files
 from keras_trainops.readers.base import Checkpoint, RestoreError
+from keras_trainops.readers.files import open_regular, read_file, require_file
 from keras_trainops.readers.limits import nbytes, refuse_bomb
 from keras_trainops.readers.raw import Extent
 from keras_trainops.readers.training_state import OPTIMIZER_COUNTERS, by_name, is_counter
 
 _OBJECT_GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
 _VALUE_SUFFIX = "/.ATTRIBUTES/VARIABLE_VALUE"
-_TABLE_MAGIC = bytes.fromhex("57fb808b247547db")  # the footer of a V1 file, and of an `.index`
+_MOST_STATE = 16 * 2**20  # bytes of a `checkpoint` file, which lists paths
 
 
 class _Tensor(NamedTuple):
@@ -39,21 +39,31 @@ class _Tensor(NamedTuple):
 class TensorFlowCheckpoint(Checkpoint):
     """A checkpoint by its prefix, through TensorFlow's own reader (which checks its checksums).
 
-    Whole tensors of a V2 checkpoint are read as plain bytes, and their checksums compared here.
+    Whole tensors of a V2 checkpoint are read as plain bytes, and their checksums compared here;
+    TensorFlow puts together those that were partitioned.
     """
 
     checksums = True
 
-    def __init__(self, prefix: str, location: str, kind: str | None = None) -> None:
-        files = [path for path in _files_of(prefix) if os.path.isfile(path)]
-        super().__init__(location, files)
-        self._reader = _tensorflow().compat.v1.train.NewCheckpointReader(prefix)
-        self._stored = sum(map(os.path.getsize, files))
+    def __init__(self, text: str, location: str, kind: str | None = None) -> None:
+        files = tf_files.files_of(text)
+        if files is None:
+            raise RestoreError(f"There is no TensorFlow checkpoint at {text!r}.")
+        super().__init__(location, files.paths)
+        self._files, self._opened = files, dict[str, io.FileIO]()
+        self._stored = sum(map(require_file, files.paths))
+        with contextlib.ExitStack() as opened:  # closes all of it unless all goes well
+            self._name = opened.enter_context(tf_files.name_for_tensorflow(files))
+            self._reader = _tensorflow().compat.v1.train.NewCheckpointReader(self._name)
+            self._find_tensors(kind)
+            self._links = opened.pop_all()
+
+    def _find_tensors(self, kind: str | None) -> None:
         shapes = self._reader.get_variable_to_shape_map()
         dtypes = self._reader.get_variable_to_dtype_map()
         if not shapes:
             raise RestoreError(
-                f"The TensorFlow checkpoint at {location!r} holds no tensor. A checkpoint is named "
+                f"The TensorFlow checkpoint at {self.location!r} holds no tensor. One is named "
                 "by its prefix, without `.index` or `.data-…`."
             )
         if _OBJECT_GRAPH in shapes:
@@ -68,26 +78,25 @@ class TensorFlowCheckpoint(Checkpoint):
             for key, name in names.items()
         }
         self.training_state = state
-        self._prefix, self._opened = prefix, dict[str, io.FileIO]()
 
     @functools.cached_property
-    def _places(self) -> Mapping[str, tensor_bundle.Place]:
-        is_v2 = os.path.isfile(f"{self._prefix}.index")
-        return tensor_bundle.places(self._prefix) if is_v2 else {}
+    def _places(self) -> Mapping[bytes, tensor_bundle.Place]:
+        return tensor_bundle.places(self._files.prefix) if self._files.is_v2 else {}
 
     def _extent(self, key: str) -> Extent | None:
         tensor = self._tensors[key]
-        place = self._places.get(tensor.tensor_name)
+        place = self._places.get(tensor.tensor_name.encode())
         size = nbytes(tensor.shape, tensor.dtype)
         if place is None or place.size != size or tensor.dtype.hasobject:
             return None
         if place.file not in self._opened:
-            self._opened[place.file] = io.FileIO(place.file)
+            self._opened[place.file] = open_regular(place.file)
         return Extent(self._opened[place.file], place.offset, place.checksum)
 
     def close(self) -> None:
         for file in self._opened.values():
             file.close()
+        self._links.close()
 
     def _keys(self) -> Mapping[str, _Tensor]:
         return self._tensors
@@ -101,7 +110,14 @@ class TensorFlowCheckpoint(Checkpoint):
     def _read(self, key: str) -> np.ndarray:
         claimed = nbytes(self._shape(key), self._dtype(key))
         refuse_bomb(f"the tensor {key!r}", claimed, self._stored, self.location)
-        return np.asarray(self._reader.get_tensor(self._tensors[key].tensor_name))
+        name = self._tensors[key].tensor_name
+        if self._files.is_v2:
+            return np.asarray(self._reader.get_tensor(name))
+        # The reader of V1 refuses what was partitioned; the operation that restores it does not.
+        tf = _tensorflow()
+        with tf.init_scope(), tf.device("CPU:0"):
+            dtype = self._reader.get_variable_to_dtype_map()[name]
+            return np.array(tf.raw_ops.Restore(file_pattern=self._name, tensor_name=name, dt=dtype))
 
 
 def _tensorflow() -> Any:
@@ -114,47 +130,19 @@ def _tensorflow() -> Any:
     return tensorflow
 
 
-def prefix_of(text: str) -> str | None:
-    """The checkpoint prefix that `text` names, be it the prefix itself or one of its files."""
-    prefix = re.sub(r"\.(?:index|data-\d+-of-\d+)$", "", text)
-    return prefix if os.path.isfile(f"{prefix}.index") else None
-
-
-def is_prefix(text: str) -> bool:
-    """Whether `text` is a V2 prefix or one of its files. The base name may be empty (`DIR/`)."""
-    return prefix_of(text) is not None
-
-
-def is_v1_file(path: Path) -> bool:
-    """Whether `path` ends as a single-file TF1 checkpoint does."""
-    with path.open("rb") as file:
-        file.seek(0, os.SEEK_END)
-        file.seek(max(0, file.tell() - len(_TABLE_MAGIC)))
-        return file.read() == _TABLE_MAGIC
-
-
-def _files_of(prefix: str) -> list[str]:
-    """The file of a V1 checkpoint, or the index and the data files of a V2 checkpoint."""
-    name = glob.escape(prefix)
-    return [path for end in ("", ".index", ".data-*-of-*") for path in glob.glob(name + end)]
+def is_checkpoint(text: str) -> bool:
+    """Whether `text` names a checkpoint or one of its files."""
+    return tf_files.files_of(text) is not None
 
 
 def in_directory(directory: Path) -> bool:
     """Whether `directory` is a SavedModel or holds a checkpoint."""
-    return (directory / "saved_model.pb").is_file() or bool(_prefixes_in(directory))
-
-
-def _prefixes_in(directory: Path) -> list[str]:
-    return sorted(
-        p.name[: -len(".index")]
-        for p in directory.iterdir()
-        if p.suffix == ".index" or p.name == ".index"
-    )
+    return (directory / "saved_model.pb").is_file() or bool(tf_files.names_in(directory))
 
 
 def open_prefix(text: str) -> Checkpoint:
-    """Opens a V2 prefix (or one of its files) or a V1 file."""
-    return TensorFlowCheckpoint(prefix_of(text) or text, location=text)
+    """Opens a checkpoint by its prefix, by one of its files, or by TensorFlow's name for them."""
+    return TensorFlowCheckpoint(text, location=text)
 
 
 def open_directory(text: str) -> Checkpoint:
@@ -164,21 +152,30 @@ def open_directory(text: str) -> Checkpoint:
     """
     directory = Path(text)
     if (directory / "saved_model.pb").is_file():
-        prefix = directory / "variables" / "variables"
-        if not is_prefix(str(prefix)):
+        prefix = str(directory / "variables" / "variables")
+        if not is_checkpoint(prefix):
             raise RestoreError(f"The SavedModel {text!r} has no variables/variables.index.")
-        return TensorFlowCheckpoint(str(prefix), location=text, kind="SavedModel")
-    prefixes = _prefixes_in(directory)
-    state = _tensorflow().train.get_checkpoint_state(text)
-    latest = os.path.basename(state.model_checkpoint_path) if state else None
-    if latest not in prefixes:
-        if len(prefixes) != 1:
+        return TensorFlowCheckpoint(prefix, location=text, kind="SavedModel")
+    names = tf_files.names_in(directory)
+    latest = _latest(directory)
+    if latest not in names:
+        if len(names) != 1:
             raise RestoreError(
                 f"{text!r} holds several checkpoints and no state file says which is the latest. "
-                f"Name one: {', '.join(repr(os.path.join(text, p)) for p in prefixes)}."
+                f"Name one: {', '.join(repr(os.path.join(text, name)) for name in names)}."
             )
-        latest = prefixes[0]
-    return TensorFlowCheckpoint(f"{text.rstrip(os.sep)}{os.sep}{latest}", location=text)
+        latest = names[0]
+    return TensorFlowCheckpoint(os.path.join(text, latest), location=text)
+
+
+def _latest(directory: Path) -> str | None:
+    """The base name of the checkpoint that a state file says is the latest."""
+    path = directory / "checkpoint"
+    if not path.exists():
+        return None
+    read_file(str(path), _MOST_STATE)  # looked at before TensorFlow reads it whole
+    state = _tensorflow().train.get_checkpoint_state(str(directory))
+    return os.path.basename(state.model_checkpoint_path) if state else None
 
 
 def _name_based_training_state(names: Iterable[str]) -> frozenset[str]:

@@ -26,7 +26,7 @@ from keras_trainops.restoring.rename import Rename
 from keras_trainops.restoring.report import RestoreReport
 from keras_trainops.restoring.tensors import overwritten_memory
 
-Source: TypeAlias = "str | os.PathLike[str] | Mapping[str, Any] | keras.Model | Checkpoint"
+Source: TypeAlias = "str | bytes | os.PathLike[str] | Mapping[str, Any] | keras.Model | Checkpoint"
 
 
 def restore(
@@ -151,7 +151,7 @@ def open_source(
         yield _of_model(source, model, with_optimizer)
     elif isinstance(source, Mapping):
         yield ArraysCheckpoint(source, is_overwritten=overwritten_memory(model))
-    elif isinstance(source, (str, os.PathLike)):
+    elif isinstance(source, (str, bytes, os.PathLike)):
         with open_checkpoint(source) as checkpoint:
             yield checkpoint
     else:

@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 Shape = tuple[int, ...]
-_NUMBERED = re.compile(r"(.*?)(?:_(\d+))?")
+_NUMBERED = re.compile(r"(.*?)(?:_(\d+))?", re.DOTALL)  # names may have any character in them
 
 
 @dataclass

@@ -109,11 +109,17 @@ class Suggestion:
         ]
         lines += [f"# without a key: {folded(self.missing)}"] if self.missing else []
         lines += [f"# without a variable: {folded(self.unmatched)}"] if self.unmatched else []
-        return lines
+        return [_on_one_line(line) for line in lines]
+
+
+def _on_one_line(comment: str) -> str:
+    """Names may have any character in them; behind a line's end a comment would be Python."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in comment)
 
 
 def _raw(text: str) -> str:
-    return f'r"{text}"' if '"' not in text and not text.endswith("\\") else repr(text)
+    plain = '"' not in text and not text.endswith("\\") and text.isprintable()
+    return f'r"{text}"' if plain else repr(text)
 
 
 def suggest_rename(

@@ -146,7 +146,7 @@ def test_pickles_in_an_npy_are_never_loaded() -> None:
     np.save("w.npy", np.array([Bomb()]))
     with (
         kt.open_checkpoint("w.npy") as checkpoint,
-        pytest.raises(kt.RestoreError, match=r"Cannot read 'w'.*allow_pickle=False"),
+        pytest.raises(kt.RestoreError, match=r"the array 'w' holds Python objects"),
     ):
         checkpoint["w"]
     assert not os.path.exists("exploded")
