@@ -404,7 +404,7 @@ def test_the_saving_walk_makes_a_layers_group_right_before_it_remembers_the_laye
 
 
 def test_lookup_layers_tell_their_vocabulary_and_what_is_behind_them() -> None:
-    inputs = keras.Input((1,), dtype="string")
+    inputs = keras.Input((), dtype="string")
     text = keras.layers.TextVectorization(
         vocabulary=["a", "b"], idf_weights=[1.0, 2.0], output_mode="tf_idf"
     )
