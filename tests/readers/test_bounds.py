@@ -199,7 +199,7 @@ def test_the_depth_of_json(text: bytes, depth: int) -> None:
 
 def test_names_that_are_endless_are_shortened_in_messages() -> None:
     name = "x" * 120_000
-    with pytest.raises(kt.RestoreError, match="left|missing|unused|x{100}") as raised:
+    with pytest.raises(kt.RestoreError, match=r"Cannot restore|No variable|x{100}") as raised:
         kt.restore(two_layers(), {name: np.ones(3)})
     assert len(str(raised.value)) < 5000
     safetensors.numpy.save_file({name: np.ones(3)}, "w.safetensors")
