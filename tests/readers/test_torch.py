@@ -199,10 +199,12 @@ def test_views_of_one_storage(save: Any) -> None:
 
 def test_conjugated_and_negated_tensors() -> None:
     value = torch.tensor([1 + 2j, 3 - 4j])
-    torch.save({"c": value.conj(), "n": value.conj().imag}, "w.pt")
+    torch.save({"c": value.conj()}, "w.pt")
+    torch.save({"n": value.conj().imag}, "n.pt")
+    with kt.open_checkpoint("n.pt") as checkpoint:
+        np.testing.assert_array_equal(checkpoint["n"], [-2, 4])
     with kt.open_checkpoint("w.pt") as checkpoint:
         np.testing.assert_array_equal(checkpoint["c"], [1 - 2j, 3 + 4j])
-        np.testing.assert_array_equal(checkpoint["n"], [-2, 4])
 
 
 @pytest.mark.parametrize(
