@@ -19,6 +19,7 @@ from keras_trainops.readers.safetensors_file import SafetensorsCheckpoint
 _ARRAYS = "state.safetensors"
 _SUMS = "SHA256SUMS"
 _STEPS = "checkpoints"
+_TRAINING = ("optimizer/", "metrics/")  # what keys begin with that are no weights
 _STEP = re.compile(r"step-(\d+)")
 _MOST_SUMS = 1 << 20
 
@@ -29,6 +30,8 @@ class SessionCheckpoint(SafetensorsCheckpoint):
     def __init__(self, location: str, step: Path) -> None:
         super().__init__(location, str(step / _ARRAYS))
         self.format = f"training session ({step.name})"
+        own = (key for key in self._slices if key.startswith(_TRAINING))
+        self.training_state |= frozenset(own)
 
 
 def in_directory(directory: Path) -> bool:

@@ -15,7 +15,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -109,19 +108,20 @@ def test_an_hdf5_file_with_a_tail_of_nothing() -> None:
     assert "the file claims 8,589,934,592 bytes" in answer("w.weights.h5")
 
 
-def test_a_hole_in_an_hdf5_file_is_not_searched() -> None:
-    """Of 8 GB a hundredth is there, so that it is no bomb."""
-    two_layers().save_weights("w.weights.h5")
-    with h5py.File("w.weights.h5", "r+") as file:
-        group = file["layers/dense/vars"].create_dataset(
-            "extra", (8 * GIGABYTE,), "uint8", chunks=(4 * GIGABYTE - 1,)
-        )
-        group[:1] = 1
-        del file["layers/dense/vars/extra"]
-    with open("w.weights.h5", "r+b") as file:
-        file.seek(0, os.SEEK_END)
-        assert file.tell() < 8 * GIGABYTE
-    assert answer("w.weights.h5") in ("read",) or "claims" in answer("w.weights.h5")
+def test_holes_are_told_from_data() -> None:
+    block = 1 << 20
+    with open("sparse", "w+b") as file:
+        for place in (0, 64 * block):
+            file.seek(place)
+            file.write(b"x" * block)
+        file.truncate(GIGABYTE)
+        found = list(files.data_ranges(file.fileno(), 0, GIGABYTE))
+        inside = list(files.data_ranges(file.fileno(), block // 2, 65 * block))
+    covered = {place // block for start, stop in found for place in range(start, stop, block)}
+    assert {0, 64} <= covered
+    assert sum(stop - start for start, stop in found) < 8 * block
+    assert inside[0][0] == block // 2
+    assert inside[-1][1] == 65 * block
 
 
 @pytest.mark.parametrize(
@@ -199,7 +199,7 @@ def test_the_depth_of_json(text: bytes, depth: int) -> None:
 
 def test_names_that_are_endless_are_shortened_in_messages() -> None:
     name = "x" * 120_000
-    with pytest.raises(kt.RestoreError, match="left|missing|unused|x{100}") as raised:
+    with pytest.raises(kt.RestoreError, match=r"Cannot restore|No variable|x{100}") as raised:
         kt.restore(two_layers(), {name: np.ones(3)})
     assert len(str(raised.value)) < 5000
     safetensors.numpy.save_file({name: np.ones(3)}, "w.safetensors")

@@ -145,3 +145,108 @@ def test_without_pytorch_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setitem(__import__("sys").modules, "torch", None)
     with pytest.raises(kt.RestoreError, match=r"pip install 'keras-trainops\[torch\]'"):
         kt.open_checkpoint("w.pt")
+
+
+def swapped(path: str) -> str:
+    """The file as a machine with the other order of bytes would have written it."""
+    with zipfile.ZipFile(path) as little, zipfile.ZipFile("big.pt", "w") as big:
+        for name in little.namelist():
+            data = little.read(name)
+            if name.endswith("byteorder"):
+                data = b"big"
+            elif "/data/" in name:
+                size = {"0": 4, "1": 8, "2": 2, "3": 4}[name.rpartition("/")[2]]
+                data = np.frombuffer(data, f"V{size}")[...].tobytes()
+                data = b"".join(data[i : i + size][::-1] for i in range(0, len(data), size))
+            big.writestr(name, data)
+    return "big.pt"
+
+
+def test_the_other_order_of_bytes() -> None:
+    torch.manual_seed(0)
+    expected = {
+        "float": torch.randn(3, 2),
+        "int": torch.arange(5),
+        "half": torch.randn(4).bfloat16(),
+        "complex": torch.randn(3, dtype=torch.complex64),
+    }
+    torch.save(expected, "w.pt")
+    with kt.open_checkpoint(swapped("w.pt")) as checkpoint:
+        for key, tensor in expected.items():
+            array = checkpoint[key].astype("complex64")
+            np.testing.assert_array_equal(array, tensor.to(torch.complex64).numpy())
+
+
+def test_views_of_one_storage(save: Any) -> None:
+    whole = torch.arange(24.0).reshape(4, 6)
+    views = {
+        "whole": whole,
+        "rows": whole[1:3],
+        "columns": whole[:, 2:4],
+        "turned": whole.T,
+        "repeated": whole[0, 0].expand(3, 2),
+        "empty": whole[4:],
+        "scalar": whole[2, 3],
+        "parameter": torch.nn.Parameter(whole[0]),
+    }
+    with kt.open_checkpoint(save(views)) as checkpoint:
+        for key, tensor in views.items():
+            assert checkpoint.shape(key) == tuple(tensor.shape)
+            np.testing.assert_array_equal(checkpoint[key], tensor.detach().numpy())
+            pieces = np.concatenate([*checkpoint.pieces(key), np.empty(0, "float32")])
+            np.testing.assert_array_equal(pieces, tensor.detach().numpy().reshape(-1))
+
+
+def test_conjugated_and_negated_tensors() -> None:
+    value = torch.tensor([1 + 2j, 3 - 4j])
+    torch.save({"c": value.conj()}, "w.pt")
+    torch.save({"n": value.conj().imag}, "n.pt")
+    with kt.open_checkpoint("n.pt") as checkpoint:
+        np.testing.assert_array_equal(checkpoint["n"], [-2, 4])
+    with kt.open_checkpoint("w.pt") as checkpoint:
+        np.testing.assert_array_equal(checkpoint["c"], [1 - 2j, 3 + 4j])
+
+
+@pytest.mark.parametrize(
+    ("content", "name"),
+    [
+        ({"a/w": torch.ones(2), "a": {"w": torch.zeros(2)}}, "a/w"),
+        ({1: torch.ones(2), "1": torch.zeros(2)}, "1"),
+    ],
+)
+def test_names_that_collide_are_refused_as_from_memory(
+    save: Any, content: dict[Any, Any], name: str
+) -> None:
+    with pytest.raises(kt.RestoreError, match=f"Two arrays of 'w.anything' have the name '{name}'"):
+        kt.open_checkpoint(save(content))
+    with pytest.raises(ValueError, match=f"Two arrays of the mapping have the name '{name}'"):
+        kt.restore(two_layers(), content)
+
+
+def test_lists_that_hold_a_list_twice(save: Any) -> None:
+    full: Any = [torch.ones(1)]
+    empty: Any = ["text"]
+    for _ in range(40):
+        full, empty = [full, full], [empty, empty]
+    with pytest.raises(kt.RestoreError, match=r"holds the same arrays again and again: 1 under"):
+        kt.open_checkpoint(save({"full": full}))
+    with kt.open_checkpoint(save({"empty": empty, "x": torch.ones(1)})) as checkpoint:
+        assert list(checkpoint) == ["x"]
+
+
+def test_tensors_without_plain_values() -> None:
+    content = {"sparse": torch.eye(3).to_sparse(), "meta": torch.empty(2, device="meta")}
+    torch.save({**content, "x": torch.ones(2)}, "w.pt")
+    with kt.open_checkpoint("w.pt") as checkpoint:
+        for key in content:
+            with pytest.raises(kt.RestoreError, match=f"'{key}' is sparse, quantized or without"):
+                checkpoint[key]
+        np.testing.assert_array_equal(checkpoint["x"], [1, 1])
+
+
+def test_pytorchs_safe_unpickler_is_what_it_was() -> None:
+    """A private module of PyTorch's: what `torch.load(weights_only=True)` itself runs."""
+    from torch._weights_only_unpickler import Unpickler
+
+    assert {"load", "persistent_load"} <= {*vars(Unpickler)}
+    assert torch.serialization._weights_only_unpickler.Unpickler is Unpickler

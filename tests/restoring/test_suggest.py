@@ -384,3 +384,21 @@ def test_auto_stays_strict_where_a_suggestion_is_bolder() -> None:
     assert len(kt.suggest_rename(two_layers(), transposed).pairs) == 2
     with refused(two_layers(), "missing: "):
         kt.restore(two_layers(), transposed, rename="auto", on_missing="error")
+
+
+def test_names_with_ends_of_lines() -> None:
+    """Of the suggestion and of `rename="auto"`; what is printed is Python all the same."""
+    model, source = two_layers(seed=1), two_layers(seed=2)
+    arrays = {f"net\n1/{v.path}".replace("trunk", "tr\nunk_3"): value(v) for v in source.weights}
+    suggestion = kt.suggest_rename(model, arrays)
+    assert len(suggestion.pairs) == len(model.weights)
+    names: dict[str, Any] = {"kt": kt, "model": model}
+    exec(str(suggestion), names)
+    assert names["rename"] == dict(suggestion.rules)
+    for rename in (dict(suggestion.rules), "auto"):
+        target = two_layers()
+        kt.restore(target, arrays, rename=rename)
+        for ours, theirs in zip(weights(target), weights(source), strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+    unknown = kt.suggest_rename(model, {"a\nb\n": np.ones((9, 9, 9))})
+    assert all(not line or line[0] in "#r" for line in str(unknown).splitlines())
