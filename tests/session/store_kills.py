@@ -82,7 +82,8 @@ def kills(before: Callable[[], None], step: int, keep: int, *, twice: bool = Fal
         foreign.write_bytes(b"Finder")
         complete = not killed_at(operation, lambda: save(step, 9.0, keep))
         at = 0
-        while twice and killed_at(at, newest):
+        left = any(DIRECTORY.glob(".*/SHA256SUMS"))  # something that may be complete
+        while twice and left and killed_at(at, newest):
             at += 1
         recoveries += at
         found = newest()
