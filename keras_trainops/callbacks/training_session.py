@@ -47,11 +47,12 @@ class TrainingSession(Shown, keras.callbacks.Callback):
         step: The steps until now, of all runs on the directory.
 
     Raises:
-        ValueError: If an argument does not fit, or there are two sessions.
+        ValueError: If an argument does not fit, or there are two sessions; when training begins, if
+            the epoch that is resumed has no such batch any more.
         RuntimeError: When training begins, if another run has the directory; it is named.
         RestoreError: When training begins, if the directory is of another model; nothing changed.
-        DamagedCheckpointError: When training begins, if all checkpoints are damaged: an `OSError`.
-        OSError: If the directory cannot be written, or the final checkpoint.
+        OSError: If the directory cannot be written, or the final checkpoint; when training begins,
+            if there are checkpoints and all are damaged.
 
     Example:
         >>> import keras_trainops as kt

@@ -132,24 +132,30 @@ class Run:
     def _resume(self, checkpoint: Checkpoint) -> None:
         record, model = checkpoint.record, self._model
         self.step, epoch, batch = record.step, record.epoch, record.batch
-        self._within = batch > 0 and self._data is not None and record.data is not None
+        within = batch > 0 and self._data is not None and record.data is not None
         stop = self.settings.stop_at_step
         if record.ended:
             self._ended = record.ended
         elif stop is not None and self.step >= stop:
             self._ended = f"stop_at_step={stop} is reached"
         self._stopped = bool(self._ended) or epoch >= self._epochs
-        if not self._stopped and self._within:
+        if within and not self._stopped:
             changes.refuse_fewer_batches(checkpoint, self._batches)
         self._put_back()
+        self._within = within
         self._epoch_start = self.step - (batch if self._within else 0)
         where = f"epoch {epoch + 1}" + (f", batch {batch + 1}" if batch else "")
         self.log.say(f"resumed from step {self.step} ({where}) of '{checkpoint.path}'")
         if batch and not self._within:
+            why = "the checkpoint is of a plain keras.Model, which cannot go on within an epoch"
+            if self._data is None:
+                why = (
+                    "a plain keras.Model cannot go on within an epoch, "
+                    "`keras_trainops.with_train_ops(model)` can"
+                )
             self.log.say(
                 f"epoch {epoch + 1} starts over, with weights that have seen {batch} of its "
-                "batches: a plain keras.Model cannot go on within an epoch, "
-                "`keras_trainops.with_train_ops(model)` can"
+                f"batches: {why}"
             )
         self._say_what_differs(record)
         _keras.start_at_epoch(model, self._epochs if self._ended else epoch)

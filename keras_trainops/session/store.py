@@ -78,7 +78,7 @@ class Store:
                 path.rename(place)
                 _sync(self.directory)
             else:
-                _remove(path)
+                _remove(path, heir=place)
 
     def paths(self) -> list[Path]:
         """The checkpoints, newest first, complete or not."""
@@ -120,7 +120,9 @@ class Store:
         Raises:
             OSError: If it cannot be written; nothing of it is left, and the others are untouched.
         """
-        self.directory.mkdir(exist_ok=True)
+        if not self.directory.exists():
+            self.directory.mkdir()
+            _sync(self.directory.parent)
         path = self.directory / f"step-{step:010d}"
         aside, leaving = (path.with_name(start + path.name) for start in (_WRITING, _DELETING))
         _remove(aside)
@@ -134,7 +136,7 @@ class Store:
                 raise
             raise OSError(str(error)) from error  # safetensors has an error of its own
         _sync(self.directory)
-        _remove(leaving)
+        _remove(leaving, heir=path)
         self._damaged.discard(path)
         return path
 
@@ -146,7 +148,7 @@ class Store:
                     f"'{path}' is in the way: it is no checkpoint of a session, so it is not "
                     "replaced. Move it elsewhere"
                 )
-            _remove(leaving)
+            _remove(leaving, heir=path)
             path.rename(leaving)
         try:
             aside.rename(path)
@@ -192,16 +194,24 @@ def _is_own(path: Path) -> bool:
         return False
 
 
-def _remove(directory: Path) -> None:
+def _remove(directory: Path, heir: Path | None = None) -> None:
     """Removes the files that we write and, where nothing else is there, the directory.
 
     The manifest goes last: what is left of a removal that was cut short is damaged, and ours.
+
+    Args:
+        directory: The directory; it need not be there.
+        heir: What takes its place, and the files in it that are not ours.
     """
     if directory.is_symlink() or not directory.is_dir():
         return
-    names = [p.name for p in directory.iterdir()]
-    ours = [name for name in names if name in _FILES or _TEMPORARY.fullmatch(name)]
-    for name in [*ours, *({_SUMS} & set(names))]:
+    names = {p.name for p in directory.iterdir()}
+    ours = {name for name in names if name in _FILES or _TEMPORARY.fullmatch(name)}
+    if heir is not None and heir.is_dir():
+        for name in names - ours - {_SUMS}:
+            if not os.path.lexists(heir / name):
+                (directory / name).rename(heir / name)
+    for name in [*sorted(ours), *({_SUMS} & names)]:
         (directory / name).unlink(missing_ok=True)
     if not any(directory.iterdir()):
         directory.rmdir()

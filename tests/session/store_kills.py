@@ -5,7 +5,7 @@
 Each save is made in a forked process, which dies as it is about to do its first, second, …
 operation that changes names or opens a file (Python's audit events tell of them), until one gets
 through. After each kill a new store must find a good checkpoint, and not an older one than there
-was.
+was. A file of somebody else's in it stays.
 """
 
 from __future__ import annotations
@@ -78,9 +78,12 @@ def kills(before: Callable[[], None], step: int, keep: int, *, twice: bool = Fal
         found = newest()
         assert found is not None
         old = float(found.arrays["w"][0])
+        foreign = found.path / ".DS_Store"
+        foreign.write_bytes(b"Finder")
         complete = not killed_at(operation, lambda: save(step, 9.0, keep))
         at = 0
-        while twice and killed_at(at, newest):
+        left = any(DIRECTORY.glob(".*/SHA256SUMS"))  # something that may be complete
+        while twice and left and killed_at(at, newest):
             at += 1
         recoveries += at
         found = newest()
@@ -88,6 +91,7 @@ def kills(before: Callable[[], None], step: int, keep: int, *, twice: bool = Fal
         value = float(found.arrays["w"][0])
         assert value in ((9.0,) if complete else (old, 9.0)), (operation, value)
         assert not [p.name for p in DIRECTORY.iterdir() if p.name.startswith(".")]
+        assert foreign.exists(), operation
         operation += 1
     print(f"step {step}, keep {keep}: {operation - 1} kills, {recoveries} of recoveries")
     return operation - 1
