@@ -419,3 +419,24 @@ def test_lookup_layers_tell_their_vocabulary_and_what_is_behind_them() -> None:
     assert _keras.first_variables_behind(keras.layers.StringLookup(vocabulary=["a"])) is None
     assert _keras.vocabulary_of(keras.layers.StringLookup()) == ()
     assert _keras.idf_of(keras.layers.StringLookup(vocabulary=["a"])) is None
+
+
+def test_clones_of_sequential_and_functional_models_are_made_where_the_mixin_looks() -> None:
+    """`keep_in_clones` stands around these two functions; without it they forget the class."""
+    from keras.src.models import cloning
+
+    class Stack(keras.Sequential):
+        pass
+
+    class OfInputs(keras.Model):
+        def __init__(self, units: int) -> None:
+            inputs = keras.Input((3,))
+            super().__init__(inputs, keras.layers.Dense(units)(inputs))
+
+    stack = Stack([keras.Input((3,)), keras.layers.Dense(2)])
+    for made, function in ((stack, "sequential"), (OfInputs(2), "functional")):
+        assert hasattr(getattr(cloning, f"_clone_{function}_model"), "__wrapped__")
+        made.compile("sgd", "mse")
+        clone = keras.models.clone_model(made)
+        assert type(clone) is not type(made)
+        assert clone.compiled
