@@ -94,7 +94,8 @@ class Count(T.GradientTransform):
 
 
 def test_variables_are_the_inner_ones_and_then_the_state_of_transforms() -> None:
-    model, count = compiled(O.Adam(0.1), count := Count()), count
+    count = Count()
+    model = compiled(O.Adam(0.1), count)
     fit(model)
     optimizer = model.optimizer
     expected = [*optimizer.inner_optimizer.variables, count.runs]
@@ -113,7 +114,7 @@ def test_set_weights_restores_all_of_the_state() -> None:
     other.optimizer.set_weights(state)
     assert_same([value(v) for v in other.optimizer.variables], state)
     assert value(other.optimizer.iterations) == 3
-    with pytest.raises(ValueError, match=r"`weights` must be \\d+ arrays of the shapes"):
+    with pytest.raises(ValueError, match=r"`weights` must be \d+ arrays of the shapes"):
         other.optimizer.set_weights(state[:-1])
 
 
