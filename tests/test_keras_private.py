@@ -380,3 +380,42 @@ def test_metrics_are_built_from_shapes_alone() -> None:
     count = len(made.metrics_variables)
     _keras.build_metrics(made, batch)
     assert len(made.metrics_variables) > count
+
+
+def test_an_optimizer_in_front_has_nothing_of_its_own_but_its_name() -> None:
+    from keras_trainops._keras_optimizers import InFront
+
+    inner = keras.optimizers.Adam(0.1)
+    inner.build([keras.Variable([1.0], name="v")])
+    front = InFront(inner, "front")
+    own = {name for name in vars(front) if not name.startswith("_self_")}
+    assert own == {"_lock", "name", "built", "_variables", "_tracker", "inner_optimizer"}
+    assert front._iterations is inner._iterations
+    assert front._trainable_variables is inner._trainable_variables
+
+
+def test_an_unbuilt_copy_is_built_for_others_and_has_no_variable_of_the_first() -> None:
+    from keras_trainops._keras_optimizers import own_variables, take_over, unbuilt
+
+    first, second = (keras.Variable([1.0], name=name) for name in "ab")
+    old = keras.optimizers.Adam(0.1)
+    old.build([first])
+    new = unbuilt(old)
+    assert not new.built
+    new.build([first, second])
+    take_over(new, old)
+    assert [v.name for v in own_variables(new)][:2] == ["iteration", "learning_rate"]
+    assert len(own_variables(new)) == 2 + 2 * 2
+    assert not {id(v) for v in own_variables(new)} & {id(v) for v in own_variables(old)}
+    new.learning_rate = 0.5
+    assert value(old.learning_rate) == np.float32(0.1)
+
+
+def test_what_is_excluded_from_weight_decay_is_read_back() -> None:
+    from keras_trainops._keras_optimizers import excluded_from_decay
+
+    first, second = (keras.Variable([1.0], name=name) for name in "ab")
+    optimizer = keras.optimizers.SGD(weight_decay=0.1)
+    optimizer.exclude_from_weight_decay([second], ["bias"])
+    assert excluded_from_decay(optimizer, [first, second]) == ([1], "bias", False)
+    assert excluded_from_decay(optimizer, [first]) == ([], "bias", True)
