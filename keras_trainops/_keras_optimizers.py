@@ -242,3 +242,14 @@ def excluded_from_decay(
     found = {i: optimizer._var_key(v) for i, v in enumerate(variables)}
     positions = [i for i, key in found.items() if key in keys]
     return positions, pattern and pattern.pattern, not keys <= set(found.values())
+
+
+def track_apart(model: Any) -> None:
+    """Has TensorFlow's checkpoints keep a model's optimizer under a name that is free.
+
+    `tf.train.Checkpoint(model, optimizer=...)` refuses any `optimizer` but the one that the model
+    has under this name: so it takes the user's own as well as the one around it.
+    """
+    if hasattr(model, "_delete_tracking"):
+        model._delete_tracking("optimizer")
+        model._track_trackable(model.optimizer, "transformed_optimizer", overwrite=True)

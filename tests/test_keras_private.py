@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from helpers import value
 
-from keras_trainops import _keras
+from keras_trainops import _keras, _keras_graph
 
 
 def model() -> keras.Model:
@@ -168,16 +168,16 @@ def test_layers_of_a_functional_model_know_where_their_inputs_come_from() -> Non
     inputs = keras.Input((3,))
     first, second, both = keras.layers.Dense(2), keras.layers.ReLU(), keras.layers.Add()
     keras.Model(inputs, both([second(first(inputs)), first(inputs)]))
-    assert _keras.operation_before(second) is first
-    assert isinstance(_keras.operation_before(first), keras.layers.InputLayer)
-    assert _keras.operation_before(both) is second
-    assert _keras.operation_before(_keras.operation_before(first)) is None
-    assert _keras.operation_before(keras.layers.Dense(2)) is None
+    assert _keras_graph.operation_before(second) is first
+    assert isinstance(_keras_graph.operation_before(first), keras.layers.InputLayer)
+    assert _keras_graph.operation_before(both) is second
+    assert _keras_graph.operation_before(_keras_graph.operation_before(first)) is None
+    assert _keras_graph.operation_before(keras.layers.Dense(2)) is None
     model = keras.Sequential([keras.Input((3,)), keras.layers.ReLU(), keras.layers.Dense(2)])
-    assert _keras.operation_before(model.layers[1]) is model.layers[0]
+    assert _keras_graph.operation_before(model.layers[1]) is model.layers[0]
     outside = keras.layers.ReLU()
     keras.Model(inputs, outside(model(inputs)))
-    assert _keras.operation_before(outside) is model.layers[1]
+    assert _keras_graph.operation_before(outside) is model.layers[1]
 
 
 def test_a_model_tells_whether_its_layers_are_built() -> None:
@@ -412,13 +412,13 @@ def test_lookup_layers_tell_their_vocabulary_and_what_is_behind_them() -> None:
     inner_inputs = keras.Input((3,))
     inner = keras.Model(inner_inputs, dense(inner_inputs))
     model = keras.Model(inputs, inner(keras.layers.Activation("relu")(text(inputs))))
-    assert _keras.vocabulary_layers(model) == [text]
-    assert _keras.vocabulary_of(text) == ("[UNK]", "a", "b")
-    np.testing.assert_allclose(_keras.idf_of(text), [1.5, 1.0, 2.0])
-    assert _keras.first_variables_behind(text) == [dense]
-    assert _keras.first_variables_behind(keras.layers.StringLookup(vocabulary=["a"])) is None
-    assert _keras.vocabulary_of(keras.layers.StringLookup()) == ()
-    assert _keras.idf_of(keras.layers.StringLookup(vocabulary=["a"])) is None
+    assert _keras_graph.vocabulary_layers(model) == [text]
+    assert _keras_graph.vocabulary_of(text) == ("[UNK]", "a", "b")
+    np.testing.assert_allclose(_keras_graph.idf_of(text), [1.5, 1.0, 2.0])
+    assert _keras_graph.first_variables_behind(text) == [dense]
+    assert _keras_graph.first_variables_behind(keras.layers.StringLookup(vocabulary=["a"])) is None
+    assert _keras_graph.vocabulary_of(keras.layers.StringLookup()) == ()
+    assert _keras_graph.idf_of(keras.layers.StringLookup(vocabulary=["a"])) is None
 
 
 def test_clones_of_sequential_and_functional_models_are_made_where_the_mixin_looks() -> None:
@@ -440,3 +440,42 @@ def test_clones_of_sequential_and_functional_models_are_made_where_the_mixin_loo
         clone = keras.models.clone_model(made)
         assert type(clone) is not type(made)
         assert clone.compiled
+
+
+def test_an_optimizer_in_front_has_nothing_of_its_own_but_its_name() -> None:
+    from keras_trainops._keras_optimizers import InFront
+
+    inner = keras.optimizers.Adam(0.1)
+    inner.build([keras.Variable([1.0], name="v")])
+    front = InFront(inner, "front")
+    own = {name for name in vars(front) if not name.startswith("_self_")}
+    assert own == {"_lock", "name", "built", "_variables", "_tracker", "inner_optimizer"}
+    assert front._iterations is inner._iterations
+    assert front._trainable_variables is inner._trainable_variables
+
+
+def test_an_unbuilt_copy_is_built_for_others_and_has_no_variable_of_the_first() -> None:
+    from keras_trainops._keras_optimizers import own_variables, take_over, unbuilt
+
+    first, second = (keras.Variable([1.0], name=name) for name in "ab")
+    old = keras.optimizers.Adam(0.1)
+    old.build([first])
+    new = unbuilt(old)
+    assert not new.built
+    new.build([first, second])
+    take_over(new, old)
+    assert [v.name for v in own_variables(new)][:2] == ["iteration", "learning_rate"]
+    assert len(own_variables(new)) == 2 + 2 * 2
+    assert not {id(v) for v in own_variables(new)} & {id(v) for v in own_variables(old)}
+    new.learning_rate = 0.5
+    assert value(old.learning_rate) == np.float32(0.1)
+
+
+def test_what_is_excluded_from_weight_decay_is_read_back() -> None:
+    from keras_trainops._keras_optimizers import excluded_from_decay
+
+    first, second = (keras.Variable([1.0], name=name) for name in "ab")
+    optimizer = keras.optimizers.SGD(weight_decay=0.1)
+    optimizer.exclude_from_weight_decay([second], ["bias"])
+    assert excluded_from_decay(optimizer, [first, second]) == ([1], "bias", False)
+    assert excluded_from_decay(optimizer, [first]) == ([], "bias", True)

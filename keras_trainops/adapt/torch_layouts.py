@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 import keras
 from keras import layers
 
-from keras_trainops import _keras
+from keras_trainops import _keras, _keras_graph
 from keras_trainops.adapt.base import Adapter
 from keras_trainops.adapt.combination import Stack, Sum
 from keras_trainops.adapt.layout import (
@@ -154,9 +154,9 @@ def _reordering(layer: keras.layers.Layer) -> list[Adapter]:
 
 def _first_but(kinds: tuple[type, ...], layer: Any) -> Any:
     """The first operation before a layer that is of none of these kinds."""
-    before = _keras.operation_before(layer)
+    before = _keras_graph.operation_before(layer)
     while isinstance(before, kinds):
-        before = _keras.operation_before(before)
+        before = _keras_graph.operation_before(before)
     return before
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from keras_trainops import _keras
+from keras_trainops import _keras, _keras_graph
 from keras_trainops.adapt.base import Adapter, Chain, Function
 from keras_trainops.adapt.vocabulary import Rows
 from keras_trainops.readers.base import Checkpoint
@@ -41,14 +41,14 @@ def vocabulary_problems(
     Returns:
         Lines for the report, the paths that they are about, and warnings.
     """
-    layers = {layer.name: layer for layer in _keras.vocabulary_layers(model)}
+    layers = {layer.name: layer for layer in _keras_graph.vocabulary_layers(model)}
     theirs = _vocabularies(checkpoint) if layers else {}
     problems: list[str] = []
     failing: list[str] = []
     warnings: list[str] = []
     for name, other in _counterparts(list(layers), list(theirs)):
         layer, old = layers[name], theirs[other]
-        new = _keras.vocabulary_of(layer)
+        new = _keras_graph.vocabulary_of(layer)
         behind = {id(v) for v in _indexed(model, layer, {len(new), len(old)})}
         rows = [a for a in assignments if id(a.variable) in behind and not _moves(a.adapter)]
         if not rows or not old:
@@ -84,8 +84,8 @@ def vocabulary_problems(
 
 def _vocabularies(checkpoint: Checkpoint) -> Mapping[str, Words]:
     if isinstance(checkpoint, ModelCheckpoint):
-        layers = _keras.vocabulary_layers(checkpoint.model)
-        return {layer.name: _keras.vocabulary_of(layer) for layer in layers}
+        layers = _keras_graph.vocabulary_layers(checkpoint.model)
+        return {layer.name: _keras_graph.vocabulary_of(layer) for layer in layers}
     if isinstance(checkpoint, KerasWeightsCheckpoint):
         return checkpoint.vocabularies
     return {}
@@ -102,7 +102,7 @@ def _counterparts(ours: Sequence[str], theirs: Sequence[str]) -> list[tuple[str,
 
 def _indexed(model: keras.Model, layer: keras.layers.Layer, sizes: set[int]) -> list[object]:
     """The variables that have a slice for each word of a lookup layer."""
-    behind = _keras.first_variables_behind(layer)
+    behind = _keras_graph.first_variables_behind(layer)
     if behind is not None:
         found = [v for below in behind for v in _keras.own_variables(below)]
         return [v for v in found if len(v.shape) > 1]  # a bias has nothing for a word
@@ -122,11 +122,11 @@ def _moves(adapter: Adapter | None) -> bool:
 
 
 def _same_idf(layer: keras.layers.Layer, checkpoint: Checkpoint, other: str) -> bool:
-    ours = _keras.idf_of(layer)
+    ours = _keras_graph.idf_of(layer)
     theirs = None
     if isinstance(checkpoint, ModelCheckpoint):
-        layers = {found.name: found for found in _keras.vocabulary_layers(checkpoint.model)}
-        theirs = _keras.idf_of(layers[other])
+        layers = {found.name: found for found in _keras_graph.vocabulary_layers(checkpoint.model)}
+        theirs = _keras_graph.idf_of(layers[other])
     elif (key := f"{other}/idf_weights") in checkpoint:
         theirs = checkpoint[key]
     if ours is None or theirs is None:

@@ -13,7 +13,7 @@ import numpy as np
 from keras import ops
 
 from keras_trainops import _keras
-from keras_trainops._keras_optimizers import InFront
+from keras_trainops._keras_optimizers import InFront, track_apart
 from keras_trainops.state import Stateful, copy_of
 from keras_trainops.training.steps import backend_steps
 from keras_trainops.training.weight_decay import EXCLUDED, exclude, exclusions
@@ -67,6 +67,8 @@ class TransformedOptimizer(InFront):
     def attach(self, model: Any) -> None:
         """Says whose variables are trained: some transforms ask for the layers they are of."""
         self._attached = weakref.ref(model)
+        if engine_of(getattr(model, "optimizer", None)) is self:
+            track_apart(model)
 
     def hold(self, updates: Stateful) -> None:
         """Saves and resumes the state of updates with the optimizer's.

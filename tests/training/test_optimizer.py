@@ -277,8 +277,10 @@ def test_a_loss_scale_optimizer_of_ones_own_gets_the_transforms_inside() -> None
     optimizer = O.LossScaleOptimizer(O.SGD(0.01), initial_scale=8.0)
     model = net(kt.TrainOpsModel, policy="mixed_float16")
     train(model, optimizer, gradient_transforms=T.ClipByNorm(1.0))
-    assert model.optimizer is optimizer
-    assert isinstance(optimizer.inner_optimizer, kt.TransformedOptimizer)
+    assert type(model.optimizer) is type(optimizer)
+    assert isinstance(model.optimizer.inner_optimizer, kt.TransformedOptimizer)
+    assert isinstance(optimizer.inner_optimizer, O.SGD)
+    assert optimizer.dynamic_scale is model.optimizer.dynamic_scale
 
 
 def test_saved_in_the_middle_and_continued_equals_the_uninterrupted_run() -> None:
