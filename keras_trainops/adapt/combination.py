@@ -39,8 +39,8 @@ class _Combination(Adapter):
 class Concat(_Combination):
     """Joins tensors along an axis, in the order of the rename rules that lead to the variable.
 
-    Keys that one rule leads there keep the order they have in the checkpoint: write a rule for
-    each where that is not certain.
+    Keys that one rule leads there are in the order of their numbers, if these are all in which they
+    differ, else in that of the checkpoint: write a rule for each where that is not certain.
 
     Args:
         axis: The axis, which the tensors have.

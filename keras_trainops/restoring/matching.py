@@ -11,7 +11,7 @@ from keras_trainops import paths
 from keras_trainops.adapt.base import Adapter
 from keras_trainops.naming import unique
 from keras_trainops.readers.base import Checkpoint
-from keras_trainops.restoring import auto
+from keras_trainops.restoring import auto, families
 from keras_trainops.restoring.names import NameTable
 from keras_trainops.restoring.pairing import Pairing
 from keras_trainops.restoring.rename import Renamed, Renaming
@@ -49,9 +49,18 @@ class Matching:
         self._rules_that_lead: set[str] = set()
 
     def keys_of(self, position: int) -> list[str]:
-        """The keys that lead to a variable, in the order of the rules that say so."""
+        """The keys that lead to a variable, in the order of the rules that say so.
+
+        Those of one rule that differ in their numbers only are in the order of these: some formats
+        sort keys as text, `experts.10` before `experts.2`.
+        """
         found = self._keys.get(position, [])
-        return [key for _, key in sorted(found, key=lambda pair: pair[0])]
+        keys: list[str] = []
+        for order in sorted({order for order, _ in found}):
+            of_rule = [key for other, key in found if other == order]
+            numbered = len(families.by_family(of_rule)) == 1
+            keys += sorted(of_rule, key=_numbers) if numbered else of_rule
+        return keys
 
     def add(self, renamed: Iterable[Renamed]) -> None:
         """Takes the variables that all keys are to go to."""
@@ -145,6 +154,10 @@ class Matching:
             if rule not in self._rules_that_lead and rule != "the callable"
         ]
         return [*self._conflicts, *dead_ends]
+
+
+def _numbers(key: str) -> list[int]:
+    return [int(number) for number in families.split(key)[1]]
 
 
 def pair_by_heuristic(rename: str, matching: Matching, checkpoint: Checkpoint) -> Renaming:

@@ -86,7 +86,7 @@ class TrainOpsMixin:
             gradient_transforms: One transform, a list, or None: `GradientTransform`s or callables
                 `fn(gradients, variables) -> gradients`.
             updates: The non-gradient updates. None: every layer's own, and what `add_update`
-                registered. A list: exactly these; `[]` none at all (batch norm still normalises
+                registered. One or a list: just these; `[]` none at all (batch norm still normalises
                 with batch statistics, random seeds still advance).
             variables_to_train: Patterns, variables or layers; None: all trainable variables. The
                 others get no gradient, no weight decay, no optimizer slots and no update.

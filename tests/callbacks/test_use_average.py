@@ -302,7 +302,8 @@ def test_what_training_ends_with(order: str) -> None:
     fit(model, ordered(kt.UseAverage(finalize=True), [], order))
     assert_same(weights(model), [a for _, a in moving.averages()])
     model, moving = net()
-    stop = C.EarlyStopping(patience=9, restore_best_weights=True)
+    # The best is an early epoch.
+    stop = C.EarlyStopping(mode="max", patience=9, restore_best_weights=True)
     others = [
         stop,
         C.ModelCheckpoint("best.weights.h5", save_best_only=True, save_weights_only=True),

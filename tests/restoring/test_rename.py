@@ -164,3 +164,13 @@ def test_two_variables_with_one_path_are_told_apart_by_their_owners() -> None:
     assert marks(model)[1::2] == [1.0, 3.0]
     kt.restore(model, {k: v + 5 for k, v in arrays.items()}, include="left")  # a pattern as well
     assert marks(model)[1::2] == [6.0, 3.0]
+
+
+def test_keys_of_one_rule_are_combined_in_the_order_of_their_numbers() -> None:
+    """Files of safetensors sort them as text."""
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(12, name="head")])
+    numbers = sorted(range(12), key=str)
+    arrays = {f"experts.{i}.w": np.full((2, 1), i) for i in numbers}
+    rename, adapt = {r"experts\.\d+\.w": "head/kernel"}, {"head/kernel": kt.adapt.Concat(axis=1)}
+    kt.restore(model, arrays, rename=rename, adapt=adapt)
+    np.testing.assert_array_equal(model.get_weights()[0], [range(12)] * 2)

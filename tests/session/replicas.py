@@ -1,6 +1,6 @@
 """Sessions on two replicas, as a program: TensorFlow sets logical devices up once in a process.
 
-    python replicas.py OUT
+    python replicas.py OUT KIND
 
 Writes the weights that runs leave, as an archive of arrays `run/path`.
 """
@@ -64,15 +64,16 @@ def run(name: str, replicas: int, logdir: str, kind: str, **options: Any) -> Non
             arrays[f"{name}/{variable.path}/{i}"] = part.numpy()
 
 
-for kind in ("summed", "clipped"):
-    run(f"{kind}/one", 1, f"{kind}-one", kind)
-    run(f"{kind}/two", 2, f"{kind}-two", kind)
-    for before, after in ((2, 2), (2, 1), (1, 2)):
-        where = f"{kind}-{before}-{after}"
-        run("ignored", before, where, kind, stop_at_step=6)
-        run(f"{kind}/{before} then {after}", after, where, kind)
-run("plain/two", 2, "plain-two", "plain")
-run("plain/half", 2, "plain-2-2", "plain", stop_at_step=8)
-run("plain/2 then 2", 2, "plain-2-2", "plain")
-run("plain/2 then 1", 1, "plain-two", "plain")  # nothing is left to do
-np.savez(sys.argv[1], **arrays)
+out, kind = sys.argv[1:]
+run("two", 2, "two", kind)
+if kind == "plain":
+    pairs, stop = [(2, 2)], 8
+    run("2 then 1", 1, "two", kind)  # nothing is left to do
+else:
+    pairs, stop = [(2, 2), (2, 1), (1, 2)], 6
+    run("one", 1, "one", kind)
+for before, after in pairs:
+    where = f"{before}-{after}"
+    run("until", before, where, kind, stop_at_step=stop)
+    run(f"{before} then {after}", after, where, kind)
+np.savez(out, **arrays)
