@@ -240,8 +240,8 @@ class TransformedOptimizer(InFront):
         """
         if not self.built:
             raise ValueError(
-                f"{self.name!r} has no variables yet: call `build(trainable_variables)` before "
-                "`set_weights`."
+                "You are calling `set_weights()` on an optimizer that has not yet been built. Call "
+                "`optimizer.build(trainable_variables)` before it."
             )
         wanted = [tuple(v.shape) for v in self.variables]
         if [tuple(np.shape(w)) for w in weights] != wanted:

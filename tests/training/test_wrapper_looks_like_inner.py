@@ -108,7 +108,7 @@ def test_set_weights_restores_all_of_the_state() -> None:
     fit(model)
     state = [value(v) for v in model.optimizer.variables]
     other = compiled(O.Adam(0.5), Count())
-    with pytest.raises(ValueError, match="has no variables yet"):
+    with pytest.raises(ValueError, match="an optimizer that has not yet been built"):
         other.optimizer.set_weights(state)
     other.optimizer.build(other.trainable_variables)
     other.optimizer.set_weights(state)
