@@ -7,8 +7,8 @@ from typing import Any
 
 from keras_trainops.readers.errors import RestoreError
 
-# More names than this, and than a hundred for each array: lists that hold a list twice, which holds
-# another twice, and so on, give two to the power of their depth.
+# More names than this, and than a hundred for each entry that there is: lists that hold a list
+# twice, which holds another twice, and so on, give two to the power of their depth.
 _MANY = 10_000
 _EACH = 100
 _DEEPEST = 100
@@ -30,7 +30,7 @@ def flattened(
         RestoreError: If a container holds itself, two values have one name, containers lie more
             than 100 deep in each other, or hold each other so often that names would not end.
     """
-    names, values = set[str](), set[int]()
+    names, containers, entries_held = set[str](), dict[int, Any](), 0
     # What is still to be looked at, the next at the end; `above` are the containers it lies in.
     waiting: list[tuple[str, Any, frozenset[int]]] = [("", root, frozenset())]
     while waiting:
@@ -41,6 +41,9 @@ def flattened(
                 raise RestoreError(f"{location} holds itself, under {name!r}.")
             if len(above) > _DEEPEST:
                 raise RestoreError(f"{location} is nested more than {_DEEPEST} deep.")
+            if id(value) not in containers:
+                containers[id(value)] = value  # kept, so that no other has its `id`
+                entries_held += len(inside)
             deeper = above | {id(value)}
             for key, entry in reversed(inside):
                 waiting.append((f"{name}/{key}" if name else key, entry, deeper))
@@ -51,10 +54,9 @@ def flattened(
                 "'/'. Rename one of them."
             )
         names.add(name)
-        values.add(id(value))
-        if len(names) > _MANY and len(names) > _EACH * len(values):
+        if len(names) > _MANY and len(names) > _EACH * entries_held:
             raise RestoreError(
-                f"{location} holds the same arrays again and again: {len(values):,} under more "
-                f"than {len(names) - 1:,} names."
+                f"{location} holds the same containers again and again: {entries_held:,} entries "
+                f"under more than {len(names) - 1:,} names."
             )
         yield name, value

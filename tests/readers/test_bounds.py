@@ -22,6 +22,7 @@ from helpers import refused, two_layers
 
 import keras_trainops as kt
 from keras_trainops.readers import errors, files, nested
+from keras_trainops.readers.arrays import ArraysCheckpoint
 
 HERE = Path(__file__).parent
 READERS = Path(files.__file__).parent
@@ -226,12 +227,18 @@ def test_files_are_opened_in_one_place() -> None:
     assert [call for call in found if call[1] in own or call[1].endswith(methods)] == []
 
 
+def test_one_array_may_have_many_names() -> None:
+    array = np.ones(3, "float32")
+    with ArraysCheckpoint({f"x{i}": array for i in range(20_000)}) as checkpoint:
+        assert len(checkpoint) == 20_000
+
+
 def test_containers_that_hold_each_other_again_and_again() -> None:
     array = np.ones(3)
     doubled: Any = [array]
     for _ in range(18):
         doubled = [doubled, doubled]
-    with pytest.raises(kt.RestoreError, match="the mapping holds the same arrays again and again"):
+    with pytest.raises(kt.RestoreError, match="the mapping holds the same containers again"):
         kt.restore(two_layers(), {"x": doubled})
     deep: Any = {"x": array}
     for _ in range(200):
