@@ -105,7 +105,8 @@ def make_plan(model: keras.Model, checkpoint: Checkpoint, options: Options) -> P
     matching.add(renaming.renamed)
     problems += matching.problems()
     outcome = _outcome(matching, checkpoint)
-    altered, outcome.not_alone = meaning_problems(outcome.assignments, matching.unused, checkpoint)
+    wanted = outcome.assignments + (outcome.unfit if options.on_mismatch == "error" else [])
+    altered, outcome.not_alone = meaning_problems(wanted, matching.unused, checkpoint)
     words, other_words, warned = vocabulary_problems(model, checkpoint, outcome.assignments)
     outcome.not_alone += other_words
     problems += outcome.problems + altered + words
@@ -175,6 +176,7 @@ class _Outcome:
     assignments: list[Assignment] = field(default_factory=list)
     mismatched: list[Mismatch] = field(default_factory=list)
     mismatches: list[str] = field(default_factory=list)  # the same in words
+    unfit: list[Assignment] = field(default_factory=list)  # the same, as they would be assigned
     not_adapted: list[str] = field(default_factory=list)
     not_alone: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
@@ -204,6 +206,7 @@ def _outcome(matching: Matching, checkpoint: Checkpoint) -> _Outcome:
             if mismatch is None:
                 outcome.assignments.append(assignment)
             else:
+                outcome.unfit.append(assignment)
                 outcome.mismatched.append(mismatch)
                 outcome.mismatches.append(in_words(mismatch, assignment, checkpoint))
     return outcome

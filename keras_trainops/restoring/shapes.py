@@ -13,6 +13,7 @@ from keras_trainops.readers.statistics import is_real
 from keras_trainops.restoring.assignment import Assignment
 from keras_trainops.restoring.names import NameTable
 from keras_trainops.restoring.report import Mismatch
+from keras_trainops.restoring.siblings import is_packed
 
 
 def for_keys(assignment: Assignment, checkpoint: Checkpoint) -> Assignment:
@@ -52,6 +53,8 @@ def mismatch_of(
     shapes = [checkpoint.shape(key) for key in assignment.keys]
 
     def suggestion(shapes: Sequence[Shape]) -> str:
+        if is_packed(assignment, checkpoint):
+            return ""
         variable, pattern = assignment.variable, table.pattern_for(position)
         return table.hints.suggest(assignment.keys, shapes, variable, pattern, adapter)
 

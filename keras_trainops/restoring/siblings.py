@@ -153,10 +153,16 @@ def _is_quantised(assignment: Assignment, checkpoint: Checkpoint) -> bool:
 
     Of arrays that somebody put together integers are as good as floats.
     """
-    if assignment.adapter is not None or isinstance(checkpoint, ArraysCheckpoint):
+    one_byte = checkpoint.dtype(assignment.keys[0]).itemsize == 1
+    return assignment.adapter is None and one_byte and is_packed(assignment, checkpoint)
+
+
+def is_packed(assignment: Assignment, checkpoint: Checkpoint) -> bool:
+    """Whether a float variable is to get integers out of a checkpoint: their shape says nothing."""
+    wanted = np.dtype(assignment.variable.dtype)
+    if isinstance(checkpoint, ArraysCheckpoint) or wanted.kind in "iub":
         return False
-    dtype, wanted = checkpoint.dtype(assignment.keys[0]), np.dtype(assignment.variable.dtype)
-    return _is_integer(dtype) and dtype.itemsize == 1 and wanted.kind not in "iub"
+    return any(_is_integer(checkpoint.dtype(key)) for key in assignment.keys)
 
 
 def _is_integer(dtype: np.dtype) -> bool:

@@ -228,9 +228,7 @@ def test_lists_that_hold_a_list_twice(save: Any) -> None:
     empty: Any = ["text"]
     for _ in range(40):
         full, empty = [full, full], [empty, empty]
-    with pytest.raises(
-        kt.RestoreError, match="holds the same containers again and again: 82"
-    ):
+    with pytest.raises(kt.RestoreError, match="holds the same containers again and again: 82"):
         kt.open_checkpoint(save({"full": full}))
     with kt.open_checkpoint(save({"empty": empty, "x": torch.ones(1)})) as checkpoint:
         assert list(checkpoint) == ["x"]

@@ -68,6 +68,17 @@ def test_quantised_kernels_are_not_taken_for_floats(source: str, on_unexpected: 
     assert any("quantised" in line for line in problems)
 
 
+@pytest.mark.parametrize("source", ["model", "q.safetensors"])
+def test_packed_kernels_get_no_hint_by_their_shape(source: str) -> None:
+    theirs = quantized("int4") if source == "model" else converted(quantized("int4"), source)
+    problems = "\n".join(kt.plan_restore(net(), theirs).problems)
+    assert "! dense/kernel: (4, 4) in the model, (4, 2) under key" in problems
+    line = next(line for line in problems.splitlines() if "is quantised, and means" in line)
+    assert "dense/kernel" in line
+    assert "ein/kernel" in line
+    assert "would fit" not in problems
+
+
 @pytest.mark.parametrize("mode", ["int8", "int4"])
 @pytest.mark.parametrize("name", ["q.keras", "q.weights.h5"])
 def test_a_file_of_a_quantised_model_is_refused(mode: str, name: str) -> None:
