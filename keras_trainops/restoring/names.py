@@ -96,7 +96,8 @@ class NameTable:
                 candidates += [strength_of_name(name, i, self.weights[i]) for i in found]
             else:
                 candidates += self._alike(name, *source)
-        return pair(names, [c for c in candidates if c.position not in taken], certain)
+        weights = [name for name in names if name not in self._checkpoint.training_state]
+        return pair(weights, [c for c in candidates if c.position not in taken], certain)
 
     def kinds_of_names(self, keys: Sequence[str]) -> list[tuple[list[str], list[str]]]:
         """Names of all variables, and names of `keys`, that are of one kind each time.

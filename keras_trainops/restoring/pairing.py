@@ -61,7 +61,7 @@ def pair(
     """Pairs names with variables, each with one, as far as that is certain.
 
     Args:
-        names: All names of the source.
+        names: All names of the source that may be of weights: not those of optimizer slots.
         candidates: What they may stand for.
         certain: Names that are beyond doubt. Several may be for one variable, which layers share.
     """

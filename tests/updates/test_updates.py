@@ -312,7 +312,7 @@ def test_functions_run_in_the_order_of_the_list_and_under_steps_per_execution() 
         ([LayerUpdates(include=["frist"])], "'frist' matches no variable. Closest paths: 'first/"),
         ([3], r"An update must be an `Update` .* Received: 3"),
         ([LayerUpdates], "An update must be an `Update`"),
-        (LayerUpdates(), "`updates` must be None .* or a list of updates"),
+        (3, "`updates` must be None .* or a list of updates"),
     ],
 )
 def test_updates_that_make_no_sense(updates: Any, message: str) -> None:

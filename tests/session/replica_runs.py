@@ -1,6 +1,6 @@
 """Sessions on two replicas, as a program: TensorFlow sets logical devices up once in a process.
 
-    python replicas.py OUT KIND
+    python replica_runs.py OUT KIND
 
 Writes the weights that runs leave, as an archive of arrays `run/path`.
 """

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from helpers import assert_same
 
-PROGRAM = Path(__file__).with_name("replicas.py")
+PROGRAM = Path(__file__).with_name("replica_runs.py")
 
 
 def trained(kind: str) -> dict[str, dict[str, np.ndarray]]:
