@@ -151,7 +151,7 @@ def test_pickled_objects_in_an_npz_are_never_loaded(model: keras.Model) -> None:
         kt.restore(model, "w.npz")
     with (
         kt.open_checkpoint("w.npz") as checkpoint,
-        pytest.raises(kt.RestoreError, match="'head/kernel' holds Python objects, .* is not read"),
+        pytest.raises(kt.RestoreError, match=r"'head/kernel' holds Python objects, .* is not read"),
     ):
         checkpoint["head/kernel"]
     assert not os.path.exists("exploded")
