@@ -219,20 +219,21 @@ class TrainOpsMixin:
     def fit(self, *args: Any, **kwargs: Any) -> Any:
         """As in Keras."""
         try:
-            with self._in_training(), accompanied(self, args, kwargs) as (args, kwargs):
+            with self._in_training(whole=True), accompanied(self, args, kwargs) as (args, kwargs):
                 return super().fit(*args, **kwargs)  # type: ignore[misc]
         finally:
             self.train_ops.evaluation = None
 
     def train_on_batch(self, *args: Any, **kwargs: Any) -> Any:
         """As in Keras."""
-        with self._in_training():
+        with self._in_training(whole=False):
             return super().train_on_batch(*args, **kwargs)  # type: ignore[misc]
 
     @contextmanager
-    def _in_training(self) -> Iterator[None]:
+    def _in_training(self, *, whole: bool) -> Iterator[None]:
         backend_steps().refuse_processes()
-        with as_compiled(self), own_step.watched(self, TrainOpsMixin, self.train_ops.wanted):
+        wanted = self.train_ops.wanted
+        with as_compiled(self), own_step.watched(self, TrainOpsMixin, wanted, whole=whole):
             yield
 
     def evaluate(self, *args: Any, **kwargs: Any) -> Any:

@@ -62,6 +62,7 @@ class TransformedOptimizer(InFront):
         self._attached: Any = None
         self._updates = Stateful()  # no list of variables: Keras would track it as its own
         self._awaited: list[np.ndarray] = []
+        self._applied = 0
         self._exclusions: list[dict[str, Any]] = []  # as a file tells them, until it is built
 
     def attach(self, model: Any) -> None:
@@ -101,6 +102,7 @@ class TransformedOptimizer(InFront):
 
     def apply(self, grads: Sequence[Any], trainable_variables: Any = None) -> None:
         """Applies one batch's gradients through the inner optimizer."""
+        self._applied += 1
         if not self.built:
             with keras.name_scope(self.name):
                 self.build(list(trainable_variables))
@@ -114,6 +116,11 @@ class TransformedOptimizer(InFront):
             [None if g is None else g / scale for g in gradients],
             list(self._trainable_variables if trainable_variables is None else trainable_variables),
         )
+
+    @property
+    def applied(self) -> int:
+        """How often `apply` was called or, in compiled steps, traced."""
+        return self._applied
 
     def _of_several(self) -> bool:
         """Whether the inner optimizer is a MultiOptimizer, whose parts see only their variables."""

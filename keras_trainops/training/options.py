@@ -39,7 +39,7 @@ class TrainOps:
         compiled: What was trainable when the model was compiled; None: before that.
         wanted: What the user asked for that only our step can do.
         steps: How often our step, or Keras's behind it, was run or traced.
-        before: What there was before a step of the user's own that may not come to ours.
+        before: What there was before the first step of the user's own, until that passes.
     """
 
     registered: list[Update] = field(default_factory=list)

@@ -12,11 +12,13 @@ import keras
 
 from keras_trainops.state import copy_of
 from keras_trainops.training.optimizer import engine_of
+from keras_trainops.training.steps import backend_steps
 from keras_trainops.transforms.monitoring import Monitor
 from keras_trainops.updates.policy import UpdatePolicy
 
 _STEP = "train_step"
 _MONITOR = "`Monitor`"
+_APPLY = "have it apply gradients with `self.optimizer`"
 # The methods of the mixin's that must be reached, also by those who override them.
 _NEEDED = (_STEP, "make_train_function")
 _NEEDED_BY_MONITORS = (
@@ -81,31 +83,62 @@ def refuse_without_our_step(model: Any, mixin: type, wanted: Sequence[str]) -> N
 
 
 @contextmanager
-def watched(model: Any, mixin: type, wanted: Sequence[str]) -> Iterator[None]:
-    """Within it a step of the user's own that does not come to ours raises, as it is traced.
+def watched(model: Any, mixin: type, wanted: Sequence[str], *, whole: bool) -> Iterator[None]:
+    """Raise where a step of the user's own does not do what the arguments of `compile` rest on.
 
-    That it mentions `super().train_step` does not mean that it calls it.
+    It must come to ours where something is wanted that only ours can do: that it mentions
+    `super().train_step` does not mean that it calls it. And it must apply gradients with the
+    model's optimizer where that transforms them. A compiled step shows both as it is traced. One
+    that runs eagerly may leave some batches without an update: `fit` looks at it in the end.
+
+    Args:
+        model: A model with the mixin.
+        mixin: `TrainOpsMixin`.
+        wanted: The arguments that need our step, as the user knows them.
+        whole: Whether it is a whole `fit`, and no single batch.
+
+    Raises:
+        ValueError: If the step does not; the message names its class.
     """
-    in_front = _in_front(model, mixin, _STEP) if wanted else []
-    if not in_front:
+    in_front, behind = _in_front(model, mixin, _STEP), own_step_behind(type(model), mixin)
+    owner = in_front[0][0] if in_front else f"class {behind.__name__!r}" if behind else ""
+    engine, state = engine_of(model.optimizer), model.train_ops
+    transforming = engine if owner and engine is not None and engine.chain.transforms else None
+    if not (wanted and in_front) and transforming is None:
         yield
         return
-    owner, step, state = in_front[0][0], model.train_step, model.train_ops
-    of_object, start = vars(model).get(_STEP), state.steps
+    step = model.train_step
+    of_object, eager = vars(model).get(_STEP), backend_steps().runs_eagerly(model)
+    ran, refused = 0, False
+
+    def applied() -> int:
+        return 0 if transforming is None else transforming.applied
+
+    def refuse_unused() -> None:
+        raise _refusal(["`gradient_transforms`"], owner, _STEP, _APPLY)
 
     @functools.wraps(step)
     def run(*args: Any) -> Any:
-        count = state.steps
+        nonlocal ran, refused
+        count, before = state.steps, applied()
         result = step(*args)
-        if state.steps == count:
+        ran, refused = ran + 1, True
+        if wanted and state.steps == count:
             raise _refusal(wanted, owner, _STEP, f"have it call `super().{_STEP}` in every step")
+        if transforming is not None and not eager and applied() == before:
+            refuse_unused()
+        refused, state.before = False, None
         return result
 
+    before_all = applied()
     vars(model)[_STEP], state.before = run, []
     try:
         yield
+        unscaled = model.optimizer is transforming  # a loss scale may have skipped all updates
+        if whole and eager and ran and unscaled and applied() == before_all:
+            refuse_unused()
     except BaseException:
-        if state.steps == start:  # the first step did not come to ours
+        if refused:
             for variable, value in state.before or []:
                 variable.assign(value)
             model.train_function = None

@@ -198,6 +198,35 @@ def test_transforms_work_in_a_step_that_uses_the_optimizer(owner: str) -> None:
             np.testing.assert_allclose(moved, 1e-3, rtol=1e-2)
 
 
+def elsewhere(self: Any, *args: Any) -> Any:
+    """A step that does not use the model's optimizer, as one with optimizers of its own."""
+    *state, data = args
+    logs = {"own": keras.ops.mean(keras.ops.convert_to_tensor(data[0]))}
+    return (logs, *state) if state else logs
+
+
+class BehindElsewhere(keras.Model):
+    train_step = elsewhere
+
+
+class InFrontElsewhere(kt.TrainOpsMixin, keras.Model):
+    train_step = elsewhere
+
+
+@pytest.mark.parametrize("eager", [False, True], ids=["compiled", "eager"])
+@pytest.mark.parametrize("owner", ["BehindElsewhere", "InFrontElsewhere"])
+def test_transforms_that_a_step_never_comes_to_are_refused(owner: str, eager: bool) -> None:
+    model = kt.with_train_ops(net(globals()[owner]))
+    model.compile(
+        keras.optimizers.SGD(0.1), "mse", gradient_transforms=T.ClipByNorm(1e-3), run_eagerly=eager
+    )
+    message = f"`gradient_transforms` cannot be had .* class '{owner}'.*with `self.optimizer`"
+    with refused(model, message):
+        fit(model)
+    model.compile(keras.optimizers.SGD(0.1), "mse", run_eagerly=eager)
+    assert "own" in fit(model)
+
+
 @whoever
 def test_variables_to_train_hold_in_a_step_that_asks_the_model(owner: str) -> None:
     model = MODELS[owner]()

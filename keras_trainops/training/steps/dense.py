@@ -32,6 +32,11 @@ def reduce_and_transform(
     return list(chain(list(gradients), variables))
 
 
+def runs_eagerly(model: Any) -> bool:
+    """Whether Python runs the training step for every batch, and not once to trace it."""
+    return bool(model.run_eagerly)
+
+
 def refuse_processes() -> None:
     """Nothing: a distribution of Keras's has processes train one model."""
 

@@ -19,6 +19,7 @@ from keras_trainops.training.steps.dense import (
     on_any_replica,
     reduce_and_transform,
     refuse_processes,
+    runs_eagerly,
     with_reduced,
 )
 from keras_trainops.training.steps.finish import Batch, Outcome, finish
@@ -38,6 +39,7 @@ __all__ = [
     "on_any_replica",
     "reduce_and_transform",
     "refuse_processes",
+    "runs_eagerly",
     "separate",
     "settle",
     "trace",

@@ -99,6 +99,11 @@ def _sum_duplicate_rows(gradient: Gradient) -> Gradient:
     return tf.IndexedSlices(summed, rows, gradient.dense_shape)
 
 
+def runs_eagerly(model: Any) -> bool:
+    """Whether Python runs the training step for every batch, and not once to trace it."""
+    return bool(model.run_eagerly)
+
+
 def refuse_processes() -> None:
     """Nothing: a strategy has processes train one model."""
 

@@ -40,6 +40,7 @@ __all__ = [
     "on_any_replica",
     "reduce_and_transform",
     "refuse_processes",
+    "runs_eagerly",
     "separate",
     "settle",
     "trace",
@@ -47,6 +48,11 @@ __all__ = [
     "train_step",
     "with_reduced",
 ]
+
+
+def runs_eagerly(model: Any) -> bool:
+    """Python runs the training step for every batch."""
+    return True
 
 
 def refuse_processes() -> None:
