@@ -31,6 +31,12 @@ class TrainOpsSequential(TrainOpsMixin, keras.Sequential):
     """`keras.Sequential` with the mixin; `with_train_ops` makes one of a sequential model."""
 
 
+# A legacy `.h5` file names a model's class alone, without the package that it is registered under.
+keras.saving.get_custom_objects().update(
+    {cls.__name__: cls for cls in (TrainOpsModel, TrainOpsSequential)}
+)
+
+
 def with_train_ops(model: keras.Model) -> keras.Model:
     """Adds the mixin to an existing model: the same object, variables and names.
 

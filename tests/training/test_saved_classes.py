@@ -181,6 +181,19 @@ def sequential() -> Any:
     return keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, name="head")])
 
 
+@pytest.mark.parametrize("make", [sequential, two_layers], ids=["sequential", "functional"])
+def test_a_legacy_file_of_one_of_kerass_classes_is_loaded_with_the_mixin(make: Any) -> None:
+    model = kt.with_train_ops(make())
+    model.compile(
+        "sgd", keras.losses.MeanSquaredError(), gradient_transforms=T.ClipByNorm(1.0), updates=[]
+    )
+    model.save("m.h5")
+    loaded = keras.saving.load_model("m.h5")
+    assert type(loaded) is type(model)
+    assert loaded.compiled
+    assert_same(weights(loaded), weights(model))
+
+
 class OwnConstructor(keras.Model):
     """Functional, with a constructor that Keras cannot call for a clone."""
 
