@@ -61,14 +61,15 @@ class Run:
         self.step = 0
         self.resumed = False
         self.log = SessionLog(settings.logdir / "session.log", settings.verbose)
+        self._lock = DirectoryLock(settings.logdir / "session.lock", self.close)
         self._saver = Saver(
             settings.logdir / "checkpoints",
             settings.keep,
             settings.save_seconds,
             settings.save_steps,
             self.log,
+            self._lock.require_held,
         )
-        self._lock = DirectoryLock(settings.logdir / "session.lock", self.close)
         self._interruption = Interruption()
         self._summaries: Summaries | None = None
         self._checkpoint: Checkpoint | None = None
@@ -288,7 +289,6 @@ class Run:
             )
 
         def prepare() -> None:
-            self._lock.require_held()
             if self._summaries is not None:
                 self._summaries.flush()
 

@@ -29,6 +29,7 @@ class Saver:
         seconds: One is due after so long, or None.
         steps: One is due after so many steps, or None.
         log: Told of each.
+        require_directory: Raises an `OSError` where the run has its directory no more.
     """
 
     def __init__(
@@ -38,9 +39,11 @@ class Saver:
         seconds: float | None,
         steps: int | None,
         log: SessionLog,
+        require_directory: Callable[[], None],
     ) -> None:
         self._store = Store(directory, keep)
         self._seconds, self._steps, self._log = seconds, steps, log
+        self._require_directory = require_directory
         self._writer, self._copy = BackgroundWriter(), HostCopy()
         self._last_step, self._last_time = 0, time.monotonic()
 
@@ -95,8 +98,13 @@ class Saver:
         held_up = self._last_time - began
 
         def write() -> None:
-            prepare()
-            path = self._store.write(stands.step, {**arrays, **more}, stands)
+            self._require_directory()
+            try:
+                prepare()
+                path = self._store.write(stands.step, {**arrays, **more}, stands)
+            except OSError:
+                self._require_directory()  # one that went meanwhile is the reason to name
+                raise
             size = sum(array.nbytes for array in arrays.values()) / 1e6
             self._log.note(
                 f"saved step {stands.step} to '{path}' ({size:.1f} MB; training was held up for "

@@ -16,6 +16,7 @@ from runs import X, Y
 from test_session import fit, log, steps
 
 import keras_trainops as kt
+from keras_trainops.session import store
 
 SMALL_X, SMALL_Y = X[:, :4], Y
 
@@ -64,11 +65,28 @@ def test_a_directory_in_the_home_and_none_of_a_bucket(monkeypatch: pytest.Monkey
         kt.TrainingSession("gs://bucket/run")
 
 
-def test_a_directory_that_is_deleted_meanwhile_is_told() -> None:
+@pytest.mark.parametrize("during", ["between", "while writing"])
+def test_a_directory_that_is_deleted_meanwhile_is_told(
+    monkeypatch: pytest.MonkeyPatch, during: str
+) -> None:
+    def vanish() -> None:
+        Path("run").rename("gone")  # at once, so that nothing is written where it is removed
+        shutil.rmtree("gone")
+
     def delete() -> None:
         while not steps("run"):
             time.sleep(0.01)
-        shutil.rmtree("run")
+        if during == "between":
+            vanish()
+        else:  # the checksums of the next checkpoint find its files gone
+            checksum = store._sha256
+
+            def late(path: Path) -> str:
+                if Path("run").exists():
+                    vanish()
+                return checksum(path)
+
+            monkeypatch.setattr(store, "_sha256", late)
 
     message = r"the log directory '.*/run' was deleted, moved or replaced while the run trained"
     with (
