@@ -60,20 +60,21 @@ def _module_to_run() -> str | None:
 
 # The command line reads this again once it needs a model (see `cli.model`), and so Keras.
 if TYPE_CHECKING or "keras" in sys.modules or not _is_command_line():
-    from keras_trainops import _keras, adapt, transforms, updates
+    from keras_trainops import adapt, keras_private, transforms, updates
     from keras_trainops.callbacks.monitor_board import MonitorBoard
     from keras_trainops.callbacks.recalibrate_batch_norm import RecalibrateBatchNorm
     from keras_trainops.callbacks.training_session import TrainingSession
     from keras_trainops.callbacks.use_average import UseAverage
     from keras_trainops.callbacks.warm_start import WarmStart
-    from keras_trainops.readers.base import RestoreError, open_checkpoint
-    from keras_trainops.restoring.api import plan_restore, restore
-    from keras_trainops.restoring.report import RestoreReport
-    from keras_trainops.restoring.suggest import suggest_rename
+    from keras_trainops.checkpoints.open import open_checkpoint
+    from keras_trainops.errors import RestoreError
+    from keras_trainops.restoring.guessing.suggest import suggest_rename
+    from keras_trainops.restoring.planning.report import RestoreReport
+    from keras_trainops.restoring.restore import plan_restore, restore
     from keras_trainops.session.interruption import SessionInterrupted
     from keras_trainops.training.mixin import TrainOpsMixin
     from keras_trainops.training.models import TrainOpsModel, with_train_ops
     from keras_trainops.training.numerics import NonFiniteLossError
     from keras_trainops.training.optimizer import TransformedOptimizer
 
-    _keras.warn_if_untested()
+    keras_private.warn_if_untested()

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from helpers import value
 
-from keras_trainops import _keras, _keras_graph
+from keras_trainops import keras_private
 
 
 def model() -> keras.Model:
@@ -26,7 +26,7 @@ def model() -> keras.Model:
 
 def test_the_saving_walk_visits_every_weight_by_identity_with_the_names_of_its_owners() -> None:
     made = model()
-    walk = _keras.saving_walk(made)
+    walk = keras_private.saving_walk(made)
     assert {id(entry.value) for entry in walk.entries} == {id(v) for v in made.weights}
     assert walk.owners[""] == "outer"
     assert walk.owners["layers/dense"] == "first"
@@ -42,9 +42,11 @@ def test_the_saving_walk_is_what_save_weights_writes() -> None:
     made.optimizer.build(made.trainable_variables)
     made.save_weights("w.weights.h5")
     with h5py.File("w.weights.h5") as file:
-        for group, key, variable in _keras.saving_walk(made).entries:
+        for group, key, variable in keras_private.saving_walk(made).entries:
             np.testing.assert_array_equal(file[f"{group}/vars/{key}"][()], value(variable))
-            assert file[f"{group}/vars"].attrs["name"] == _keras.saving_walk(made).owners[group]
+            assert (
+                file[f"{group}/vars"].attrs["name"] == keras_private.saving_walk(made).owners[group]
+            )
 
 
 def test_the_saving_walk_makes_no_layer_for_each_layer(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -59,9 +61,9 @@ def test_the_saving_walk_makes_no_layer_for_each_layer(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(keras.layers.Layer, "__init__", counted)
     for model in (small, large):
-        _keras.saving_walk(model)
+        keras_private.saving_walk(model)
     once = len(created)
-    _keras.saving_walk(large)
+    keras_private.saving_walk(large)
     assert len(created) == once
 
 
@@ -69,7 +71,7 @@ def test_the_saving_walk_leaves_the_optimizer_out() -> None:
     made = model()
     made.compile("adam", "mse")
     made.optimizer.build(made.trainable_variables)
-    assert not [e for e in _keras.saving_walk(made).entries if "optimizer" in e.group]
+    assert not [e for e in keras_private.saving_walk(made).entries if "optimizer" in e.group]
 
 
 def of(*numbers: float) -> Any:
@@ -85,8 +87,8 @@ def test_an_optimizer_hands_over_unscaled_gradients_of_each_batch_and_then_count
     def apply_batch(gradients: Any, variables: Any) -> None:
         assert [id(v) for v in variables] == [id(variable)]
         seen.append(value_of(gradients[0]))
-        sums = _keras.accumulators(optimizer, variables)
-        _keras.accumulate(optimizer, list(gradients), sums)
+        sums = keras_private.accumulators(optimizer, variables)
+        keras_private.accumulate(optimizer, list(gradients), sums)
 
     def value_of(tensor: Any) -> Any:
         return keras.ops.convert_to_numpy(tensor)
@@ -94,12 +96,14 @@ def test_an_optimizer_hands_over_unscaled_gradients_of_each_batch_and_then_count
     for gradient in ((4.0, 8.0), (12.0, 8.0)):
         with (
             pytest.warns(UserWarning, match="Gradients do not exist for variables"),
-            _keras.applying(optimizer, apply_batch),
+            keras_private.applying(optimizer, apply_batch),
         ):
             optimizer.apply([of(*gradient), None], [variable, without])
     np.testing.assert_array_equal(seen, [[1.0, 2.0], [3.0, 2.0]])
-    np.testing.assert_array_equal(value(_keras.accumulators(optimizer, [variable])[0]), [4, 4])
-    assert value(_keras.batch_count(optimizer)) == 2
+    np.testing.assert_array_equal(
+        value(keras_private.accumulators(optimizer, [variable])[0]), [4, 4]
+    )
+    assert value(keras_private.batch_count(optimizer)) == 2
     assert value(variable).tolist() == [0, 0]
 
 
@@ -109,28 +113,28 @@ def test_a_step_clips_decays_and_steps_and_averages_follow() -> None:
     )
     variable = keras.Variable([2.0, 4.0], name="v")
     optimizer.build([variable])
-    assert [id(v) for v in _keras.trained_by(optimizer)] == [id(variable)]
-    (name,) = _keras.slot_lists(optimizer)
+    assert [id(v) for v in keras_private.trained_by(optimizer)] == [id(variable)]
+    (name,) = keras_private.slot_lists(optimizer)
     assert name == "_model_variables_moving_average"
-    _keras.step(optimizer, [of(9.0, 0.0)], [variable])
+    keras_private.step(optimizer, [of(9.0, 0.0)], [variable])
     np.testing.assert_allclose(value(variable), [2 * 0.95 - 0.5, 4 * 0.95], rtol=1e-6)
-    _keras.update_averages(optimizer)
-    average = _keras.slot_lists(optimizer)[name][0]
+    keras_private.update_averages(optimizer)
+    average = keras_private.slot_lists(optimizer)[name][0]
     np.testing.assert_allclose(value(average), value(variable), rtol=1e-6)
     average.assign([7.0, 7.0])
-    _keras.overwrite_with_averages(optimizer)
+    keras_private.overwrite_with_averages(optimizer)
     assert value(variable).tolist() == [7, 7]
 
 
 @pytest.mark.backends("tensorflow")
 def test_an_optimizer_takes_gradients_as_reduced_when_told_so() -> None:
-    from keras_trainops.training.steps import backend_steps
+    from keras_trainops.backends import backend_steps
 
     optimizer, variable = keras.optimizers.SGD(1.0), keras.Variable([0.0], name="v")
     optimizer.build([variable])
     with backend_steps().with_reduced(optimizer):
         assert "_all_reduce_sum_gradients" in vars(optimizer)
-        _keras.step(optimizer, [of(1.0)], [variable])
+        keras_private.step(optimizer, [of(1.0)], [variable])
     assert "_all_reduce_sum_gradients" not in vars(optimizer)
     assert value(variable).tolist() == [-1]
 
@@ -138,7 +142,7 @@ def test_an_optimizer_takes_gradients_as_reduced_when_told_so() -> None:
 def test_the_seeds_of_a_model_are_found_by_name() -> None:
     inputs = keras.Input((3,))
     drop = keras.layers.Dropout(0.5, seed=1)
-    (seed,) = _keras.seeds(keras.Model(inputs, keras.layers.Dense(2)(drop(inputs))))
+    (seed,) = keras_private.seeds(keras.Model(inputs, keras.layers.Dense(2)(drop(inputs))))
     assert seed is drop.seed_generator.state
 
 
@@ -150,7 +154,7 @@ def test_layers_know_their_losses_by_id_until_they_forget_them() -> None:
     _, _, losses = model.stateless_call(*state, np.ones((1, 3), "float32"), return_losses=True)
     assert len(losses) == 1
     assert model.layers[1]._loss_ids
-    _keras.forget_losses(model)
+    keras_private.forget_losses(model)
     assert not model.layers[1]._loss_ids
 
 
@@ -158,26 +162,26 @@ def test_a_kernel_with_lora_is_computed_and_its_variable_kept_apart() -> None:
     layer = keras.layers.Dense(2)
     layer.build((None, 3))
     plain = layer.kernel
-    assert _keras.kernel_of(layer) is plain
+    assert keras_private.kernel_of(layer) is plain
     layer.enable_lora(1)
     assert layer.kernel is not plain
-    assert _keras.kernel_of(layer) is plain
+    assert keras_private.kernel_of(layer) is plain
 
 
 def test_layers_of_a_functional_model_know_where_their_inputs_come_from() -> None:
     inputs = keras.Input((3,))
     first, second, both = keras.layers.Dense(2), keras.layers.ReLU(), keras.layers.Add()
     keras.Model(inputs, both([second(first(inputs)), first(inputs)]))
-    assert _keras_graph.operation_before(second) is first
-    assert isinstance(_keras_graph.operation_before(first), keras.layers.InputLayer)
-    assert _keras_graph.operation_before(both) is second
-    assert _keras_graph.operation_before(_keras_graph.operation_before(first)) is None
-    assert _keras_graph.operation_before(keras.layers.Dense(2)) is None
+    assert keras_private.operation_before(second) is first
+    assert isinstance(keras_private.operation_before(first), keras.layers.InputLayer)
+    assert keras_private.operation_before(both) is second
+    assert keras_private.operation_before(keras_private.operation_before(first)) is None
+    assert keras_private.operation_before(keras.layers.Dense(2)) is None
     model = keras.Sequential([keras.Input((3,)), keras.layers.ReLU(), keras.layers.Dense(2)])
-    assert _keras_graph.operation_before(model.layers[1]) is model.layers[0]
+    assert keras_private.operation_before(model.layers[1]) is model.layers[0]
     outside = keras.layers.ReLU()
     keras.Model(inputs, outside(model(inputs)))
-    assert _keras_graph.operation_before(outside) is model.layers[1]
+    assert keras_private.operation_before(outside) is model.layers[1]
 
 
 def test_a_model_tells_whether_its_layers_are_built() -> None:
@@ -261,10 +265,10 @@ def test_the_training_step_finds_what_stock_uses(name: str) -> None:
 
 
 def test_an_untested_keras_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    _keras.warn_if_untested()  # this one is tested: a warning would be an error
+    keras_private.warn_if_untested()  # this one is tested: a warning would be an error
     monkeypatch.setattr(keras, "__version__", "4.0.1")
     with pytest.warns(UserWarning, match=r"tested with Keras 3.12 to 3.15; this is Keras 4.0.1"):
-        _keras.warn_if_untested()
+        keras_private.warn_if_untested()
 
 
 class Listener:
@@ -279,7 +283,7 @@ class Listener:
 
 def follow(model: Any, skip: int = 0, **options: Any) -> tuple[Any, list[str], list[int]]:
     """Fits with the data followed: what is known of them, what was told, and the batches begun."""
-    from keras_trainops._keras_data import EpochData
+    from keras_trainops import keras_private
 
     listener, begun, followed = Listener(), [], []
 
@@ -294,7 +298,7 @@ def follow(model: Any, skip: int = 0, **options: Any) -> tuple[Any, list[str], l
 
         def _seen(self, iterator: Any) -> None:
             if iterator is not None and not followed:
-                followed.append(EpochData(iterator, listener))
+                followed.append(keras_private.EpochData(iterator, listener))
 
     class Begun(keras.callbacks.Callback):
         def on_train_begin(self, logs: Any = None) -> None:
@@ -343,7 +347,7 @@ def test_fit_begins_with_the_epoch_it_is_told() -> None:
 
     class Begin(keras.callbacks.Callback):
         def on_train_begin(self, logs: Any = None) -> None:
-            _keras.start_at_epoch(made, 2)
+            keras_private.start_at_epoch(made, 2)
 
         def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
             begun.append(epoch)
@@ -352,21 +356,21 @@ def test_fit_begins_with_the_epoch_it_is_told() -> None:
     x, y = np.ones((4, 3), "float32"), np.ones((4, 2), "float32")
     made.fit(x, y, epochs=4, verbose=0, callbacks=[Begin()])
     assert begun == [2, 3]
-    _keras.start_at_epoch(made, None)
+    keras_private.start_at_epoch(made, None)
     made.fit(x, y, epochs=1, verbose=0)
     assert made.history.epoch == [0]
 
 
 def test_the_global_seed_is_that_which_random_numbers_without_one_advance() -> None:
-    assert _keras.random_seed() == 7  # of the fixture
+    assert keras_private.random_seed() == 7  # of the fixture
     first = keras.random.normal((2,))
-    seed = _keras.global_seed()
+    seed = keras_private.global_seed()
     assert seed is not None
     before = value(seed)
     keras.random.normal((2,))
     assert not np.array_equal(before, value(seed))
     keras.utils.set_random_seed(7)
-    assert _keras.global_seed() is None
+    assert keras_private.global_seed() is None
     np.testing.assert_array_equal(
         keras.ops.convert_to_numpy(keras.random.normal((2,))), keras.ops.convert_to_numpy(first)
     )
@@ -382,21 +386,21 @@ def test_metrics_are_built_from_shapes_alone() -> None:
     else:
         batch = np.ones((1, 3), "float32"), np.ones((1, 2), "float32"), None
     count = len(made.metrics_variables)
-    _keras.build_metrics(made, batch)
+    keras_private.build_metrics(made, batch)
     assert len(made.metrics_variables) > count
 
 
 def test_a_layer_saves_its_own_variables_in_this_order() -> None:
     layer = keras.layers.BatchNormalization()
     layer.build((None, 3))
-    names = [v.name for v in _keras.own_variables(layer)]
+    names = [v.name for v in keras_private.own_variables(layer)]
     assert names == ["gamma", "beta", "moving_mean", "moving_variance"]
 
 
 def test_the_saving_walk_makes_a_layers_group_right_before_it_remembers_the_layer() -> None:
     inner = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)], name="inner")
     model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(3), inner])
-    groups = _keras.saving_walk(model).groups
+    groups = keras_private.saving_walk(model).groups
     assert groups[id(model)] == ""
     assert groups[id(model.layers[0])] == "layers/dense"
     assert groups[id(inner)] == "layers/sequential"
@@ -412,13 +416,13 @@ def test_lookup_layers_tell_their_vocabulary_and_what_is_behind_them() -> None:
     inner_inputs = keras.Input((3,))
     inner = keras.Model(inner_inputs, dense(inner_inputs))
     model = keras.Model(inputs, inner(keras.layers.Activation("relu")(text(inputs))))
-    assert _keras_graph.vocabulary_layers(model) == [text]
-    assert _keras_graph.vocabulary_of(text) == ("[UNK]", "a", "b")
-    np.testing.assert_allclose(_keras_graph.idf_of(text), [1.5, 1.0, 2.0])
-    assert _keras_graph.first_variables_behind(text) == [dense]
-    assert _keras_graph.first_variables_behind(keras.layers.StringLookup(vocabulary=["a"])) is None
-    assert _keras_graph.vocabulary_of(keras.layers.StringLookup()) == ()
-    assert _keras_graph.idf_of(keras.layers.StringLookup(vocabulary=["a"])) is None
+    assert keras_private.vocabulary_layers(model) == [text]
+    assert keras_private.vocabulary_of(text) == ("[UNK]", "a", "b")
+    np.testing.assert_allclose(keras_private.idf_of(text), [1.5, 1.0, 2.0])
+    assert keras_private.first_variables_behind(text) == [dense]
+    assert keras_private.first_variables_behind(keras.layers.StringLookup(vocabulary=["a"])) is None
+    assert keras_private.vocabulary_of(keras.layers.StringLookup()) == ()
+    assert keras_private.idf_of(keras.layers.StringLookup(vocabulary=["a"])) is None
 
 
 def test_clones_of_sequential_and_functional_models_are_made_where_the_mixin_looks() -> None:
@@ -443,11 +447,11 @@ def test_clones_of_sequential_and_functional_models_are_made_where_the_mixin_loo
 
 
 def test_an_optimizer_in_front_has_nothing_of_its_own_but_its_name() -> None:
-    from keras_trainops._keras_optimizers import InFront
+    from keras_trainops import keras_private
 
     inner = keras.optimizers.Adam(0.1)
     inner.build([keras.Variable([1.0], name="v")])
-    front = InFront(inner, "front")
+    front = keras_private.InFront(inner, "front")
     own = {name for name in vars(front) if not name.startswith("_self_")}
     assert own == {"_lock", "name", "built", "_variables", "_tracker", "inner_optimizer"}
     assert front._iterations is inner._iterations
@@ -455,27 +459,32 @@ def test_an_optimizer_in_front_has_nothing_of_its_own_but_its_name() -> None:
 
 
 def test_an_unbuilt_copy_is_built_for_others_and_has_no_variable_of_the_first() -> None:
-    from keras_trainops._keras_optimizers import own_variables, take_over, unbuilt
+    from keras_trainops import keras_private
 
     first, second = (keras.Variable([1.0], name=name) for name in "ab")
     old = keras.optimizers.Adam(0.1)
     old.build([first])
-    new = unbuilt(old)
+    new = keras_private.unbuilt(old)
     assert not new.built
     new.build([first, second])
-    take_over(new, old)
-    assert [v.name for v in own_variables(new)][:2] == ["iteration", "learning_rate"]
-    assert len(own_variables(new)) == 2 + 2 * 2
-    assert not {id(v) for v in own_variables(new)} & {id(v) for v in own_variables(old)}
+    keras_private.take_over(new, old)
+    assert [v.name for v in keras_private.optimizer_variables(new)][:2] == [
+        "iteration",
+        "learning_rate",
+    ]
+    assert len(keras_private.optimizer_variables(new)) == 2 + 2 * 2
+    assert not {id(v) for v in keras_private.optimizer_variables(new)} & {
+        id(v) for v in keras_private.optimizer_variables(old)
+    }
     new.learning_rate = 0.5
     assert value(old.learning_rate) == np.float32(0.1)
 
 
 def test_what_is_excluded_from_weight_decay_is_read_back() -> None:
-    from keras_trainops._keras_optimizers import excluded_from_decay
+    from keras_trainops import keras_private
 
     first, second = (keras.Variable([1.0], name=name) for name in "ab")
     optimizer = keras.optimizers.SGD(weight_decay=0.1)
     optimizer.exclude_from_weight_decay([second], ["bias"])
-    assert excluded_from_decay(optimizer, [first, second]) == ([1], "bias", False)
-    assert excluded_from_decay(optimizer, [first]) == ([], "bias", True)
+    assert keras_private.excluded_from_decay(optimizer, [first, second]) == ([1], "bias", False)
+    assert keras_private.excluded_from_decay(optimizer, [first]) == ([], "bias", True)

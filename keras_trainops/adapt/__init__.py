@@ -10,8 +10,8 @@ from keras_trainops.adapt.base import Adapter, Chain
 from keras_trainops.adapt.channels import InputChannels
 from keras_trainops.adapt.combination import Concat, Split, Stack, Sum
 from keras_trainops.adapt.layout import Gates, Reshape, Transpose, channels_first_flatten
-from keras_trainops.adapt.places import Crop, Pad
 from keras_trainops.adapt.positions import ResizePositions
+from keras_trainops.adapt.slices import Crop, Pad
 from keras_trainops.adapt.torch_layouts import from_torch
 from keras_trainops.adapt.vocabulary import Rows
 

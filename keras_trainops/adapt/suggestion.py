@@ -16,12 +16,12 @@ from collections.abc import Sequence
 import keras
 from keras import layers
 
-from keras_trainops import _keras
+from keras_trainops import keras_private
 from keras_trainops.adapt.base import Adapter, Chain, Shape, only_difference
 from keras_trainops.adapt.channels import InputChannels
 from keras_trainops.adapt.layout import Reshape, Transpose
-from keras_trainops.adapt.places import Crop, Pad
 from keras_trainops.adapt.positions import ResizePositions
+from keras_trainops.adapt.slices import Crop, Pad
 from keras_trainops.adapt.torch_adapters import FromTorch, Unknown, is_torch_key
 from keras_trainops.adapt.torch_layouts import may_be_exchanged, torch_layouts
 
@@ -48,7 +48,7 @@ class Hints:
         known = (layers.Dense, layers.Conv1D, layers.Conv2D, layers.Conv3D)
         return {
             id(variable): layer
-            for layer in _keras.all_layers(self._model)
+            for layer in keras_private.all_layers(self._model)
             if isinstance(layer, known)
             for variable in layer.weights
         }

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 import keras
 from keras import layers
 
-from keras_trainops import _keras, _keras_graph
+from keras_trainops import keras_private
 from keras_trainops.adapt.base import Adapter
 from keras_trainops.adapt.combination import Stack, Sum
 from keras_trainops.adapt.layout import (
@@ -20,7 +20,7 @@ from keras_trainops.adapt.layout import (
     channels_first_flatten,
 )
 from keras_trainops.adapt.torch_adapters import Biases, FromTorch, Kernel, Projection, Unknown
-from keras_trainops.naming import model_weights
+from keras_trainops.weight_names import model_weights
 
 # Variables, and what becomes of the tensor of each; None: nothing.
 _Layout: TypeAlias = "Iterator[tuple[Any, FromTorch | None]]"
@@ -102,7 +102,7 @@ def torch_layouts(root: keras.layers.Layer) -> dict[int, FromTorch]:
     """
     found: dict[int, FromTorch | None] = {}
     owner_of: dict[int, str] = {}
-    every = [layer for layer in _keras.all_layers(root) if layer.built]
+    every = [layer for layer in keras_private.all_layers(root) if layer.built]
     for kinds, layout in _LAYOUTS:  # those of several layers before those of one
         for layer in every:
             if isinstance(layer, kinds):
@@ -124,7 +124,7 @@ def may_be_exchanged(shape: Sequence[int]) -> bool:
 
 
 def _dense(layer: Any) -> _Layout:
-    yield _keras.kernel_of(layer), Kernel(Transpose(), *_reordering(layer))
+    yield keras_private.kernel_of(layer), Kernel(Transpose(), *_reordering(layer))
 
 
 def _batch_norm(layer: Any) -> _Layout:
@@ -154,14 +154,14 @@ def _reordering(layer: keras.layers.Layer) -> list[Adapter]:
 
 def _first_but(kinds: tuple[type, ...], layer: Any) -> Any:
     """The first operation before a layer that is of none of these kinds."""
-    before = _keras_graph.operation_before(layer)
+    before = keras_private.operation_before(layer)
     while isinstance(before, kinds):
-        before = _keras_graph.operation_before(before)
+        before = keras_private.operation_before(before)
     return before
 
 
 def _convolution(layer: Any) -> _Layout:
-    kernel = _keras.kernel_of(layer)
+    kernel = keras_private.kernel_of(layer)
     yield kernel, FromTorch(_space_first(len(kernel.shape)))
 
 
@@ -212,7 +212,7 @@ def _einsum(layer: Any, index: int | None = None) -> _Layout:
     """Of an equation that is a `Linear`: what is left of the inputs' axes is not in the kernel."""
     terms, result = layer.equation.replace(" ", "").split("->")
     given, axes = terms.split(",")
-    kernel = _keras.kernel_of(layer)
+    kernel = keras_private.kernel_of(layer)
     length = dict(zip(axes, kernel.shape, strict=True))
     inputs = [axis for axis in given if axis in length and axis not in result]
     outputs = [axis for axis in result if axis in length and axis not in given]

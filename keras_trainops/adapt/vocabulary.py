@@ -10,13 +10,7 @@ from typing import TypeAlias
 import numpy as np
 
 from keras_trainops.adapt.base import OneTensor, Shape, axis_of, with_length
-from keras_trainops.adapt.places import (
-    Default,
-    call,
-    checked_default,
-    place,
-    require_default,
-)
+from keras_trainops.adapt.slices import Default, call, checked_default, place, require_default
 
 Vocabulary: TypeAlias = "str | os.PathLike[str] | Iterable[Hashable]"
 

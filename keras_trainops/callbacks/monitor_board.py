@@ -8,7 +8,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_trainops.shown import Shown
+from keras_trainops.representation import Shown
 from keras_trainops.state import copy_of
 from keras_trainops.training.optimizer import engine_of
 from keras_trainops.transforms.monitoring import HISTOGRAM_EDGES, Monitor

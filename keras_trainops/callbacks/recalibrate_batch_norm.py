@@ -6,7 +6,7 @@ from typing import Any
 
 import keras
 
-from keras_trainops.shown import Shown
+from keras_trainops.representation import Shown
 from keras_trainops.updates.recalibration import recalibrate_batch_norm
 
 

@@ -11,9 +11,9 @@ from typing import Any
 
 import keras
 
-from keras_trainops.numbers import check_number, check_whole
+from keras_trainops.representation import Shown
+from keras_trainops.scalars import check_number, check_whole
 from keras_trainops.session.run import Run, Settings, announce
-from keras_trainops.shown import Shown
 
 
 class TrainingSession(Shown, keras.callbacks.Callback):

@@ -9,7 +9,7 @@ from typing import Any
 
 import keras
 
-from keras_trainops.shown import Shown
+from keras_trainops.representation import Shown
 from keras_trainops.updates.averaging import WeightAverage
 from keras_trainops.updates.recalibration import batch_statistics, recalibrate_batch_norm
 from keras_trainops.updates.swap import Swap

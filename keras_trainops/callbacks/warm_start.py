@@ -8,14 +8,14 @@ from typing import Any
 import keras
 
 from keras_trainops.adapt.base import Adapt
+from keras_trainops.errors import RestoreError
 from keras_trainops.paths import Patterns, as_list
-from keras_trainops.readers.base import RestoreError
-from keras_trainops.restoring.api import Source, restore
-from keras_trainops.restoring.plan import Reaction
-from keras_trainops.restoring.rename import Rename
-from keras_trainops.restoring.report import RestoreReport
+from keras_trainops.representation import Shown
+from keras_trainops.restoring.naming.rules import Rename
+from keras_trainops.restoring.planning.plan import Reaction
+from keras_trainops.restoring.planning.report import RestoreReport
+from keras_trainops.restoring.restore import Source, restore
 from keras_trainops.session.run import run_on
-from keras_trainops.shown import Shown
 
 
 class WarmStart(Shown, keras.callbacks.Callback):

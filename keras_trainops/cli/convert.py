@@ -5,10 +5,14 @@ from __future__ import annotations
 import argparse
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from keras_trainops.checkpoints.checkpoint import Checkpoint
+from keras_trainops.checkpoints.open import FORMATS, open_checkpoint
+from keras_trainops.checkpoints.storage.limits import nbytes, refuse_unsafe_names
+from keras_trainops.checkpoints.storage.writing import UnwritableError, written_aside
 from keras_trainops.cli.model import (
     add_imports,
     add_restore_options,
@@ -18,18 +22,12 @@ from keras_trainops.cli.model import (
     says_more_than_names,
 )
 from keras_trainops.cli.output import FILE_HELP, RefusedError, print_json, progress_bar, size_text
-from keras_trainops.readers.base import Checkpoint, RestoreError, open_checkpoint
-from keras_trainops.readers.limits import nbytes, refuse_unsafe_names
-from keras_trainops.writers import npz, safetensors_file
-from keras_trainops.writers.files import UnwritableError, written_aside
+from keras_trainops.errors import RestoreError
 
 if TYPE_CHECKING:
     import keras
 
-_WRITERS: dict[str, Callable[..., None]] = {
-    ".safetensors": safetensors_file.write,
-    ".npz": npz.write,
-}
+_WRITERS = {known.suffix: known.write for known in FORMATS if known.write is not None}
 _KERAS = ".weights.h5"
 
 
@@ -118,7 +116,7 @@ def _names(checkpoint: Checkpoint, options: argparse.Namespace) -> dict[str, str
     rules = rename_rules(options.rename)
     if rules is None:
         return {key: key for key in keys}
-    from keras_trainops.restoring.rename import apply_rules  # which imports Keras
+    from keras_trainops.restoring.naming.rules import apply_rules
 
     renaming = apply_rules(rules, keys)
     names = [(str(target), entry.key) for entry in renaming.renamed for target in entry.targets]
@@ -191,9 +189,9 @@ def _require_readable(checkpoint: Checkpoint) -> None:
 
 
 def _of_model(model: keras.Model) -> Checkpoint:
-    from keras_trainops.naming import named_weights
-    from keras_trainops.readers.arrays import VariablesCheckpoint
+    from keras_trainops.checkpoints.formats.arrays import VariablesCheckpoint
     from keras_trainops.state import copy_of
+    from keras_trainops.weight_names import named_weights
 
     variables = [(weight.short, weight.variable) for weight in named_weights(model)]
     return VariablesCheckpoint(variables, f"model {model.name}", copy_of)

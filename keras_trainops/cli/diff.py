@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from keras_trainops.checkpoints.comparison import Comparison, compare
+from keras_trainops.checkpoints.open import open_checkpoint
+from keras_trainops.checkpoints.storage.limits import nbytes
 from keras_trainops.cli.output import FILE_HELP, print_columns, print_json, progress_bar
-from keras_trainops.readers.base import open_checkpoint
-from keras_trainops.readers.comparison import Comparison, compare
-from keras_trainops.readers.limits import nbytes
 
 
 def add(commands: Any, common: argparse.ArgumentParser) -> None:

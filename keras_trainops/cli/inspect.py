@@ -8,6 +8,10 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from keras_trainops.checkpoints.checkpoint import Checkpoint
+from keras_trainops.checkpoints.open import open_checkpoint
+from keras_trainops.checkpoints.statistics import Statistics, is_real, statistics
+from keras_trainops.checkpoints.storage.limits import nbytes
 from keras_trainops.cli.output import (
     FILE_HELP,
     print_columns,
@@ -15,9 +19,6 @@ from keras_trainops.cli.output import (
     progress_bar,
     size_text,
 )
-from keras_trainops.readers.base import Checkpoint, open_checkpoint
-from keras_trainops.readers.limits import nbytes
-from keras_trainops.readers.statistics import Statistics, is_real, statistics
 
 _HEADINGS = ("minimum", "maximum", "mean", "std", "NaN", "infinite")
 

@@ -7,8 +7,7 @@ from typing import Any
 
 import keras
 
-from keras_trainops import _keras
-from keras_trainops._keras_data import EpochData
+from keras_trainops import keras_private
 from keras_trainops.session import randomness
 from keras_trainops.session.record import DataState, Position
 
@@ -34,7 +33,7 @@ class DataPosition:
         if resumed is not None:
             randomness.restore(resumed.random["fit"])
         self._at_fit = self._made = self._used = randomness.state()
-        self.epochs = EpochData(iterator, self)
+        self.epochs = keras_private.EpochData(iterator, self)
 
     def resume(self) -> None:
         """Has the epoch that begins next go on where the resumed run stood."""
@@ -109,7 +108,7 @@ class DataPosition:
         kind, source = self.epochs.kind, self.epochs.source
         if kind == "ArrayDataAdapter":
             on_tensorflow = keras.backend.backend() == "tensorflow"
-            if self.epochs.shuffled and on_tensorflow and _keras.random_seed() is None:
+            if self.epochs.shuffled and on_tensorflow and keras_private.random_seed() is None:
                 return (
                     "arrays are shuffled without a seed: call `keras.utils.set_random_seed`, or "
                     "use `shuffle=False`"

@@ -10,14 +10,14 @@ from typing import Any
 
 import keras
 
-from keras_trainops import _keras
-from keras_trainops.readers.base import RestoreError
+from keras_trainops import keras_private
+from keras_trainops.errors import RestoreError
 from keras_trainops.session import changes, forks
+from keras_trainops.session.callback_states import Neighbours
 from keras_trainops.session.data import DataPosition
 from keras_trainops.session.interruption import Interruption, SessionInterrupted
 from keras_trainops.session.lock import DirectoryLock
 from keras_trainops.session.log import SessionLog
-from keras_trainops.session.neighbours import Neighbours
 from keras_trainops.session.record import Record
 from keras_trainops.session.saver import Saver
 from keras_trainops.session.snapshot import gradient_sums_of, put_back, variables_of
@@ -159,7 +159,7 @@ class Run:
                 f"batches: {why}"
             )
         self._say_what_differs(record)
-        _keras.start_at_epoch(model, self._epochs if self._ended else epoch)
+        keras_private.start_at_epoch(model, self._epochs if self._ended else epoch)
         if self._stopped:
             self.log.say(f"nothing is left to do: {self._ended or 'all epochs are trained'}")
         elif self._data is not None:
@@ -346,7 +346,7 @@ class Run:
         if self._summaries is not None:
             self._summaries.close()
         if self._begun:
-            _keras.start_at_epoch(self._model, None)
+            keras_private.start_at_epoch(self._model, None)
         if error is not None:
             self.log.say(f"stopped because of {type(error).__name__}: {error} ({saved})")
         self._lock.release()

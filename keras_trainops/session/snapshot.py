@@ -10,10 +10,10 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_trainops import _keras
-from keras_trainops.readers.base import RestoreError
+from keras_trainops import keras_private
+from keras_trainops.backends import backend_steps
+from keras_trainops.errors import RestoreError
 from keras_trainops.state import assign_copies, copy_of, parts_of
-from keras_trainops.training.steps import backend_steps
 
 _METRICS = "metrics/"
 
@@ -31,7 +31,7 @@ def variables_of(model: Any) -> dict[str, keras.Variable]:
         ("updates/", updates.policy.variables if updates is not None else []),
         (_METRICS, model.metrics_variables),
     ]
-    seed = _keras.global_seed()
+    seed = keras_private.global_seed()
     if seed is not None:
         groups.append(("random/", [seed]))
     named: dict[str, keras.Variable] = {}
@@ -46,7 +46,7 @@ def variables_of(model: Any) -> dict[str, keras.Variable]:
 
 def gradient_sums_of(model: Any) -> list[keras.Variable]:
     """Those of the variables whose replicas hold parts of a sum."""
-    return _keras.gradient_sums(model.optimizer)
+    return keras_private.gradient_sums(model.optimizer)
 
 
 def _unique(key: str, taken: Mapping[str, Any]) -> str:

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 import keras
 
 from keras_trainops import paths
+from keras_trainops.backends import backend_steps
 from keras_trainops.training import own_step
 from keras_trainops.training.all_or_nothing import all_or_nothing
-from keras_trainops.training.carry_over import fits, fitted, trained_by, without
-from keras_trainops.training.fitting import accompanied, surroundings
+from keras_trainops.training.fit_callbacks import accompanied, surroundings
 from keras_trainops.training.numerics import NumericsGuard
 from keras_trainops.training.optimizer import engine_of
+from keras_trainops.training.optimizer_transfer import fits, fitted, trained_by, without
 from keras_trainops.training.options import COMPILE_ARGUMENTS, TrainOps
-from keras_trainops.training.steps import backend_steps
 from keras_trainops.training.trainability import Trainability, as_compiled, changed_since
 from keras_trainops.training.weight_decay import EXCLUDED, exclude, exclusions
 from keras_trainops.training.wrapping import owned_by, with_engine, with_transforms

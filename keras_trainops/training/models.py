@@ -8,7 +8,7 @@ from typing import Any
 
 import keras
 
-from keras_trainops import _keras
+from keras_trainops import keras_private
 from keras_trainops.training.mixin import TrainOpsMixin
 
 _PREFIX = "TrainOps"  # of the names of extended classes
@@ -142,4 +142,4 @@ def _config_naming(cls: type[keras.Model]) -> Callable[[keras.Model], dict[str, 
     return get_config
 
 
-_keras.keep_in_clones(TrainOpsMixin, with_train_ops)
+keras_private.keep_in_clones(TrainOpsMixin, with_train_ops)

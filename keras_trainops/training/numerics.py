@@ -8,7 +8,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_trainops.training.steps import backend_steps
+from keras_trainops.backends import backend_steps
 from keras_trainops.transforms.base import Gradient
 
 _NONE_YET = -1

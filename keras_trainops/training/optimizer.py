@@ -12,10 +12,9 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_trainops import _keras
-from keras_trainops._keras_optimizers import InFront, track_apart
+from keras_trainops import keras_private
+from keras_trainops.backends import backend_steps
 from keras_trainops.state import Stateful, copy_of
-from keras_trainops.training.steps import backend_steps
 from keras_trainops.training.weight_decay import EXCLUDED, exclude, exclusions
 from keras_trainops.transforms.base import Chain, Gradient, GradientTransform
 from keras_trainops.transforms.scope import owners_scope, update_scope
@@ -25,7 +24,7 @@ _SEED, _UPDATE = "seed_", "update_"
 
 
 @keras.saving.register_keras_serializable(package="keras_trainops")
-class TransformedOptimizer(InFront):
+class TransformedOptimizer(keras_private.InFront):
     """Runs gradient transforms inside another optimizer, right before its update.
 
     The transforms see the gradients unscaled, accumulated, reduced over replicas and with the
@@ -69,7 +68,7 @@ class TransformedOptimizer(InFront):
         """Says whose variables are trained: some transforms ask for the layers they are of."""
         self._attached = weakref.ref(model)
         if engine_of(getattr(model, "optimizer", None)) is self:
-            track_apart(model)
+            keras_private.track_apart(model)
 
     def hold(self, updates: Stateful) -> None:
         """Saves and resumes the state of updates with the optimizer's.
@@ -94,7 +93,7 @@ class TransformedOptimizer(InFront):
         for transform in self.chain.walk():
             if type(transform).build is not GradientTransform.build:  # else it keeps nothing
                 transform.serve(variables if model is None else model.weights)
-        with owners_scope(_keras.all_layers(model) if model is not None else []):
+        with owners_scope(keras_private.all_layers(model) if model is not None else []):
             self.chain.build(variables)
         for variable in self.chain.variables:
             self._track_variable(variable)
@@ -108,7 +107,7 @@ class TransformedOptimizer(InFront):
                 self.build(list(trainable_variables))
         gradients = backend_steps().divisible(grads, self.inner_optimizer)
         if not self._of_several():
-            with _keras.applying(self.inner_optimizer, self._apply_batch):
+            with keras_private.applying(self.inner_optimizer, self._apply_batch):
                 self.inner_optimizer.apply(gradients, trainable_variables)
             return
         scale = self.inner_optimizer.loss_scale_factor or 1.0
@@ -135,7 +134,7 @@ class TransformedOptimizer(InFront):
         if not count:
             self._update_weights(gradients, variables)
             return
-        sums = _keras.accumulators(inner, variables)
+        sums = keras_private.accumulators(inner, variables)
 
         def update(*gradients: Gradient) -> None:
             means = [(g + s) / count for g, s in zip(gradients, sums, strict=True)]
@@ -144,11 +143,11 @@ class TransformedOptimizer(InFront):
                 total.assign(ops.zeros(total.shape, dtype=total.dtype))
 
         def accumulate(*gradients: Gradient) -> None:
-            _keras.accumulate(inner, list(gradients), sums)
+            keras_private.accumulate(inner, list(gradients), sums)
             self._update_averages()
 
         backend_steps().conditionally(
-            ops.equal((_keras.batch_count(inner) + 1) % count, 0),
+            ops.equal((keras_private.batch_count(inner) + 1) % count, 0),
             update,
             accumulate,
             gradients,
@@ -191,7 +190,7 @@ class TransformedOptimizer(InFront):
                 scale = inner.loss_scale_factor or 1.0
                 inner.apply([None if g is None else g * scale for g in gradients], variables)
             else:
-                _keras.step(inner, list(gradients), list(variables))
+                keras_private.step(inner, list(gradients), list(variables))
         backend_steps().assign_weights(
             [v for v, _ in scaled],
             [w + ops.cast(c, w.dtype) * (v - w) for w, (v, c) in zip(starts, scaled, strict=True)],
@@ -204,21 +203,21 @@ class TransformedOptimizer(InFront):
         inner = self.inner_optimizer
         if not inner.use_ema:
             return
-        _keras.update_averages(inner)
+        keras_private.update_averages(inner)
         if inner.ema_overwrite_frequency:
             backend_steps().conditionally(
                 ops.equal((inner.iterations + 1) % inner.ema_overwrite_frequency, 0),
-                lambda: _keras.overwrite_with_averages(inner),
+                lambda: keras_private.overwrite_with_averages(inner),
                 lambda: None,
                 (),
-                changes=_keras.trained_by(inner),
+                changes=keras_private.trained_by(inner),
             )
 
     def _leave_uncounted(self, *_: Gradient) -> None:
         """Takes the count back that the inner optimizer is about to add for a skipped update."""
         inner = self.inner_optimizer
         if not self._of_several():
-            _keras.batch_count(inner).assign_sub(inner.gradient_accumulation_steps or 1)
+            keras_private.batch_count(inner).assign_sub(inner.gradient_accumulation_steps or 1)
 
     @property
     def variables(self) -> list[keras.Variable]:
@@ -309,7 +308,7 @@ class TransformedOptimizer(InFront):
 
     def _seeds(self) -> list[keras.Variable]:
         model = self._attached() if self._attached is not None else None
-        return _keras.seeds(model) if model is not None else []
+        return keras_private.seeds(model) if model is not None else []
 
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments, and what is excluded from weight decay."""
@@ -319,7 +318,7 @@ class TransformedOptimizer(InFront):
             "inner_optimizer": keras.saving.serialize_keras_object(inner),
             "transforms": self.chain.get_config()["transforms"],
         }
-        trained = _keras.trained_by(inner) if inner.built else []
+        trained = keras_private.trained_by(inner) if inner.built else []
         waiting = {EXCLUDED: self._exclusions} if self._exclusions else {}
         return {**config, **(waiting or exclusions(inner, trained))}
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import keras
 
-from keras_trainops.training.fitting import SeesData
+from keras_trainops.training.fit_callbacks import SeesData
 from keras_trainops.training.numerics import NumericsGuard
 from keras_trainops.training.trainability import Trainability
 from keras_trainops.transforms.monitoring import Monitor

@@ -10,9 +10,9 @@ from typing import Any
 
 import keras
 
+from keras_trainops.backends import backend_steps
 from keras_trainops.state import copy_of
 from keras_trainops.training.optimizer import engine_of
-from keras_trainops.training.steps import backend_steps
 from keras_trainops.transforms.monitoring import Monitor
 from keras_trainops.updates.policy import UpdatePolicy
 

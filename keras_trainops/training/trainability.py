@@ -8,15 +8,15 @@ from typing import Any
 
 import keras
 
-from keras_trainops import _keras
-from keras_trainops.training.carry_over import without
+from keras_trainops import keras_private
+from keras_trainops.training.optimizer_transfer import without
 
 
 class Trainability:
     """Which layers and weights of a model are trainable at this moment."""
 
     def __init__(self, model: Any) -> None:
-        self._layers = [(layer, layer.trainable) for layer in _keras.all_layers(model)]
+        self._layers = [(layer, layer.trainable) for layer in keras_private.all_layers(model)]
         self._weights = [(weight, weight.trainable) for weight in model.weights]
 
     def holds(self) -> bool:
@@ -33,7 +33,7 @@ class Trainability:
 
     def changed_unbuilt(self, model: Any) -> list[str]:
         """The names of layers that will have weights, and are not what they were."""
-        unbuilt = set(_keras.unbuilt_layers(model))
+        unbuilt = set(keras_private.unbuilt_layers(model))
         return [layer.name for layer, _ in self._changed(self._layers) if layer.name in unbuilt]
 
     @staticmethod
@@ -94,5 +94,5 @@ def _trainable(model: Any) -> list[keras.Variable]:
 
 
 def _unbuilt(model: Any) -> list[Any]:
-    names = set(_keras.unbuilt_layers(model))
-    return [layer for layer in _keras.all_layers(model) if layer.name in names]
+    names = set(keras_private.unbuilt_layers(model))
+    return [layer for layer in keras_private.all_layers(model) if layer.name in names]

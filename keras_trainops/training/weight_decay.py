@@ -8,7 +8,7 @@ from typing import Any
 
 import keras
 
-from keras_trainops._keras_optimizers import all_of, excluded_from_decay, inside
+from keras_trainops import keras_private
 
 EXCLUDED = "excluded_from_weight_decay"  # its key in a configuration
 
@@ -26,7 +26,7 @@ def exclusions(optimizer: Any, variables: Sequence[keras.Variable]) -> dict[str,
     """
     found = []
     for part in _that_step(optimizer):
-        positions, names, others = excluded_from_decay(part, variables)
+        positions, names, others = keras_private.excluded_from_decay(part, variables)
         if others:
             warnings.warn(
                 f"{part.name!r} excludes variables from weight decay that it does not train"
@@ -59,4 +59,8 @@ def exclude(
 
 
 def _that_step(optimizer: Any) -> list[Any]:
-    return [each for each in all_of(optimizer) if not inside(each)] if optimizer else []
+    return (
+        [each for each in keras_private.all_of(optimizer) if not keras_private.inside(each)]
+        if optimizer
+        else []
+    )

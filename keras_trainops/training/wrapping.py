@@ -6,7 +6,7 @@ from typing import Any
 
 import keras
 
-from keras_trainops._keras_optimizers import all_of, with_another_inside
+from keras_trainops import keras_private
 from keras_trainops.training.optimizer import TransformedOptimizer, engine_of
 
 
@@ -20,7 +20,7 @@ def owned_by(optimizer: Any) -> list[Any]:
     if optimizer is None:
         return []
     engine = engine_of(optimizer)
-    return [*all_of(optimizer), *(engine.chain.walk() if engine is not None else ())]
+    return [*keras_private.all_of(optimizer), *(engine.chain.walk() if engine is not None else ())]
 
 
 def with_transforms(optimizer: Any, transforms: Any) -> keras.optimizers.Optimizer:
@@ -31,7 +31,7 @@ def with_transforms(optimizer: Any, transforms: Any) -> keras.optimizers.Optimiz
     """
     if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
         inner = with_transforms(optimizer.inner_optimizer, transforms)
-        return with_another_inside(optimizer, inner)
+        return keras_private.with_another_inside(optimizer, inner)
     if optimizer is None:
         raise ValueError("`gradient_transforms` need an optimizer. Received: optimizer=None")
     if isinstance(optimizer, TransformedOptimizer):

@@ -9,9 +9,9 @@ from typing import Any, TypeAlias
 import keras
 from keras import ops
 
-from keras_trainops.numbers import Number
-from keras_trainops.shown import Shown
-from keras_trainops.slots import misplaced
+from keras_trainops.arguments import misplaced
+from keras_trainops.representation import Shown
+from keras_trainops.scalars import Number
 from keras_trainops.state import Stateful
 from keras_trainops.transforms.scope import value_of
 

@@ -8,7 +8,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_trainops.numbers import Number, check_positive, deserialize_number, serialize_number
+from keras_trainops.scalars import Number, check_positive, deserialize_number, serialize_number
 from keras_trainops.transforms.base import Gradient, GradientTransform, wide
 from keras_trainops.transforms.scope import value_of
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import keras
 
-from keras_trainops import _keras
+from keras_trainops import keras_private
 from keras_trainops.transforms.base import Gradient, GradientTransform, TransformFn
 
 
@@ -22,7 +22,7 @@ class _OfFunction(GradientTransform):
         self.function = function
 
     def get_config(self) -> dict[str, Any]:
-        return {"function": _keras.serialized_function(self.function)}
+        return {"function": keras_private.serialized_function(self.function)}
 
 
 @keras.saving.register_keras_serializable(package="keras_trainops")

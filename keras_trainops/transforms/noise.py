@@ -9,7 +9,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_trainops.numbers import check_number
+from keras_trainops.scalars import check_number
 from keras_trainops.transforms.base import Gradient, GradientTransform, wide
 
 

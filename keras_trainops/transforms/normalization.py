@@ -9,7 +9,7 @@ import keras
 from keras import ops
 
 from keras_trainops import paths
-from keras_trainops.numbers import Number, check_positive, deserialize_number, serialize_number
+from keras_trainops.scalars import Number, check_positive, deserialize_number, serialize_number
 from keras_trainops.transforms.base import Gradient, GradientTransform, wide
 from keras_trainops.transforms.clipping import global_norm, scaled
 from keras_trainops.transforms.layouts import Axes, Overrides, unit_axes

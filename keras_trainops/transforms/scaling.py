@@ -9,7 +9,7 @@ import keras
 from keras import ops
 
 from keras_trainops import paths
-from keras_trainops.numbers import (
+from keras_trainops.scalars import (
     Number,
     check_number,
     deserialize_number,

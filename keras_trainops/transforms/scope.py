@@ -11,7 +11,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_trainops.numbers import Number, is_schedule, value_at
+from keras_trainops.scalars import Number, is_schedule, value_at
 
 
 @dataclass

@@ -8,7 +8,7 @@ from typing import Any
 import keras
 
 from keras_trainops import paths
-from keras_trainops.numbers import Number
+from keras_trainops.scalars import Number
 from keras_trainops.transforms.base import Chain, Gradient, GradientTransform, as_transform
 
 

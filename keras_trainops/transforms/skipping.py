@@ -8,7 +8,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_trainops.numbers import (
+from keras_trainops.scalars import (
     Number,
     check_positive,
     check_whole,

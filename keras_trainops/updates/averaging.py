@@ -12,7 +12,8 @@ import numpy as np
 from keras import ops
 
 from keras_trainops import paths
-from keras_trainops.numbers import (
+from keras_trainops.representation import Shown
+from keras_trainops.scalars import (
     Number,
     check_number,
     check_positive,
@@ -21,7 +22,6 @@ from keras_trainops.numbers import (
     serialize_number,
     value_at,
 )
-from keras_trainops.shown import Shown
 from keras_trainops.state import copy_of
 from keras_trainops.updates.base import On, Update
 from keras_trainops.updates.swap import Swap

@@ -11,9 +11,9 @@ from typing import Any, Literal, TypeAlias
 
 import keras
 
-from keras_trainops.numbers import check_whole
-from keras_trainops.shown import Shown
-from keras_trainops.slots import misplaced
+from keras_trainops.arguments import misplaced
+from keras_trainops.representation import Shown
+from keras_trainops.scalars import check_whole
 from keras_trainops.state import Stateful
 
 On: TypeAlias = Literal["update", "batch"]

@@ -7,7 +7,7 @@ from typing import Any
 
 import keras
 
-from keras_trainops import _keras
+from keras_trainops import keras_private
 from keras_trainops.updates.base import On, Update
 
 
@@ -75,4 +75,7 @@ class Function(Update):
                 "`build` with `add_variable`, or register it with `model.add_update` in the code "
                 "that builds the model."
             )
-        return {"function": _keras.serialized_function(self.function), **super().get_config()}
+        return {
+            "function": keras_private.serialized_function(self.function),
+            **super().get_config(),
+        }

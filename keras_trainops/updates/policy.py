@@ -10,7 +10,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_trainops.slots import misplaced
+from keras_trainops.arguments import misplaced
 from keras_trainops.state import Stateful, copy_of
 from keras_trainops.updates.base import Update, as_update
 from keras_trainops.updates.layer_updates import LayerUpdates

@@ -10,9 +10,9 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_trainops import _keras, paths
-from keras_trainops.numbers import check_number, check_positive, check_whole
-from keras_trainops.shown import Shown
+from keras_trainops import keras_private, paths
+from keras_trainops.representation import Shown
+from keras_trainops.scalars import check_number, check_positive, check_whole
 from keras_trainops.state import Stateful, copy_of
 from keras_trainops.updates.base import On, Update
 
@@ -117,7 +117,7 @@ class Project(Update):
         plain = callable(self.projection) and not hasattr(self.projection, "get_config")
         return {
             "patterns": paths.serializable(self.patterns),
-            "projection": _keras.serialized_function(self.projection)
+            "projection": keras_private.serialized_function(self.projection)
             if plain
             else keras.saving.serialize_keras_object(self.projection),
             **super().get_config(),

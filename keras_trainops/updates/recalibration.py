@@ -12,7 +12,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_trainops import _keras
+from keras_trainops import keras_private
 from keras_trainops.state import copy_of
 from keras_trainops.updates.layer_updates import LayerUpdateScope
 
@@ -66,7 +66,7 @@ def recalibrate_batch_norm(
         with _watched(layers) as watches:
             todo = [watches]
             if layer_by_layer:
-                _forward(model, next(_keras.batches(data, batch_size)))
+                _forward(model, next(keras_private.batches(data, batch_size)))
                 todo = [[watch] for watch in sorted(watches, key=lambda w: w.turn) if watch.turn]
             for i, now in enumerate(todo):
                 label = f"batch norm {i + 1}/{len(todo)}"
@@ -162,7 +162,7 @@ def _recalibrate(model: keras.Model, watches: list[_Watch], batches: Iterable[An
 def _forward(model: keras.Model, x: Any) -> None:
     """A forward pass as in training, which changes nothing."""
     with _no_gradients(), LayerUpdateScope(model.variables):
-        _keras.call_in_training(model, x)
+        keras_private.call_in_training(model, x)
 
 
 def _no_gradients() -> contextlib.AbstractContextManager[Any]:
@@ -185,7 +185,7 @@ def _assign(values: Iterable[tuple[keras.Variable, np.ndarray]]) -> None:
 
 
 def _batch_norms(model: keras.Model) -> list[keras.layers.BatchNormalization]:
-    layers = _keras.all_layers(model)
+    layers = keras_private.all_layers(model)
     return [layer for layer in layers if isinstance(layer, keras.layers.BatchNormalization)]
 
 
@@ -198,7 +198,7 @@ def _shown(
 ) -> Iterable[Any]:
     """The inputs of the batches, with Keras's progress bar where it is wanted."""
     bar = keras.utils.Progbar(steps, unit_name=label) if verbose else None
-    for i, x in enumerate(_keras.batches(data, batch_size)):
+    for i, x in enumerate(keras_private.batches(data, batch_size)):
         if steps is not None and i >= steps:
             break
         yield x

@@ -7,8 +7,8 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_trainops import _keras, paths
-from keras_trainops.numbers import check_number
+from keras_trainops import keras_private, paths
+from keras_trainops.scalars import check_number
 from keras_trainops.state import copy_of
 from keras_trainops.updates.base import On, Update
 
@@ -103,7 +103,7 @@ def _weights(model: keras.Model, wanted: keras.layers.Layer | str) -> list[keras
 
     By layers and not by patterns: two nested models may hold variables of one path.
     """
-    layers = _keras.all_layers(model)
+    layers = keras_private.all_layers(model)
     found = [la for la in layers if la is wanted or la.name == wanted]
     name = wanted if isinstance(wanted, str) else wanted.name
     if not found:

@@ -11,7 +11,7 @@ import pytest
 from helpers import refused, two_layers, value
 
 import keras_trainops as kt
-from keras_trainops.readers.base import Checkpoint
+from keras_trainops.checkpoints.checkpoint import Checkpoint
 
 A = np.arange(24.0).reshape(2, 3, 4)
 NAN = np.nan  # what is left to the variable

@@ -12,7 +12,7 @@ import signal
 import sys
 import warnings
 
-import keras_trainops.readers.base as readers
+import keras_trainops.checkpoints.checkpoint as readers
 
 warnings.simplefilter("ignore")
 

@@ -19,7 +19,7 @@ import tensorflow as tf
 from helpers import assert_same, refused, two_layers, value, weights
 
 import keras_trainops as kt
-from keras_trainops.readers.arrays import ArraysCheckpoint
+from keras_trainops.checkpoints.formats.arrays import ArraysCheckpoint
 
 torch = pytest.importorskip("torch", reason="torch is not installed (the extra `torch`)")
 pandas = pytest.importorskip("pandas", reason="pandas is not installed (mlxtend needs it)")

@@ -21,8 +21,10 @@ import safetensors.numpy
 from helpers import refused, two_layers
 
 import keras_trainops as kt
-from keras_trainops.readers import errors, files, nested
-from keras_trainops.readers.arrays import ArraysCheckpoint
+from keras_trainops import errors
+from keras_trainops.checkpoints import nested
+from keras_trainops.checkpoints.formats.arrays import ArraysCheckpoint
+from keras_trainops.checkpoints.storage import files
 
 HERE = Path(__file__).parent
 READERS = Path(files.__file__).parent

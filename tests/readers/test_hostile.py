@@ -19,7 +19,7 @@ from helpers import refused, two_layers
 from tensorflow.core.protobuf import trackable_object_graph_pb2
 
 import keras_trainops as kt
-from keras_trainops.readers import limits
+from keras_trainops.checkpoints.storage import limits
 
 
 def npy(array: np.ndarray, shape: str | None = None) -> bytes:

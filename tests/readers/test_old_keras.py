@@ -16,7 +16,7 @@ from helpers import assert_same, randomise, refused, weights
 from old_keras_model import old_keras_model
 
 import keras_trainops as kt
-from keras_trainops.readers.keras_config import owners_from_config
+from keras_trainops.checkpoints.formats.keras.config import owners_from_config
 
 DATA = Path(__file__).parent / "data"
 

@@ -15,12 +15,13 @@ import safetensors.numpy
 import tensorflow as tf
 
 import keras_trainops as kt
-from keras_trainops.readers import base, raw
+from keras_trainops.checkpoints import checkpoint
+from keras_trainops.checkpoints.storage import raw
 
 RNG = np.random.default_rng(0)
 ARRAYS = {
-    "a/long": RNG.normal(size=(7, base.PIECE // 3)).astype("f4"),  # more than two pieces
-    "a/whole": RNG.normal(size=(2, base.PIECE)),
+    "a/long": RNG.normal(size=(7, checkpoint.PIECE // 3)).astype("f4"),  # more than two pieces
+    "a/whole": RNG.normal(size=(2, checkpoint.PIECE)),
     "a/half": RNG.normal(size=(3, 5)).astype(ml_dtypes.bfloat16),
     "a/flags": np.array([True, False, True]),
     "a/scalar": np.array(3, "int32"),
@@ -81,7 +82,7 @@ def test_pieces_and_wholes_are_what_the_library_reads(path: str) -> None:
             assert checkpoint[key].dtype == checkpoint.dtype(key)
             assert checkpoint[key].flags.writeable
             pieces = [piece.copy() for piece in checkpoint.pieces(key)]
-            assert all(piece.size <= base.PIECE for piece in pieces)
+            assert all(piece.size <= checkpoint.PIECE for piece in pieces)
             joined = np.concatenate(pieces) if pieces else np.zeros(0)
             np.testing.assert_array_equal(joined.reshape(expected.shape), expected)
         plain = {key for key in checkpoint if checkpoint._extent(key) is not None}

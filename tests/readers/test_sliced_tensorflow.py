@@ -13,7 +13,7 @@ import tensorflow as tf
 from helpers import refused, value
 
 import keras_trainops as kt
-from keras_trainops.readers.raw import can_check
+from keras_trainops.checkpoints.storage.raw import can_check
 
 tf1 = tf.compat.v1
 PARTS = {

@@ -13,7 +13,7 @@ import pytest
 import tensorflow as tf
 
 import keras_trainops as kt
-from keras_trainops.readers.training_state import by_name
+from keras_trainops.checkpoints.training_state import by_name
 
 tf1 = tf.compat.v1
 DATA = Path(__file__).with_name("data")

@@ -17,7 +17,7 @@ from helpers import assert_same, weights
 from packages import wheel_file
 
 import keras_trainops as kt
-from keras_trainops.restoring.rename import apply_rules
+from keras_trainops.restoring.naming.rules import apply_rules
 
 LEAVES = {
     "weight": "gamma",

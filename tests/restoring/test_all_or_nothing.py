@@ -15,7 +15,7 @@ import tensorflow as tf
 from helpers import assert_same, refused, run, two_layers, value, weights
 
 import keras_trainops as kt
-from keras_trainops.restoring import assign as assigning
+from keras_trainops.restoring.loading import assign as assigning
 
 
 def arrays(seed: int = 5) -> dict[str, np.ndarray]:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import keras_trainops as kt
-from keras_trainops.restoring.auto import pair
+from keras_trainops.restoring.naming.auto import pair
 
 
 def numbered(first: int, count: int, seed: int) -> keras.Model:

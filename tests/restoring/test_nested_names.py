@@ -13,9 +13,9 @@ import pytest
 from helpers import assert_same, refused, value, weights
 
 import keras_trainops as kt
+from keras_trainops.checkpoints.formats.arrays import VariablesCheckpoint
 from keras_trainops.cli import main
-from keras_trainops.naming import named_weights, unique
-from keras_trainops.readers.arrays import VariablesCheckpoint
+from keras_trainops.weight_names import named_weights, unique
 
 Spec = tuple[Any, ...]  # (kind, name, parts) of a model, (name,) of a dense layer
 

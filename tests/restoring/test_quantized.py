@@ -12,7 +12,7 @@ from helpers import assert_same, randomise, refused, two_layers, value, weights
 
 import keras_trainops as kt
 from keras_trainops.cli import main
-from keras_trainops.restoring.hints import exclude_patterns
+from keras_trainops.restoring.planning.exclusions import exclude_patterns
 
 
 def net(seed: int = 0) -> keras.Model:

@@ -8,7 +8,7 @@ import pytest
 from helpers import refused, two_layers, value
 
 import keras_trainops as kt
-from keras_trainops.restoring.rename import apply_rules
+from keras_trainops.restoring.naming.rules import apply_rules
 
 THEIRS = {
     "net/l1/w": np.full((4, 3), 1.0),

@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import keras_trainops as kt
-from keras_trainops.readers.arrays import ArraysCheckpoint
-from keras_trainops.restoring import progress
-from keras_trainops.restoring.report import fold
+from keras_trainops.checkpoints.formats.arrays import ArraysCheckpoint
+from keras_trainops.restoring.loading import progress
+from keras_trainops.restoring.planning.report import fold
 
 ALL = {
     "trunk/kernel": np.full((4, 3), 1.0),

@@ -14,7 +14,7 @@ import pytest
 from helpers import assert_same, run, two_layers, value, weights
 
 import keras_trainops as kt
-from keras_trainops.restoring import assign as assigning
+from keras_trainops.restoring.loading import assign as assigning
 
 
 def arrays() -> dict[str, np.ndarray]:

@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import keras_trainops as kt
-from keras_trainops.restoring.folding import fold_rules
-from keras_trainops.restoring.layers import adaptation, counterparts, layers_of
-from keras_trainops.restoring.rename import apply_rules
+from keras_trainops.restoring.guessing.layers import adaptation, counterparts, layers_of
+from keras_trainops.restoring.guessing.rules import fold_rules
+from keras_trainops.restoring.naming.rules import apply_rules
 
 
 def dense(sizes: dict[str, tuple[int, int]]) -> keras.Model:

@@ -9,7 +9,7 @@ import pytest
 from helpers import assert_same, assert_same_arithmetic, differ, value, weights
 
 import keras_trainops as kt
-from keras_trainops import _keras
+from keras_trainops import keras_private
 
 LayerUpdates = kt.updates.LayerUpdates
 RNG = np.random.default_rng(0)
@@ -109,7 +109,7 @@ class Forget(keras.callbacks.Callback):
     """Mends plain Keras, which loses a loss now and then where JAX runs eagerly."""
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
-        _keras.forget_losses(self.model)
+        keras_private.forget_losses(self.model)
 
 
 def everything(model_class: type[keras.Model]) -> keras.Model:

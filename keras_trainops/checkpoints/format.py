@@ -1,0 +1,111 @@
+"""The protocol of checkpoint formats: how one is recognised, opened and written."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Protocol
+
+from keras_trainops.checkpoints.checkpoint import Checkpoint
+from keras_trainops.checkpoints.storage.files import open_regular
+from keras_trainops.checkpoints.storage.shards import weight_map
+
+_HEAD = 16  # bytes
+
+
+class Candidate:
+    """A path whose format is sought. Each property reads the disk once, when first asked for.
+
+    Attributes:
+        location: The path as text; for TensorFlow checkpoints a prefix of file names.
+        path: The same as a `Path`, which may not exist.
+    """
+
+    def __init__(self, location: str) -> None:
+        self.location = location
+        self.path = Path(location)
+
+    @functools.cached_property
+    def is_directory(self) -> bool:
+        """Whether the path is a directory."""
+        return self.path.is_dir()
+
+    @functools.cached_property
+    def head(self) -> bytes:
+        """The first 16 bytes of a file; empty for a directory and for a missing file.
+
+        Raises:
+            RestoreError: If the path is a pipe, a device or another special file.
+        """
+        if self.is_directory or not self.path.exists():
+            return b""
+        return first_bytes(self.path)
+
+    @functools.cached_property
+    def members(self) -> frozenset[str] | None:
+        """The names in a zip archive; None for other files."""
+        if not self.head or not zipfile.is_zipfile(self.path):
+            return None
+        with zipfile.ZipFile(self.path) as archive:
+            return frozenset(archive.namelist())
+
+    @functools.cached_property
+    def shard_head(self) -> bytes:
+        """The first 16 bytes of the first shard that an index file lists; empty for other files."""
+        files = weight_map(self.location) if self.head.lstrip().startswith(b"{") else None
+        return first_bytes(Path(next(iter(files.values()))[0])) if files else b""
+
+
+def first_bytes(path: Path, count: int = _HEAD) -> bytes:
+    """Read the first bytes of a regular file."""
+    with open_regular(str(path)) as file:
+        return file.read(count)
+
+
+class Writer(Protocol):
+    """Writes tensors of a checkpoint to a new file, one piece at a time."""
+
+    def __call__(
+        self,
+        path: Path,
+        checkpoint: Checkpoint,
+        keys: Mapping[str, str],
+        progress: Callable[[int], None] = ...,
+    ) -> None:
+        """Write the file.
+
+        Args:
+            path: The new file.
+            checkpoint: The source of the tensors.
+            keys: Mapping from the name in the new file to the key in `checkpoint`.
+            progress: Called with the number of bytes after each piece.
+
+        Raises:
+            UnwritableError: If the format cannot hold a dtype or a name; nothing is written.
+            RestoreError: If a tensor cannot be read.
+        """
+
+
+@dataclasses.dataclass(frozen=True)
+class Format:
+    """A checkpoint format, as `register_format` takes it.
+
+    Attributes:
+        name: Its name in messages, in the plural: "GGUF files".
+        recognise: Returns whether a path is of this format. It must not raise for other formats.
+        open: Returns the checkpoint at a path.
+        suffix: The file name ending under which `write` writes, such as `.npz`.
+        write: Writes a file of this format; None if it can only be read.
+
+    Example:
+        >>> gguf = Format("GGUF files", lambda path: path.head.startswith(b"GGUF"), open=print)
+    """
+
+    name: str
+    recognise: Callable[[Candidate], bool]
+    open: Callable[[str], Checkpoint]
+    suffix: str = ""
+    write: Writer | None = None

@@ -1,0 +1,83 @@
+"""Sharded Keras weights: `.weights.json` and the `.weights.h5` files beside it."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Mapping
+
+import h5py
+
+from keras_trainops.checkpoints.format import Candidate, Format
+from keras_trainops.checkpoints.formats.hdf5.file import MAGIC, open_hdf5
+from keras_trainops.checkpoints.formats.keras.weights import KerasWeightsCheckpoint, by_number, scan
+from keras_trainops.checkpoints.storage.files import open_regular
+from keras_trainops.checkpoints.storage.raw import Fingerprint
+from keras_trainops.checkpoints.storage.shards import listed_files
+from keras_trainops.errors import RestoreError
+
+
+class KerasShardsCheckpoint(KerasWeightsCheckpoint):
+    """The weights that an index lists, group by group; one group may lie in several shards."""
+
+    format = "sharded Keras weights (.weights.json)"
+
+    def __init__(self, location: str, listed: Mapping[str, list[str]]) -> None:
+        self._listed = {
+            place.strip("/").rpartition("vars")[0].rstrip("/"): paths
+            for place, paths in listed.items()
+        }
+        paths = dict.fromkeys(path for paths in listed.values() for path in paths)
+        watched = Fingerprint([location, *paths])  # before any of them is read
+        self._shards: dict[str, h5py.File] = {}
+        self._plain_files: dict[str, io.FileIO] = {}
+        self._opened = contextlib.ExitStack()
+        with contextlib.ExitStack() as opened:  # closes all of them unless all goes well
+            for path in paths:
+                self._shards[path] = opened.enter_context(open_hdf5(path))
+                self._plain_files[path] = opened.enter_context(open_regular(path))
+            super().__init__(location, next(iter(self._shards.values())))
+            self._fingerprint = watched
+            self._opened = opened.pop_all()
+
+    def _find_datasets(self, file: h5py.File) -> None:
+        owners: dict[str, str] = {}
+        found: dict[tuple[str, str], h5py.Dataset] = {}
+        for path, shard in self._shards.items():
+            names, datasets = scan(shard, path)
+            for group, name in names.items():  # a group that spills over has it in one shard only
+                owners[group] = owners.get(group) or name
+            for place, dataset in datasets.items():
+                if place in found:
+                    raise RestoreError(
+                        f"{self.location!r}: two of its shards hold {'/'.join(place)!r}."
+                    )
+                if path in self._listed.get(place[0], ()):
+                    found[place] = dataset
+        lost = set(self._listed) - {group for group, _ in found}
+        if lost:
+            raise RestoreError(
+                f"{self.location!r} lists {min(lost)!r} in {self._listed[min(lost)]}, where it is "
+                "not."
+            )
+        order = {group: number for number, group in enumerate(self._listed)}
+        in_order = sorted(found, key=lambda place: (order[place[0]], by_number(place[1])))
+        self._name_datasets(owners, {place: found[place] for place in in_order})
+
+    def _plain_file(self, dataset: h5py.Dataset) -> io.FileIO:
+        return self._plain_files[dataset.file.filename]
+
+    def close(self) -> None:
+        super().close()
+        self._opened.close()
+
+
+def _recognise(candidate: Candidate) -> bool:
+    return candidate.shard_head.startswith(MAGIC)
+
+
+def _open(location: str) -> KerasShardsCheckpoint:
+    return KerasShardsCheckpoint(location, listed_files(location))
+
+
+FORMAT = Format(".weights.json", _recognise, _open)

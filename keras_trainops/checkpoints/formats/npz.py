@@ -1,0 +1,189 @@
+"""NumPy archives (`.npz`) and single arrays (`.npy`). Nothing in them is ever unpickled."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import IO, NamedTuple
+
+import numpy as np
+
+from keras_trainops.checkpoints.checkpoint import Checkpoint
+from keras_trainops.checkpoints.format import Candidate, Format
+from keras_trainops.checkpoints.storage.files import open_regular, require_file
+from keras_trainops.checkpoints.storage.limits import nbytes, refuse_bomb
+from keras_trainops.checkpoints.storage.writing import UnwritableError
+from keras_trainops.checkpoints.storage.zip_archives import refuse_repeated
+from keras_trainops.checkpoints.training_state import by_name
+from keras_trainops.errors import RestoreError
+
+_NPY_MAGIC = b"\x93NUMPY"
+_LONGEST_HEADER = 10_000  # bytes, as NumPy has it
+
+
+class _Header(NamedTuple):
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+
+class _WithHeaders(Checkpoint):
+    """Arrays whose headers are read as the file is opened."""
+
+    _headers: dict[str, _Header]
+
+    def _keys(self) -> Mapping[str, _Header]:
+        return self._headers
+
+    def _shape(self, key: str) -> tuple[int, ...]:
+        return self._headers[key].shape
+
+    def _dtype(self, key: str) -> np.dtype:
+        return self._headers[key].dtype
+
+    def _refuse_objects(self, key: str) -> None:
+        if self._headers[key].dtype.hasobject:
+            raise RestoreError(
+                f"{self.location!r}: the array {key!r} holds Python objects, which are programs "
+                "to be run and no numbers, so it is not read. Save it as an array of numbers."
+            )
+
+
+class NpzCheckpoint(_WithHeaders):
+    """An `.npz` archive; shapes and dtypes come from the headers of its members."""
+
+    format = "NumPy .npz archive"
+    checksums = True
+
+    def __init__(self, location: str) -> None:
+        super().__init__(location, [location])
+        with zipfile.ZipFile(location) as archive:
+            members = [m for m in archive.infolist() if m.filename.endswith(".npy")]
+            if not members:
+                raise RestoreError(f"{location!r} is a zip archive without any .npy array.")
+            refuse_repeated(archive, location)
+            self._headers = {
+                member.filename.removesuffix(".npy"): _member_header(archive, member, location)
+                for member in members
+            }
+        self._arrays = np.load(location, allow_pickle=False)
+        self.training_state = by_name(self._headers)
+
+    def _read(self, key: str) -> np.ndarray:
+        self._refuse_objects(key)
+        return self._arrays[f"{key}.npy"]  # the full name: a key may itself be that of another
+
+    def close(self) -> None:
+        self._arrays.close()
+
+
+class NpyCheckpoint(_WithHeaders):
+    """An `.npy` file; its key is the file's name without `.npy`."""
+
+    format = "NumPy .npy array"
+
+    def __init__(self, location: str) -> None:
+        super().__init__(location, [location])
+        size = require_file(location)
+        with open_regular(location) as file:
+            header = _header(file, location)
+            _refuse_other_size("the array", header, size - file.tell(), location)
+        self._headers = {os.path.basename(location).removesuffix(".npy"): header}
+
+    def _read(self, key: str) -> np.ndarray:
+        self._refuse_objects(key)
+        require_file(self.location)
+        return np.load(self.location, allow_pickle=False)
+
+
+def _member_header(archive: zipfile.ZipFile, member: zipfile.ZipInfo, location: str) -> _Header:
+    refuse_bomb(f"the member {member.filename!r}", member.file_size, member.compress_size, location)
+    with archive.open(member) as file:
+        header = _header(file, location)
+        _refuse_other_size(
+            f"the member {member.filename!r}", header, member.file_size - file.tell(), location
+        )
+    return header
+
+
+def _header(file: IO[bytes], location: str) -> _Header:
+    """The header of an array, whose length it says itself, before all that it says."""
+    version = np.lib.format.read_magic(file)
+    width = 2 if version == (1, 0) else 4
+    start = file.tell()
+    length = int.from_bytes(file.read(width), "little")
+    if length > _LONGEST_HEADER:
+        raise RestoreError(
+            f"{location!r}: the header of an array claims {length:,} bytes, which is too long for "
+            "a shape and a dtype. It is damaged."
+        )
+    file.seek(start)
+    read = (
+        np.lib.format.read_array_header_1_0
+        if version == (1, 0)
+        else np.lib.format.read_array_header_2_0
+    )
+    shape, _, dtype = read(file)
+    return _Header(shape, dtype)
+
+
+def _refuse_other_size(what: str, header: _Header, stored: int, location: str) -> None:
+    """Objects are pickled, so their size says nothing; they are refused when they are asked for."""
+    claimed = nbytes(header.shape, header.dtype)
+    if not header.dtype.hasobject and claimed != stored:
+        raise RestoreError(
+            f"{location!r}: the header of {what} claims {claimed:,} bytes, but {stored:,} follow "
+            "it. It is damaged or cut short."
+        )
+
+
+def write(
+    path: Path,
+    checkpoint: Checkpoint,
+    keys: Mapping[str, str],
+    progress: Callable[[int], None] = lambda nbytes: None,
+) -> None:
+    """Writes tensors of a checkpoint piece by piece; `numpy.load` reads them.
+
+    Args:
+        path: The new file.
+        checkpoint: Where the tensors come from.
+        keys: From the name that a tensor is to have to its key in `checkpoint`.
+        progress: Is told how many bytes were written.
+
+    Raises:
+        UnwritableError: If NumPy itself lacks a dtype, as bfloat16; nothing is written then.
+        RestoreError: If a tensor cannot be read.
+    """
+    for name, key in keys.items():
+        dtype = checkpoint.dtype(key)
+        if dtype.kind not in "biufc":
+            raise UnwritableError(
+                f".npz has no dtype for {name!r}, which is {dtype}: `numpy.load` would give bytes "
+                "without a meaning. Convert to .safetensors."
+            )
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+        for name, key in keys.items():
+            header = {
+                "descr": np.lib.format.dtype_to_descr(checkpoint.dtype(key)),
+                "fortran_order": False,
+                "shape": checkpoint.shape(key),
+            }
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array_header_1_0(member, header)
+                for piece in checkpoint.pieces(key):
+                    member.write(np.ascontiguousarray(piece).view(np.uint8).data)
+                    progress(piece.nbytes)
+
+
+def _is_archive(candidate: Candidate) -> bool:
+    return candidate.members is not None
+
+
+def _is_array(candidate: Candidate) -> bool:
+    return candidate.head.startswith(_NPY_MAGIC)
+
+
+FORMAT = Format(".npz", _is_archive, NpzCheckpoint, ".npz", write)
+ARRAY = Format(".npy", _is_array, NpyCheckpoint)

@@ -1,0 +1,154 @@
+"""`.safetensors` files, through the safetensors library."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+
+from keras_trainops.checkpoints.checkpoint import Checkpoint
+from keras_trainops.checkpoints.format import Candidate, Format
+from keras_trainops.checkpoints.storage.files import load_json, open_regular, require_file
+from keras_trainops.checkpoints.storage.limits import nbytes
+from keras_trainops.checkpoints.storage.raw import Extent
+from keras_trainops.checkpoints.storage.writing import UnwritableError
+from keras_trainops.checkpoints.training_state import by_name
+
+# The names of dtypes in the file's header, where NumPy has another name for them.
+DTYPES = {
+    "F64": np.dtype("float64"),
+    "F32": np.dtype("float32"),
+    "F16": np.dtype("float16"),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
+    "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
+    "I64": np.dtype("int64"),
+    "I32": np.dtype("int32"),
+    "I16": np.dtype("int16"),
+    "I8": np.dtype("int8"),
+    "U64": np.dtype("uint64"),
+    "U32": np.dtype("uint32"),
+    "U16": np.dtype("uint16"),
+    "U8": np.dtype("uint8"),
+    "BOOL": np.dtype("bool"),
+    "C64": np.dtype("complex64"),
+}
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+_METADATA = "__metadata__"  # in the header, where tensors have their names
+_ALIGNMENT = 8  # bytes, where the tensors begin
+
+
+class SafetensorsCheckpoint(Checkpoint):
+    """A `.safetensors` file, mapped into memory; its header is checked when it is opened."""
+
+    format = "safetensors file"
+
+    def __init__(self, location: str, path: str | None = None) -> None:
+        from safetensors import safe_open
+
+        path = location if path is None else path
+        super().__init__(location, [path])
+        require_file(path)
+        self._file = safe_open(path, framework="numpy")
+        self._file.__enter__()
+        self._slices = {key: self._file.get_slice(key) for key in self._file.keys()}  # noqa: SIM118 - no mapping
+        self.training_state = by_name(self._slices)
+        self._plain = open_regular(path)
+        try:
+            self._offsets = self._find_offsets()
+        except BaseException:
+            self.close()
+            raise
+
+    def _find_offsets(self) -> dict[str, int]:
+        """Where the tensors begin: the library has checked the header, but tells no offsets."""
+        length = int.from_bytes(self._plain.read(8), "little")
+        header = load_json(self._plain.read(length), self.location)
+        header.pop("__metadata__", None)
+        return {key: 8 + length + entry["data_offsets"][0] for key, entry in header.items()}
+
+    def _keys(self) -> Mapping[str, object]:
+        return self._slices
+
+    def _shape(self, key: str) -> tuple[int, ...]:
+        return tuple(self._slices[key].get_shape())
+
+    def _dtype(self, key: str) -> np.dtype:
+        name = self._slices[key].get_dtype()
+        if name not in DTYPES:
+            raise TypeError(f"NumPy has no dtype for {name}")
+        return DTYPES[name]
+
+    def _extent(self, key: str) -> Extent:
+        return Extent(self._plain, self._offsets[key])
+
+    def _read(self, key: str) -> np.ndarray:
+        return self._file.get_tensor(key)
+
+    def close(self) -> None:
+        self._slices = dict.fromkeys(self._slices)
+        self._file.__exit__(None, None, None)
+        self._plain.close()
+
+
+def write(
+    path: Path,
+    checkpoint: Checkpoint,
+    keys: Mapping[str, str],
+    progress: Callable[[int], None] = lambda nbytes: None,
+) -> None:
+    """Writes tensors of a checkpoint piece by piece.
+
+    Args:
+        path: The new file.
+        checkpoint: Where the tensors come from.
+        keys: From the name that a tensor is to have to its key in `checkpoint`.
+        progress: Is told how many bytes were written.
+
+    Raises:
+        UnwritableError: If a dtype is none of the format's, or a name is that of its metadata;
+            nothing is written then.
+        RestoreError: If a tensor cannot be read.
+    """
+    if _METADATA in keys:
+        raise UnwritableError(
+            f".safetensors has no tensor called {_METADATA!r}: so its metadata are. Give it "
+            "another name."
+        )
+    dtypes = {name: checkpoint.dtype(key).newbyteorder("=") for name, key in keys.items()}
+    for name, dtype in dtypes.items():
+        if dtype not in _NAMES:
+            raise UnwritableError(f".safetensors has no dtype for {name!r}, which is {dtype}.")
+    # The largest elements first, so that each tensor is aligned; else in the order they came.
+    order = sorted(keys, key=lambda name: dtypes[name].itemsize, reverse=True)
+    header, place = {}, 0
+    for name in order:
+        shape = checkpoint.shape(keys[name])
+        end = place + nbytes(shape, dtypes[name])
+        header[name] = {
+            "dtype": _NAMES[dtypes[name]],
+            "shape": list(shape),
+            "data_offsets": [place, end],
+        }
+        place = end
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % _ALIGNMENT)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name in order:
+            for piece in checkpoint.pieces(keys[name]):
+                piece = np.ascontiguousarray(piece, dtypes[name])
+                file.write(piece.view(np.uint8).data)  # dtypes of ml_dtypes have no buffers
+                progress(piece.nbytes)
+
+
+def _recognise(candidate: Candidate) -> bool:
+    """Whether a file has a safetensors header: a length, then JSON."""
+    head = candidate.head
+    return len(head) > 8 and head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 1 << 40
+
+
+FORMAT = Format(".safetensors", _recognise, SafetensorsCheckpoint, ".safetensors", write)

@@ -1,0 +1,348 @@
+"""PyTorch state dicts (`.pt`, `.pth`), through PyTorch's own safe loader.
+
+What `torch.load(weights_only=True)` makes the tensors with is used here without their values: it
+makes nothing but tensors and plain containers, and asks for each storage by a name. That name leads
+to a place in the file, so that values are read when they are asked for, and nothing is mapped: a
+mapped file that is cut short ends the process.
+
+The names are kept as they are (`layer1.0.weight`); of dicts in dicts, as training programs save
+them, the names are joined by `/` (`model/layer1.0.weight`). What is no tensor is left out.
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ml_dtypes
+import numpy as np
+
+from keras_trainops.checkpoints.checkpoint import Checkpoint
+from keras_trainops.checkpoints.format import Candidate, Format
+from keras_trainops.checkpoints.nested import flattened
+from keras_trainops.checkpoints.storage.files import MOST_METADATA, open_regular, require_file
+from keras_trainops.checkpoints.storage.limits import refuse_bomb
+from keras_trainops.checkpoints.storage.raw import Extent
+from keras_trainops.checkpoints.storage.zip_archives import refuse_repeated, stored_place
+from keras_trainops.checkpoints.training_state import by_name
+from keras_trainops.errors import RestoreError
+
+# How the pickled stream of a file starts that PyTorch wrote before 1.6: protocol 2, a magic number.
+_LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+_LEGACY_PROTOCOL = 1001
+_PICKLE = "data.pkl"
+# PyTorch's name of a dtype that NumPy lacks, the integer of its size, and its dtype in `ml_dtypes`.
+_FOREIGN = {
+    "torch.bfloat16": ("int16", np.dtype(ml_dtypes.bfloat16)),
+    "torch.float8_e4m3fn": ("uint8", np.dtype(ml_dtypes.float8_e4m3fn)),
+    "torch.float8_e5m2": ("uint8", np.dtype(ml_dtypes.float8_e5m2)),
+}
+
+
+class _Place(NamedTuple):
+    """Where the bytes of a storage lie in the file."""
+
+    offset: int
+    size: int
+
+
+class _Storage(NamedTuple):
+    """A storage by its name, and the part of it that a view has; sizes are in bytes."""
+
+    name: str
+    offset: int
+    size: int
+    element: int
+
+
+class TorchCheckpoint(Checkpoint):
+    """A state dict whose tensors stay in the file until they are asked for."""
+
+    format = "PyTorch state dict"
+
+    def __init__(self, location: str) -> None:
+        super().__init__(location, [location])
+        require_file(location)
+        read = _read_archive if zipfile.is_zipfile(location) else _read_legacy
+        content, self._places, self._swapped = read(location)
+        self._tensors = dict(_flattened(content, location))
+        if not self._tensors:
+            raise RestoreError(f"{location!r} is a PyTorch file without any tensor.")
+        self.training_state = by_name(self._tensors)
+        self._file = open_regular(location)
+
+    def _keys(self) -> Mapping[str, Any]:
+        return self._tensors
+
+    def _shape(self, key: str) -> tuple[int, ...]:
+        return tuple(self._tensors[key].shape)
+
+    def _dtype(self, key: str) -> np.dtype:
+        return dtype_of(self._tensors[key])
+
+    def _extent(self, key: str) -> Extent | None:
+        tensor = self._tensors[key]
+        turned = tensor.is_conj() or tensor.is_neg() or not tensor.is_contiguous()
+        if turned or self._swapped:
+            return None
+        offset, _ = self._span(key)
+        return Extent(self._file, offset)
+
+    def _read(self, key: str) -> np.ndarray:
+        tensor, dtype = self._tensors[key], self._dtype(key)
+        offset, size = self._span(key)
+        # NumPy can do little with dtypes that it lacks, and all with integers of their size.
+        plain = np.dtype(_FOREIGN.get(str(tensor.dtype), (dtype,))[0])
+        span = np.empty(size // dtype.itemsize, plain)
+        Extent(self._file, offset).read_into(span)
+        if self._swapped:
+            span = span.byteswap()
+        strides = [step * dtype.itemsize for step in tensor.stride()]
+        array = np.lib.stride_tricks.as_strided(span, tensor.shape, strides).copy().view(dtype)
+        array = array.conj() if tensor.is_conj() else array
+        return -array if tensor.is_neg() else array
+
+    def _span(self, key: str) -> tuple[int, int]:
+        """Where the elements of a tensor lie in the file: the first byte, and how many.
+
+        Raises:
+            RestoreError: If they are not in it, or would grow out of proportion in memory.
+        """
+        tensor = self._tensors[key]
+        storage = _storage_of(tensor)
+        if storage is None:
+            raise RestoreError(
+                f"{self.location!r}: {key!r} is sparse, quantized or without values, so it is not "
+                "read. Save it as a plain tensor (`to_dense()`, `dequantize()`)."
+            )
+        place = self._places[storage.name]
+        element = tensor.element_size()
+        shape, strides = tuple(tensor.shape), tensor.stride()
+        steps = sum((n - 1) * step for n, step in zip(shape, strides, strict=True))
+        size = element * (steps + 1) if tensor.numel() else 0
+        start = tensor.storage_offset() * element
+        if start + size > storage.size or storage.offset + storage.size > place.size:
+            raise RestoreError(
+                f"{self.location!r}: {key!r} reaches beyond the values stored for it."
+            )
+        refuse_bomb(f"the tensor {key!r}", tensor.numel() * element, place.size, self.location)
+        return place.offset + storage.offset + start, size
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def dtype_of(tensor: Any) -> np.dtype:
+    """NumPy's dtype for a tensor's, or that of `ml_dtypes`."""
+    name = str(tensor.dtype)
+    return _FOREIGN[name][1] if name in _FOREIGN else np.dtype(name.removeprefix("torch."))
+
+
+def view_of(tensor: Any) -> np.ndarray:
+    """A tensor as an array, in the tensor's own memory where that is possible."""
+    import torch
+
+    tensor = tensor.detach().cpu()
+    if str(tensor.dtype) not in _FOREIGN:
+        return tensor.resolve_conj().resolve_neg().numpy()
+    integer, dtype = _FOREIGN[str(tensor.dtype)]
+    return tensor.contiguous().view(getattr(torch, integer)).numpy().view(dtype)
+
+
+def _recognise(candidate: Candidate) -> bool:
+    """Whether `torch.save` wrote a file: a zip archive with a `data.pkl`, before 1.6 a pickle."""
+    pickled = any(Path(name).name == _PICKLE for name in candidate.members or ())
+    return pickled or candidate.head.startswith(_LEGACY_MAGIC)
+
+
+def _flattened(content: Any, location: str) -> Iterator[tuple[str, Any]]:
+    """Names and tensors, in order. Containers without any tensor are left out."""
+    import torch
+
+    def is_tensor(value: Any) -> bool:
+        return isinstance(value, torch.Tensor)
+
+    with_tensors = _containers_of(content, is_tensor)
+
+    def entries(value: Any, name: str) -> list[tuple[str, Any]] | None:
+        if is_tensor(value):
+            return None
+        return [(str(k), v) for k, v in _pairs(value)] if id(value) in with_tensors else []
+
+    for name, tensor in flattened(content, entries, repr(location)):
+        yield name or Path(location).stem, tensor
+
+
+def _containers_of(content: Any, is_value: Callable[[Any], bool]) -> set[int]:
+    """The containers in which values lie, however deep; each is looked at once."""
+    holders: dict[int, list[int]] = {}  # by what they hold
+    met, found, waiting = {id(content)}, set[int](), [content]
+    reached: list[int] = []
+    while waiting:
+        value = waiting.pop()
+        if is_value(value):
+            reached.append(id(value))
+        for _, entry in _pairs(value):
+            holders.setdefault(id(entry), []).append(id(value))
+            if id(entry) not in met:
+                met.add(id(entry))
+                waiting.append(entry)
+    while reached:
+        new = set(holders.get(reached.pop(), ())) - found
+        found |= new
+        reached += new
+    return found
+
+
+def _pairs(value: Any) -> Iterable[tuple[Any, Any]]:
+    if isinstance(value, Mapping):
+        return value.items()
+    return enumerate(value) if isinstance(value, (list, tuple)) else ()
+
+
+def _read_archive(location: str) -> tuple[Any, dict[str, _Place], bool]:
+    """What a zip file holds, where its storages lie, and whether in the other order of bytes."""
+    with zipfile.ZipFile(location) as archive:
+        _refuse_compressed(archive, location)
+        refuse_repeated(archive, location)
+        members = {member.filename: member for member in archive.infolist()}
+        (root,) = {name.removesuffix(_PICKLE) for name in members if Path(name).name == _PICKLE}
+        if f"{root}constants.pkl" in members:
+            raise _refusal(location, "it is a TorchScript archive")
+        order = members.get(f"{root}byteorder")
+        swapped = order is not None and archive.read(order) != sys.byteorder.encode()
+        pickled = members[f"{root}{_PICKLE}"]
+        _require_size(pickled.file_size, location)
+        wanted: dict[str, _Storage] = {}
+        content = _unpickle(io.BytesIO(archive.read(pickled)), location, wanted)
+    places = {}
+    for storage in wanted.values():
+        member = members.get(f"{root}data/{storage.name}")
+        if member is None:
+            raise RestoreError(f"{location!r}: the archive lacks the values {storage.name!r}.")
+        places[storage.name] = _Place(*stored_place(location, member))
+    return content, places, swapped
+
+
+def _read_legacy(location: str) -> tuple[Any, dict[str, _Place], bool]:
+    """The same of a file from before 1.6: five pickles, then each storage's length and bytes."""
+    places, wanted = {}, dict[str, _Storage]()
+    size = require_file(location)
+    with io.BufferedReader(open_regular(location)) as file:
+        magic, protocol, _, content, order = (
+            _unpickle(_Bounded(file, location), location, wanted) for _ in range(5)
+        )
+        if not isinstance(magic, int) or protocol != _LEGACY_PROTOCOL:
+            raise RestoreError(f"{location!r} is a PyTorch file of an unknown version.")
+        place = file.tell()
+        for name in map(str, order):
+            if name not in wanted:
+                raise RestoreError(f"{location!r}: nothing says what the values {name!r} are.")
+            file.seek(place)
+            stored = int.from_bytes(file.read(8), "little", signed=True) * wanted[name].element
+            if not 0 <= stored <= size - place - 8:
+                raise RestoreError(f"{location!r} ends inside the values {name!r}.")
+            places[name] = _Place(place + 8, stored)
+            place += 8 + stored
+    lost = wanted.keys() - places.keys()
+    if lost:
+        raise RestoreError(f"{location!r}: the file lacks the values {min(lost)!r}.")
+    return content, places, sys.byteorder != "little"
+
+
+class _Bounded:
+    """A file that pickles are read from, none of whose parts claims to be endless."""
+
+    def __init__(self, file: io.BufferedReader[io.FileIO], location: str) -> None:
+        self._file, self._location = file, location
+
+    def read(self, size: int) -> bytes:
+        _require_size(size, self._location)
+        return self._file.read(size)
+
+    def readline(self) -> bytes:
+        return self._file.readline(MOST_METADATA)
+
+
+def _require_size(size: int, location: str) -> None:
+    if size > MOST_METADATA:
+        raise RestoreError(f"{location!r}: what lists the tensors claims {size:,} bytes.")
+
+
+def _unpickle(file: Any, location: str, wanted: dict[str, _Storage]) -> Any:
+    """Tensors without values in plain containers; `wanted` are told the storages they need."""
+    torch, unpickler = _loader(location)
+
+    def storage_without_values(saved: tuple[Any, ...]) -> Any:
+        kind, storage_type, name, _, count, *view = saved
+        if kind != "storage":
+            raise RestoreError(f"{location!r} refers to {kind!r}, which is no tensor.")
+        untyped = storage_type is torch.UntypedStorage
+        dtype = torch.uint8 if untyped else storage_type.dtype
+        element, offset = torch.empty((), dtype=dtype).element_size(), 0
+        wanted.setdefault(str(name), _Storage(str(name), 0, count * element, element))
+        if view and view[0] is not None:
+            _, offset, count = view[0]
+        storage = torch.UntypedStorage(count * element, device="meta")
+        storage._in_file = _Storage(str(name), offset * element, count * element, element)
+        return torch.storage.TypedStorage(wrap_storage=storage, dtype=dtype, _internal=True)
+
+    try:
+        loader = unpickler(file, encoding="utf-8")
+        loader.persistent_load = storage_without_values
+        return loader.load()
+    except RestoreError:
+        raise
+    except Exception as error:
+        raise _refusal(location, str(error).partition("\n")[0]) from error
+
+
+def _loader(location: str) -> tuple[Any, Any]:
+    """PyTorch, and the unpickler of `torch.load(weights_only=True)`."""
+    try:
+        import torch
+        from torch._weights_only_unpickler import Unpickler
+    except ImportError:
+        raise RestoreError(
+            f"Reading the PyTorch file {location!r} needs PyTorch: "
+            "pip install 'keras-trainops[torch]'"
+        ) from None
+    return torch, Unpickler
+
+
+def _storage_of(tensor: Any) -> _Storage | None:
+    """The storage that a tensor of `_unpickle` has in the file, if any."""
+    import torch
+
+    if tensor.layout != torch.strided or tensor.is_quantized:
+        return None
+    return getattr(tensor.untyped_storage(), "_in_file", None)
+
+
+def _refusal(location: str, reason: str) -> RestoreError:
+    return RestoreError(
+        f"PyTorch's safe loader refuses {location!r} ({reason}). It may be damaged, or hold more "
+        "than tensors: whole modules and TorchScript are programs. Where you trust the file, load "
+        "it in PyTorch and save its `state_dict()`."
+    )
+
+
+def _refuse_compressed(archive: zipfile.ZipFile, location: str) -> None:
+    """PyTorch stores without compression; only a bomb is compressed.
+
+    Raises:
+        RestoreError: If a member is.
+    """
+    for member in archive.infolist():
+        if member.compress_type != zipfile.ZIP_STORED:
+            raise RestoreError(
+                f"{location!r}: the member {member.filename!r} is compressed, which "
+                "`torch.save` never does, so it is not read."
+            )
+
+
+FORMAT = Format("PyTorch state dicts", _recognise, TorchCheckpoint)

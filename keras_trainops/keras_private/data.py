@@ -1,0 +1,200 @@
+"""Keras's private API of the data that `fit` takes: the same on all backends.
+
+`tests/test_keras_private.py` holds each use to the behaviour relied on here.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+from keras.src.trainers import data_adapters
+
+
+class _Ahead:
+    """An iterator that can tell whether there is more."""
+
+    def __init__(self, iterator: Iterator[Any]) -> None:
+        self._iterator = iterator
+        self._next: list[Any] = []
+
+    def __iter__(self) -> _Ahead:
+        return self
+
+    def __next__(self) -> Any:
+        return self._next.pop() if self._next else next(self._iterator)
+
+    def has_more(self) -> bool:
+        if not self._next:
+            self._next = list(itertools.islice(self._iterator, 1))
+        return bool(self._next)
+
+
+class EpochData:
+    """The data of one `fit`, as Keras's loop over epochs takes them.
+
+    A *pass* is one iteration over the data. Keras makes one for each epoch, and with
+    `steps_per_epoch` goes on with it in the next; TensorFlow's datasets and Keras's loop make some
+    that are never used.
+
+    Args:
+        iterator: Keras's iterator over epochs, which is followed from now on.
+        listener: Told of what happens: `pass_made()` before a pass is made, `pass_used()` before
+            its first batch, `epoch_begins()`, `skipped()` before the first batch that is not, and
+            `batch_taken()` before one is taken, where it may draw random numbers before callbacks
+            are told of it.
+
+    Attributes:
+        kind: What the data are: the name of Keras's adapter for them.
+        passes: How many passes have drawn an order of a dataset.
+        trained: The batches of this epoch that were trained on.
+    """
+
+    def __init__(self, iterator: Any, listener: Any) -> None:
+        self._of, self._listener = iterator, listener
+        self._epoch, self._pass = iterator._enumerate_iterator, iterator._get_iterator
+        iterator._enumerate_iterator, iterator._get_iterator = self._enumerate, self._make
+        self._adapter = iterator.data_adapter
+        self.kind = type(self._adapter).__name__
+        self.passes = self.trained = self._skip = 0
+        self._current: Any = None
+        self._ahead: _Ahead | None = None
+        backend = keras.backend.backend()
+        self._eager = backend == "tensorflow"  # whose passes draw when they are made
+        # JAX's trainer fails in an epoch without a batch, as one that was resumed at its end. Where
+        # nobody knows how many there are (after one epoch Keras only thinks it does), look.
+        self._looks_ahead = backend == "jax" and iterator.num_batches is None
+        # On PyTorch batches are there before callbacks are told of them.
+        whole = self.kind == "ArrayDataAdapter" and self.shuffled != "batch"
+        self._taken_early = backend == "torch" and not whole
+
+    def _make(self) -> Any:
+        self.passes += self._eager
+        self._listener.pass_made()
+        return self._pass()
+
+    def _enumerate(self) -> Iterator[tuple[int, int, Any]]:
+        self._listener.epoch_begins()
+        skip, self._skip = self._skip, 0
+        self.trained = skip
+        for begin, end, iterator in self._epoch():
+            self._see(iterator)
+            if self._ahead is not None:
+                iterator = self._ahead
+            if begin < skip:
+                self._take(iterator, end + 1 - begin)
+                continue
+            if skip and self._ahead is not None:
+                self._ahead.has_more()  # as was asked before the state was taken
+            self._listener.skipped()
+            if self._taken_early:
+                self._listener.batch_taken()
+            yield begin, end, iterator
+            self.trained = min(end + 1, self._of.num_batches or end + 1)
+        self._listener.skipped()
+
+    def _see(self, iterator: Any) -> None:
+        if iterator is self._current:
+            return
+        self._current, self._ahead = iterator, None
+        self.passes += not self._eager
+        if self._looks_ahead:
+            self._ahead = _Ahead(iterator)
+        self._listener.pass_used()
+
+    def _take(self, iterator: Iterator[Any], count: int) -> None:
+        taken = sum(1 for _ in itertools.islice(iterator, count))
+        if taken < count and not self._of.num_batches:
+            raise ValueError(
+                "The data have fewer batches than the run that is resumed had seen of them: give "
+                "`fit` the data and the batch size that run had."
+            )
+
+    def has_more(self) -> bool:
+        """Whether there is another batch in this epoch, as far as that can be told."""
+        return self._ahead is None or self._ahead.has_more()
+
+    @property
+    def shuffled(self) -> bool | str:
+        """Whether `fit` shuffles them; "batch" within each batch."""
+        return getattr(self._adapter, "_shuffle", False)
+
+    @property
+    def source(self) -> Any:
+        """The dataset or loader that they come from, None where there is none."""
+        for name in ("_dataset", "_dataloader", "py_dataset"):
+            if hasattr(self._adapter, name):
+                return getattr(self._adapter, name)
+        return None
+
+    @property
+    def batch_size(self) -> int | None:
+        """How many samples a batch has, None where Keras does not know."""
+        try:
+            size = self._adapter.batch_size
+        except (AttributeError, IndexError, ValueError):  # of a dataset shared among replicas
+            return None
+        return None if size is None else int(size)
+
+    @property
+    def steps_per_execution(self) -> int:
+        """How many batches are trained on between callbacks."""
+        return self._of.steps_per_execution
+
+    def goes_on(self, within: bool) -> bool:
+        """Whether the next batch comes from the pass that there is.
+
+        Args:
+            within: Whether an epoch is running.
+        """
+        return within or bool(self._of.steps_per_epoch and self._of._current_iterator is not None)
+
+    def passes_before(self, within: bool) -> int:
+        """How many passes drew an order before the one that the next batch comes from."""
+        has_drawn = self._eager or within or self._of._current_iterator is self._current
+        return self.passes - int(self.goes_on(within) and has_drawn)
+
+    def taken(self, within: bool, announced: bool) -> int:
+        """How many batches were taken from the pass that the next batch comes from.
+
+        Args:
+            within: Whether an epoch is running.
+            announced: Whether Keras has announced the batches that are to be trained on next.
+        """
+        if not self.goes_on(within):
+            return 0
+        return self._of._steps_seen - (self.steps_per_execution if announced else 0)
+
+    def repeat(self, passes: int, epochs: int) -> None:
+        """Brings datasets that change from pass to pass, or epoch to epoch, to where they were."""
+        if self.kind == "TFDatasetAdapter":
+            for _ in range(passes - self.passes):
+                iter(self._pass() if self._eager else self.source)
+        self.passes = passes
+        if self.kind == "PyDatasetAdapter":
+            for _ in range(epochs):
+                self.source.on_epoch_begin()
+                self.source.on_epoch_end()
+
+    def skip(self, batches: int) -> None:
+        """Has the epoch that begins leave out its first batches."""
+        self._skip = batches
+
+    def go_on_with_a_pass(self, batches: int) -> None:
+        """Makes the pass that epochs with `steps_per_epoch` share, and leaves batches of it out."""
+        iterator = iter(self._make())
+        self._of._current_iterator = iterator
+        self._see(iterator)
+        self._take(iterator, batches)
+        self._of._steps_seen = batches
+
+
+def batches(data: Any, batch_size: int | None = None) -> Iterator[Any]:
+    """The inputs of each batch of what `fit` takes, in order; of `(x, y)` the `x`."""
+    if isinstance(data, tuple):
+        data, *_ = data
+    adapter = data_adapters.get_data_adapter(data, batch_size=batch_size)
+    for batch in adapter.get_numpy_iterator():
+        yield keras.utils.unpack_x_y_sample_weight(batch)[0]

@@ -1,0 +1,154 @@
+"""Private Keras API of saving and cloning.
+
+`tests/test_keras_private.py` holds each use to the behaviour relied on here.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import keras
+from keras.src.backend.common import global_state
+from keras.src.models import cloning
+from keras.src.saving import saving_lib
+
+from keras_trainops.keras_private.model import all_layers
+
+
+def serialized_function(function: Callable[..., Any]) -> Any:
+    """A function as a saved configuration keeps it: by its registered name.
+
+    Raises:
+        ValueError: If it is not registered, so that no file with it could be loaded.
+    """
+    name = keras.saving.get_registered_name(function)
+    own = str(getattr(function, "__module__", "")).startswith("keras.")
+    if not own and keras.saving.get_registered_object(name) is not function:
+        raise ValueError(
+            f"The function {name!r} cannot be saved: a file keeps the name of a function, and this "
+            "one is not registered. Register it, before saving and before loading, with "
+            "`keras.saving.register_keras_serializable(package=...)(function)`, or save the "
+            "weights alone with `save_weights`."
+        )
+    return keras.saving.serialize_keras_object(function)
+
+
+class SavedEntry(NamedTuple):
+    """One value that Keras's own saving walk stores for a model.
+
+    Attributes:
+        group: Where the weights file keeps its owner, as in `layers/dense_1`.
+        key: The name inside the owner's `vars` group, as in `0`.
+        value: What the owner stored: a `keras.Variable` for layers that save themselves the
+            standard way.
+    """
+
+    group: str
+    key: str
+    value: Any
+
+
+class SavingWalk(NamedTuple):
+    """What Keras would write for a model, without writing it.
+
+    Attributes:
+        owners: The name of the layer that each group belongs to.
+        entries: The values, in the order of the walk.
+        groups: The group of each layer, by its `id`.
+    """
+
+    owners: dict[str, str]
+    entries: list[SavedEntry]
+    groups: dict[int, str]
+
+
+class _RecordingStore(saving_lib.H5IOStore):
+    """A weights store that keeps what it is given instead of writing it to a file."""
+
+    def __init__(self) -> None:  # the base class would open a file
+        self.walk = SavingWalk({}, [], {})
+        self._group = ""
+        self._keys: set[str] = set()
+
+    def __bool__(self) -> bool:
+        return True
+
+    def make(self, path: str, metadata: dict[str, str] | None = None) -> _RecordingStore:
+        self._group, self._keys = path, set()
+        if metadata:
+            self.walk.owners[path] = metadata["name"]
+        return self
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        self._keys.add(key)
+        self.walk.entries.append(SavedEntry(self._group, key, value))
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def keys(self) -> Iterator[str]:
+        return iter(self._keys)
+
+    def belongs_to(self, saveable: int) -> None:
+        """Notes whose group was made last."""
+        self.walk.groups.setdefault(saveable, self._group)
+
+
+class _Visited(set[int]):
+    """What the walk has been to: each layer is added right after its group was made."""
+
+    def __init__(self, store: _RecordingStore, skipped: set[int]) -> None:
+        super().__init__(skipped)
+        self._store = store
+
+    def add(self, saveable: int) -> None:
+        super().add(saveable)
+        self._store.belongs_to(saveable)
+
+
+def saving_walk(model: keras.Model) -> SavingWalk:
+    """Runs Keras's own saving walk over `model` and records where each variable would go.
+
+    The optimizer is left out: its variables are no weights, and Keras copies each one.
+    """
+    for kind in {layer._obj_type() for layer in all_layers(model)}:
+        # Keras looks for it here, but keeps it under another name, and so makes it for each layer.
+        global_state.set_global_attribute(
+            f"saving_attr_skiplist_{kind}", saving_lib.get_attr_skipset(kind)
+        )
+    store = _RecordingStore()
+    visited = _Visited(store, {id(getattr(model, "optimizer", None))})
+    saving_lib._save_state(model, store, None, inner_path="", visited_saveables=visited)
+    return store.walk
+
+
+def keep_in_clones(kind: Any, extend: Callable[[keras.Model], keras.Model]) -> None:
+    """Has `keras.models.clone_model` extend the clone of a model of this kind.
+
+    Keras makes the clone of any sequential model a `keras.Sequential`, and of a functional one with
+    a constructor of its own a plain functional model. It asks nobody, and then compiles the clone
+    as the model was compiled. Other models are cloned as before.
+    """
+    for name in ("_clone_sequential_model", "_clone_functional_model"):
+        setattr(cloning, name, _extending(getattr(cloning, name), kind, extend))
+
+
+def _extending(
+    clone: Callable[..., Any], kind: Any, extend: Callable[[keras.Model], keras.Model]
+) -> Callable[..., Any]:
+    @functools.wraps(clone)
+    def extending(model: Any, *args: Any, **kwargs: Any) -> Any:
+        if not isinstance(model, kind):
+            return clone(model, *args, **kwargs)
+        compiled, model.compiled = model.compiled, False
+        try:
+            cloned = extend(clone(model, *args, **kwargs))
+        finally:
+            model.compiled = compiled
+        if compiled:
+            cloned.compile_from_config(model.get_compile_config())
+        return cloned
+
+    return extending

@@ -1,1 +1,0 @@
-"""Checkpoint readers: one file per format behind `readers.base.Checkpoint`."""

@@ -1,0 +1,269 @@
+"""Assigning a plan, all or nothing, with one tensor in memory at a time.
+
+Every tensor is read twice: once to be looked at and dropped, before anything is assigned, and once
+to be assigned. docs/architecture.md says why, and what is left to go wrong in between.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_trainops import keras_private
+from keras_trainops.checkpoints.checkpoint import Checkpoint
+from keras_trainops.errors import RestoreError
+from keras_trainops.restoring.loading.signals import signals_wait
+from keras_trainops.restoring.loading.tensors import Destination
+from keras_trainops.restoring.planning.assignment import Assignment, variable_bytes
+from keras_trainops.restoring.planning.shapes import fits
+from keras_trainops.state import copy_of
+
+UNDO_BYTES = 8 << 20
+THREADS = 4  # that look at tensors, each with a piece of one in memory
+Progress = Callable[[int], None]
+
+
+def assign(
+    model: keras.Model,
+    assignments: Sequence[Assignment],
+    checkpoint: Checkpoint,
+    progress: Progress = lambda nbytes: None,
+) -> None:
+    """Reads and checks every tensor, and only then assigns them, the largest first.
+
+    Args:
+        model: The model that the variables belong to.
+        assignments: What to assign.
+        checkpoint: Where the tensors are read from.
+        progress: Called with the number of bytes that were read, again and again.
+
+    Raises:
+        RestoreError: If a tensor cannot be read, or is not finite or out of range in the
+            variable's dtype, or the files change meanwhile. No variable was changed then.
+    """
+    _check_all(assignments, checkpoint, progress)
+    checkpoint.require_unchanged()
+    # If memory is too short for one of them, then for the largest, and nothing is changed yet.
+    ordered = sorted(assignments, key=_nbytes, reverse=True)
+    undo = _Undo()
+    with signals_wait():
+        try:
+            for assignment in ordered:
+                undo.assign(assignment.variable, _value(assignment, checkpoint))
+                progress(_nbytes(assignment))
+            _derive_again(model, assignments)
+            checkpoint.require_unchanged()
+        except BaseException as error:
+            undo.put_back(error)
+            _derive_again(model, assignments)
+            raise
+
+
+class _Undo:
+    """The values before, as far as they fit into `UNDO_BYTES`."""
+
+    def __init__(self) -> None:
+        self._before: list[tuple[keras.Variable, np.ndarray]] = []
+        self._left = UNDO_BYTES
+        self._lost = 0  # how many variables have no value before any more
+        self._in_doubt: tuple[keras.Variable, Any] | None = None
+
+    def assign(self, variable: keras.Variable, value: Any) -> None:
+        """Assigns, and keeps the value before if there is room for it."""
+        if variable_bytes(variable) <= self._left:
+            self._before.append((variable, copy_of(variable)))
+            self._left -= variable_bytes(variable)
+            variable.assign(value)
+        else:
+            # An exception from elsewhere may come when the variable is assigned already.
+            self._lost, self._in_doubt = self._lost + 1, (variable, value)
+            variable.assign(value)
+            self._in_doubt = None
+
+    def put_back(self, cause: BaseException) -> None:
+        """Assigns the values that were kept; says so if that is not all."""
+        if self._in_doubt is not None and not _holds(*self._in_doubt):
+            self._lost -= 1
+        self._lost += sum(not _assigned(*kept) for kept in self._before)
+        if self._lost:
+            cause.add_note(
+                f"The model is half-loaded: {self._lost} variables keep their new values, as the "
+                "old ones were too much to be kept. Restore it again before you use it."
+            )
+
+
+def _holds(variable: keras.Variable, value: Any) -> bool:
+    """Whether a variable has a value; also where that cannot be told."""
+    try:
+        return np.array_equal(copy_of(variable), keras.ops.convert_to_numpy(value))
+    except BaseException:
+        return True
+
+
+def _assigned(variable: keras.Variable, value: np.ndarray) -> bool:
+    """Assigns; once more if something comes between."""
+    for _ in range(2):
+        try:
+            variable.assign(value)
+        except BaseException:
+            continue
+        return True
+    return False
+
+
+def _derive_again(model: keras.Model, assignments: Sequence[Assignment]) -> None:
+    """Lets layers compute anew what they derive from their variables.
+
+    `Normalization` normalises with constants that it computes from its variables: in Keras, too,
+    loading calls its `finalize_state`.
+    """
+    assigned = {id(assignment.variable) for assignment in assignments}
+    for layer in keras_private.all_layers(model):
+        derive = getattr(layer, "finalize_state", None)
+        if derive is not None and any(id(v) in assigned for v in layer.weights):
+            derive()
+
+
+def _check_all(
+    assignments: Sequence[Assignment], checkpoint: Checkpoint, progress: Progress
+) -> None:
+    problems: list[str] = []
+    with _threads() as in_thread:
+        # In the order of the model, whichever thread is first.
+        found = [
+            in_thread.submit(_problems, assignment, checkpoint)
+            if _may_be_in_thread(assignment, checkpoint)
+            else None
+            for assignment in assignments
+        ]
+        for assignment, future in zip(assignments, found, strict=True):
+            problems += future.result() if future else _problems(assignment, checkpoint)
+            progress(_nbytes(assignment))
+    if problems:
+        raise RestoreError(
+            f"Cannot restore from {checkpoint.location!r} ({checkpoint.format}):\n"
+            + "\n".join(f"  ! {problem}" for problem in problems)
+            + "\nNothing was changed. Leave these variables out with `exclude=`."
+        )
+
+
+@contextlib.contextmanager
+def _threads() -> Iterator[ThreadPoolExecutor]:
+    threads = ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1))
+    try:
+        yield threads
+    finally:
+        threads.shutdown(cancel_futures=True)  # after an error nobody waits for what is left
+
+
+def _may_be_in_thread(assignment: Assignment, checkpoint: Checkpoint) -> bool:
+    """Whether only plain bytes are looked at: no user's function, no library that minds threads."""
+    keys = [*assignment.keys, *assignment.copies]
+    return assignment.adapter is None and all(map(checkpoint.in_pieces, keys))
+
+
+def _problems(assignment: Assignment, checkpoint: Checkpoint) -> list[str]:
+    """What is wrong with the values for a variable, and with their copies."""
+    path, keys = assignment.path, " and ".join(map(repr, assignment.keys))
+    complaint = _complaint(assignment, checkpoint)
+    complaints = [f"{path}: the tensor under key {keys} {complaint}"] if complaint else []
+    return complaints + [
+        f"{path}: layers of this model share it, but {keys} and {copy!r} differ"
+        for copy in assignment.copies
+        if not _equal(checkpoint, assignment.keys[0], copy)
+    ]
+
+
+def _complaint(assignment: Assignment, checkpoint: Checkpoint) -> str:
+    """What is wrong with the values for a variable; empty if nothing is."""
+    variable = assignment.variable
+    if assignment.adapter is None:
+        return _complaint_about(checkpoint.pieces(assignment.keys[0]), variable)
+    return _complaint_about_adapted(_adapted(assignment, checkpoint), assignment)
+
+
+def _complaint_about_adapted(adapted: np.ndarray, assignment: Assignment) -> str:
+    variable, becomes = assignment.variable, f"by {assignment.adapter}, and the variable is"
+    if adapted.shape != tuple(variable.shape):
+        return f"becomes {adapted.shape} {becomes} {tuple(variable.shape)}"
+    if not fits(adapted.dtype, np.dtype(variable.dtype)):
+        return f"becomes {adapted.dtype} {becomes} {variable.dtype}"
+    is_masked = np.ma.isMaskedArray(adapted)
+    return _complaint_about([np.ma.compressed(adapted) if is_masked else adapted], variable)
+
+
+def _complaint_about(pieces: Iterable[np.ndarray], variable: keras.Variable) -> str:
+    dtype = np.dtype(variable.dtype)
+    not_finite, all_kept = 0, True
+    for piece in pieces:
+        if piece.dtype.kind not in "biu":
+            finite = np.isfinite(piece)
+            not_finite += 0 if finite.all() else int(piece.size - np.count_nonzero(finite))
+        if not np.can_cast(piece.dtype, dtype):
+            all_kept = all_kept and _is_kept(piece, _cast(piece, dtype))
+    if not_finite:
+        return f"has {not_finite} values that are NaN or infinite"
+    return "" if all_kept else f"has values outside the range of {variable.dtype}"
+
+
+def _is_kept(raw: np.ndarray, value: np.ndarray) -> bool:
+    """Whether a cast kept what it had to: integers are exact (they would wrap), floats finite."""
+    return bool((value == raw).all() if value.dtype.kind in "biu" else np.isfinite(value).all())
+
+
+def _equal(checkpoint: Checkpoint, first: str, second: str) -> bool:
+    pairs = zip(checkpoint.pieces(first), checkpoint.pieces(second), strict=True)
+    return all(np.array_equal(a, b) for a, b in pairs)
+
+
+def _value(assignment: Assignment, checkpoint: Checkpoint) -> Any:
+    """What to assign, in memory of its own: JAX may make it the variable's memory."""
+    dtype, destination = np.dtype(assignment.variable.dtype), Destination()
+    if assignment.adapter is None:
+        array = _cast(checkpoint.again(assignment.keys[0], destination.memory), dtype)
+    else:
+        array = _adapted_value(assignment, checkpoint, dtype)
+    return destination.tensor(array)
+
+
+def _adapted_value(assignment: Assignment, checkpoint: Checkpoint, dtype: np.dtype) -> np.ndarray:
+    """What the adapter makes of the tensors, with what the variable holds where that is to stay."""
+    adapted = _adapted(assignment, checkpoint)
+    # A callable may make something else of them than when all was checked.
+    complaint = _complaint_about_adapted(adapted, assignment)
+    if complaint:
+        raise RestoreError(f"{assignment.path}: the tensor, read again, {complaint}.")
+    if not np.ma.isMaskedArray(adapted):
+        return np.array(_cast(adapted, dtype), order="C")
+    array = np.array(_cast(adapted.filled(0), dtype), order="C")
+    kept = np.ma.getmaskarray(adapted)
+    array[kept] = copy_of(assignment.variable)[kept]
+    return array
+
+
+def _adapted(assignment: Assignment, checkpoint: Checkpoint) -> np.ndarray:
+    """What the adapter makes of the tensors; masked where the variable is to keep what it holds."""
+    assert assignment.adapter is not None
+    arrays = [checkpoint[key] for key in assignment.keys]
+    try:
+        adapted = assignment.adapter(arrays, tuple(assignment.variable.shape))
+        return adapted if np.ma.isMaskedArray(adapted) else np.asarray(adapted)
+    except Exception as error:  # a callable of the user's may raise anything
+        raise RestoreError(
+            f"{assignment.path}: {assignment.adapter} failed on {assignment.keys[0]!r}: {error}"
+        ) from error
+
+
+def _cast(value: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    with np.errstate(over="ignore"):  # an overflow is told by `_is_kept`, with the path
+        return value.astype(dtype, copy=False)
+
+
+def _nbytes(assignment: Assignment) -> int:
+    return variable_bytes(assignment.variable)

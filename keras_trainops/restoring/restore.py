@@ -1,0 +1,189 @@
+"""`restore` and `plan_restore`: open the source, plan, check, assign, report."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import reprlib
+import time
+import warnings
+from collections.abc import Iterator, Mapping
+from typing import Any, TypeAlias
+
+import keras
+
+from keras_trainops.adapt.base import Adapt
+from keras_trainops.checkpoints.checkpoint import Checkpoint
+from keras_trainops.checkpoints.formats.arrays import ArraysCheckpoint
+from keras_trainops.checkpoints.open import open_checkpoint
+from keras_trainops.errors import RestoreError
+from keras_trainops.paths import Patterns
+from keras_trainops.restoring.loading.assign import assign
+from keras_trainops.restoring.loading.progress import progress_bar
+from keras_trainops.restoring.loading.tensors import overwritten_memory
+from keras_trainops.restoring.naming.rules import Rename
+from keras_trainops.restoring.planning.optimizer_state import innermost
+from keras_trainops.restoring.planning.plan import (
+    Options,
+    Reaction,
+    make_plan,
+    refusal,
+    require_variables,
+)
+from keras_trainops.restoring.planning.report import RestoreReport
+from keras_trainops.restoring.sources import ModelCheckpoint, shares_variables
+
+Source: TypeAlias = "str | bytes | os.PathLike[str] | Mapping[str, Any] | keras.Model | Checkpoint"
+
+
+def restore(
+    model: keras.Model,
+    source: Source,
+    *,
+    rename: Rename = None,
+    include: Patterns = None,
+    exclude: Patterns = None,
+    adapt: Adapt = None,
+    on_missing: Reaction | None = None,
+    on_unexpected: Reaction | None = None,
+    on_mismatch: Reaction = "error",
+    include_optimizer: bool = False,
+    verbose: int = 0,
+) -> RestoreReport:
+    r"""Loads weights into `model` by name, from any supported source: all of them, or none.
+
+    Args:
+        model: A built Keras model.
+        source: The path of a checkpoint (see `open_checkpoint`), an open checkpoint, a mapping
+            from name to array or tensor (mappings and lists in it are joined by `/`), or another
+            Keras model.
+        rename: From key to variable path: an ordered mapping of regular expressions
+            (`re.fullmatch` on the key) to a template (`\1` as in `re.sub`), a list of templates
+            (one tensor, several variables), a `keras.Variable`, or None (leave the key out); or a
+            callable from key to path or None; or "auto", which pairs by the longest common end of
+            the names, then by shape, and refuses what is ambiguous. A key no rule matches keeps
+            its own name.
+        include: Patterns (see `keras_trainops.paths`) of the variables to restore; None: all.
+        exclude: Patterns of the variables to leave as they are.
+        adapt: From pattern to adapter (of `kt.adapt`, as `kt.adapt.Transpose()`, a callable on
+            arrays, or a list of these): what a tensor becomes before it is assigned, or what
+            becomes of several, where several keys lead to one variable.
+        on_missing: What to do with a selected variable that no key leads to: "error", "warn" or
+            "ignore". Default "error", for a mapping of arrays "ignore".
+        on_unexpected: What to do with a key that leads to no variable. Default "ignore" (it is
+            reported), for a mapping of arrays "error".
+        on_mismatch: What to do where shapes differ; unless it is "error" the variable stays.
+        include_optimizer: Whether to restore the state of the model's optimizer as well: its
+            count of updates and its slots, but not its learning rate.
+        verbose: 1 prints the report and, where it takes long, a progress bar; 0 nothing.
+
+    Returns:
+        What was restored from where, and what was not. Values are cast to the variables' dtypes.
+
+    Raises:
+        RestoreError: If the source cannot be read, the model has no variables yet, or anything
+            does not fit; the message lists all of it, and no variable was changed.
+        ValueError: If an argument is not of the kind it must be.
+
+    Example:
+        >>> import keras, numpy as np
+        >>> model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2, name="head")])
+        >>> report = restore(model, {"fc/w": np.ones((3, 2))}, rename={"fc/w": "head/kernel"})
+        >>> dict(report.restored)
+        {'sequential/head/kernel': 'fc/w'}
+
+    References: `assign_from_checkpoint_fn`, `assign_from_values_fn` and
+    `get_variables_to_restore` of tf.contrib.training and tf.contrib.framework.
+    """
+    options = Options(
+        rename, include, exclude, adapt, on_missing, on_unexpected, on_mismatch, include_optimizer
+    )
+    started = time.perf_counter()
+    with open_source(source, model, include_optimizer) as checkpoint:
+        plan = make_plan(model, checkpoint, options)
+        if plan.report.problems:
+            raise RestoreError(refusal(plan))
+        # Before anything is assigned: a warning may have been made an error.
+        for line in [*plan.warnings, *_unbuilt_warning(plan.report)]:
+            warnings.warn(f"{plan.report.source}: {line}", stacklevel=2)
+        with progress_bar(plan.assignments, verbose) as progress:
+            assign(model, plan.assignments, checkpoint, progress)
+    seconds = time.perf_counter() - started
+    report = dataclasses.replace(plan.report, applied=True, seconds=seconds)
+    if verbose:
+        print(report, flush=True)
+    return report
+
+
+def plan_restore(
+    model: keras.Model,
+    source: Source,
+    *,
+    rename: Rename = None,
+    include: Patterns = None,
+    exclude: Patterns = None,
+    adapt: Adapt = None,
+    on_missing: Reaction | None = None,
+    on_unexpected: Reaction | None = None,
+    on_mismatch: Reaction = "error",
+    include_optimizer: bool = False,
+) -> RestoreReport:
+    """What `restore` would do with the same arguments, without reading or changing a value.
+
+    Returns:
+        The report; `report.problems` says why `restore` would refuse, and is empty where it would
+        not (as far as names, shapes and dtypes tell: values are not read).
+
+    Raises:
+        RestoreError: If the source cannot be read or the model has no variables yet.
+        ValueError: If an argument is not of the kind it must be.
+    """
+    options = Options(
+        rename, include, exclude, adapt, on_missing, on_unexpected, on_mismatch, include_optimizer
+    )
+    started = time.perf_counter()
+    with open_source(source, model, include_optimizer) as checkpoint:
+        plan = make_plan(model, checkpoint, options)
+    return dataclasses.replace(plan.report, seconds=time.perf_counter() - started)
+
+
+@contextlib.contextmanager
+def open_source(
+    source: Source, model: keras.Model, with_optimizer: bool = False
+) -> Iterator[Checkpoint]:
+    """Opens whatever `restore` takes for a source, to restore it into `model`."""
+    if isinstance(source, Checkpoint):
+        yield source  # the caller opened it, and closes it
+    elif isinstance(source, keras.layers.Layer):
+        yield _of_model(source, model, with_optimizer)
+    elif isinstance(source, Mapping):
+        yield ArraysCheckpoint(source, is_overwritten=overwritten_memory(model))
+    elif isinstance(source, (str, bytes, os.PathLike)):
+        with open_checkpoint(source) as checkpoint:
+            yield checkpoint
+    else:
+        raise ValueError(
+            "`source` must be the path of a checkpoint, a mapping from name to array, a Keras "
+            "model or an open checkpoint. Of a PyTorch module pass its `state_dict()`; a single "
+            f"array needs a name. Received: {reprlib.repr(source)}"
+        )
+
+
+def _of_model(source: keras.Model, target: keras.Model, with_optimizer: bool) -> Checkpoint:
+    require_variables(source)
+    optimizer = getattr(source, "optimizer", None) if with_optimizer else None
+    return ModelCheckpoint(
+        source,
+        None if optimizer is None else innermost(optimizer),
+        copied=shares_variables(source, target),  # what both have is about to be overwritten
+    )
+
+
+def _unbuilt_warning(report: RestoreReport) -> list[str]:
+    if not report.unbuilt:
+        return []
+    return [
+        f"these layers of {report.model!r} are not built yet, so nothing was restored into them: "
+        f"{', '.join(report.unbuilt)}. Call the model on a batch first."
+    ]

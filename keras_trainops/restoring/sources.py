@@ -1,0 +1,80 @@
+"""Another model as the source of a restore: its variables under all their names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_trainops import keras_private
+from keras_trainops.checkpoints.formats.arrays import VariablesCheckpoint
+from keras_trainops.state import copy_of
+from keras_trainops.weight_names import NamedWeight, named_weights, unique
+
+
+class ModelCheckpoint(VariablesCheckpoint):
+    """The weights of a model and, where asked for, the state of its optimizer.
+
+    Attributes:
+        model: The model.
+        weights: Each weight with all its names, by key.
+        slots: The keys of what the optimizer keeps for a weight, by the weight's key and the
+            optimizer's attribute.
+        counter: The key of the count of updates, empty without an optimizer.
+        optimizer_name: The name of the optimizer.
+    """
+
+    def __init__(
+        self,
+        model: keras.Model,
+        optimizer: keras.optimizers.Optimizer | None = None,
+        copied: bool = False,
+    ) -> None:
+        """Opens a model.
+
+        Args:
+            model: A built model.
+            optimizer: The one whose state counts, if any.
+            copied: Whether to copy all values at once, as they are about to be overwritten.
+        """
+        self.model = model
+        self.weights: Mapping[str, NamedWeight] = unique((w.short, w) for w in named_weights(model))
+        self.optimizer_name = "" if optimizer is None else optimizer.name
+        self.counter, self.slots, state = "", {}, {}
+        if optimizer is not None:
+            # Variables of an optimizer may share a path, as those of weights that do.
+            keys = {id(v): f"optimizer/{i}/{v.path}" for i, v in enumerate(optimizer.variables)}
+            state = {keys[id(v)]: v for v in optimizer.variables}
+            self.counter = keys[id(optimizer.iterations)]
+            self.slots = _slots(optimizer, self.weights, keys)
+        entries = [(key, weight.variable) for key, weight in self.weights.items()]
+        entries += state.items()
+        read: Callable[[Any], np.ndarray] = copy_of
+        if copied:
+            entries, read = [(key, copy_of(variable)) for key, variable in entries], np.copy
+        super().__init__(entries, f"model {model.name}", read, state)
+
+
+def _slots(
+    optimizer: keras.optimizers.Optimizer,
+    weights: Mapping[str, NamedWeight],
+    keys: Mapping[int, str],
+) -> dict[tuple[str, str], str]:
+    if not optimizer.built:
+        return {}
+    key_of = {id(weight.variable): key for key, weight in weights.items()}
+    return {
+        (key_of[id(variable)], attribute): keys[id(slot)]
+        for attribute, slots in keras_private.slot_lists(optimizer).items()
+        for slot, variable in zip(slots, keras_private.trained_by(optimizer), strict=True)
+        if slot is not None and id(slot) in keys and id(variable) in key_of
+    }
+
+
+def shares_variables(source: keras.Model, target: Any) -> bool:
+    """Whether a variable of the one is a variable of the other as well."""
+    own: Iterable[Any] = getattr(target, "weights", ())
+    ids = {id(variable) for variable in own}
+    return any(id(variable) in ids for variable in source.weights)

@@ -1,0 +1,93 @@
+"""Another choice of variables for an optimizer that has trained already."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+
+from keras_trainops import keras_private
+from keras_trainops.state import assign_copies, copies_of
+from keras_trainops.training.optimizer import engine_of
+
+
+def fits(optimizer: Any, variables: list[keras.Variable]) -> bool:
+    """Whether an optimizer was built for just these variables, or for none yet."""
+    built_for = trained_by(optimizer)
+    return not built_for or {id(v) for v in built_for} == {id(v) for v in variables}
+
+
+def trained_by(optimizer: Any) -> list[keras.Variable]:
+    """The variables that an optimizer was built for, or the one inside it; none before that."""
+    while hasattr(optimizer, "inner_optimizer"):
+        optimizer = optimizer.inner_optimizer
+    built = optimizer is not None and optimizer.built
+    return keras_private.trained_by(optimizer) if built else []
+
+
+def fitted(optimizer: Any, model: Any) -> Any:
+    """The optimizer, or a new one where it was built for other variables than the model trains.
+
+    The new one has the state of the old one for variables that both train. Iterations, the learning
+    rate, the loss scale, the state of transforms and all that a user has set on the optimizer go
+    on; variables that were not trained before start with fresh slots.
+
+    Raises:
+        ValueError: If the optimizer was built for another model, or holds state that cannot be
+            carried over.
+    """
+    variables = model.trainable_variables if model.built else []
+    if not model.built or fits(optimizer, variables):
+        return optimizer
+    built_for, own = trained_by(optimizer), {id(v) for v in model.weights}
+    if not any(id(v) in own for v in built_for):
+        raise ValueError(
+            f"The optimizer {optimizer.name!r} has trained another model: it was built for "
+            f"{built_for[0].path!r} and other variables that are not of {model.name!r}. Compile "
+            "with a new one."
+        )
+    new = keras_private.unbuilt(optimizer)
+    engine = engine_of(new)
+    if engine is not None:
+        engine.attach(model)
+    new.build(variables)
+    _copy(optimizer, new)
+    return new
+
+
+def _copy(old: Any, new: Any) -> None:
+    """Copies state from one optimizer to another made of it, inner ones first."""
+    for before, after in zip(
+        keras_private.inside(old), keras_private.inside(new), strict=False
+    ):  # a new one may have more
+        _copy(before, after)
+    keras_private.take_over(new, old)
+    if not (old.built and new.built):
+        return
+    position = {id(v): i for i, v in enumerate(keras_private.trained_by(old))}
+    old_slots, new_slots = keras_private.slot_lists(old), keras_private.slot_lists(new)
+    for name, slots in new_slots.items():
+        for slot, variable in zip(slots, keras_private.trained_by(new), strict=True):
+            place = position.get(id(variable))
+            if slot is not None and place is not None and name in old_slots:
+                assign_copies(slot, copies_of(old_slots[name][place]))
+    before, after = _singles(old, old_slots), _singles(new, new_slots)
+    if [(v.name, tuple(v.shape)) for v in before] != [(v.name, tuple(v.shape)) for v in after]:
+        raise ValueError(
+            f"{old.name!r} keeps state that depends on which variables are trained, and those have "
+            "changed. It cannot be carried over: compile with a new optimizer and new transforms."
+        )
+    for mine, theirs in zip(before, after, strict=True):
+        assign_copies(theirs, copies_of(mine))
+
+
+def _singles(optimizer: Any, slots: dict[str, list[Any]]) -> list[keras.Variable]:
+    """The optimizer's own variables that belong to no trained variable."""
+    taken = {id(slot) for values in slots.values() for slot in values}
+    return [v for v in keras_private.optimizer_variables(optimizer) if id(v) not in taken]
+
+
+def without(variables: list[keras.Variable], others: list[keras.Variable]) -> list[keras.Variable]:
+    """Those of `variables` that are not among `others`."""
+    ids = {id(variable) for variable in others}
+    return [variable for variable in variables if id(variable) not in ids]

@@ -1,1 +1,0 @@
-"""Checkpoint formats that can be written, one tensor at a time."""
