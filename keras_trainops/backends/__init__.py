@@ -1,25 +1,32 @@
-"""The training step, a file per backend: the only places that know a backend."""
+"""The running backend, as one typed object: the only rooms that know TensorFlow, JAX and PyTorch.
+
+A new backend is a subclass of `Backend` in a file of its own and a line of `_BACKENDS`.
+"""
 
 from __future__ import annotations
 
+import functools
 import importlib
-from types import ModuleType
 
 import keras
 
-_BACKENDS = ("tensorflow", "jax", "torch")
+from keras_trainops.backends.base import Assignment, Backend, Gradient
+
+_BACKENDS = {"tensorflow": "TensorFlow", "jax": "Jax", "torch": "Torch"}  # file and class
 
 
-def backend_steps() -> ModuleType:
-    """The step module of the running backend.
+def backend() -> Backend:
+    """Return the running backend; a plain `Backend` for one that only restores."""
+    return _backend(keras.backend.backend())
 
-    Raises:
-        NotImplementedError: If there is none for it.
-    """
-    backend = keras.backend.backend()
-    if backend not in _BACKENDS:
-        raise NotImplementedError(
-            f"Training steps run on {', '.join(_BACKENDS)}; this is {backend!r}. Restoring works "
-            "on every backend."
-        )
-    return importlib.import_module(f"keras_trainops.backends.{backend}")
+
+@functools.cache
+def _backend(name: str) -> Backend:
+    if name not in _BACKENDS:
+        return Backend(name)
+    module = importlib.import_module(f"keras_trainops.backends.{name}")
+    made: Backend = getattr(module, _BACKENDS[name])(name)
+    return made
+
+
+__all__ = ["Assignment", "Backend", "Gradient", "backend"]

@@ -1,87 +1,167 @@
-"""The training step on JAX, and every use of Keras's private API that it needs."""
+"""JAX, and every private use of Keras that only it needs."""
 
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import keras
 import numpy as np
 
 from keras_trainops import keras_private
-from keras_trainops.backends.dense import (
-    assign_weights,
-    divisible,
-    elements,
-    mean_over_replicas,
-    on_any_replica,
-    reduce_and_transform,
-    refuse_processes,
-    runs_eagerly,
-    with_reduced,
-)
-from keras_trainops.training.step import Batch, Outcome, finish
-
-if TYPE_CHECKING:
-    from keras_trainops.training.numerics import NumericsGuard
-
-__all__ = [
-    "apply_gradients",
-    "assign_weights",
-    "conditionally",
-    "divisible",
-    "elements",
-    "host_view",
-    "mean_over_replicas",
-    "needs_own_step",
-    "on_any_replica",
-    "reduce_and_transform",
-    "refuse_processes",
-    "runs_eagerly",
-    "separate",
-    "settle",
-    "trace",
-    "train_function",
-    "train_step",
-    "with_reduced",
-]
+from keras_trainops.backends.base import Backend, Gradient, NumericsCheck, StepFunction, T
 
 
-def needs_own_step(model: Any) -> bool:
-    """Keras's step hides the optimizer's variables from metrics, where monitors keep norms."""
-    return bool(model.train_ops.monitors)
+class Jax(Backend):
+    """JAX: a step is a pure function of the training state, which Keras's trainer passes along."""
 
+    def require_training(self) -> None:
+        pass
 
-def train_step(model: Any, state: Any, data: Any) -> tuple[dict[str, Any], Any]:
-    """One stateless step: what it assigns is the state that it returns."""
-    groups = _groups(model)
-    batch = Batch(*keras.utils.unpack_x_y_sample_weight(data))
-    collected: list[bool] = []
+    def needs_our_step(self, model: Any) -> bool:
+        """Keras's step hides the optimizer's variables from metrics, where monitors keep norms."""
+        return bool(model.train_ops.monitors)
 
-    def passes(trainable: Any, non_trainable: Any, metrics: Any) -> Any:
-        scaled, (loss, y_pred, new, metrics) = model.compute_loss_and_updates(
-            trainable, non_trainable, metrics, *batch, training=True, optimizer_variables=state[2]
+    def run_step(self, step: StepFunction, model: Any, *args: Any) -> Any:
+        """Run a stateless step: what it assigns becomes the state that it returns."""
+        state, data = args
+        groups = _groups(model)
+        with keras.StatelessScope(_mapping(groups, state)) as scope:
+            logs = step(model, data)
+        return logs, tuple([scope.get_current_value(v) for v in group] for group in groups)
+
+    def train_function(
+        self, function: Callable[..., Any], model: Any, numerics: NumericsCheck | None
+    ) -> Callable[..., Any]:
+        """Raise after a step that found a value that is not finite."""
+        if numerics is None:
+            return function
+
+        @functools.wraps(function)
+        def checked(state: Any, iterator: Any) -> Any:
+            logs, state = function(state, iterator)
+            values = {id(v): value for v, value in _mapping(_groups(model), state)}
+
+            def give_state_to_model() -> None:
+                names = ("trainable", "non_trainable", "optimizer", "metrics")
+                model._jax_state = {
+                    f"{name}_variables": values for name, values in zip(names, state, strict=True)
+                }
+                model._jax_state_synced = False
+                model.jax_state_sync()
+
+            numerics.raise_if_bad(lambda v: values[id(v)], give_state_to_model)
+            return logs, state
+
+        return checked
+
+    def trace(self, function: Callable[[], None]) -> None:
+        """Run the function on shapes alone."""
+        jax.eval_shape(function)
+
+    def conditionally(
+        self,
+        predicate: Any,
+        then: Callable[..., Any],
+        otherwise: Callable[..., Any],
+        args: Sequence[Any],
+        *,
+        changes: Sequence[keras.Variable],
+    ) -> None:
+        """Run both functions, and select the values of `changes`.
+
+        Within a traced step nothing can be assigned under a condition, and XLA merges the selection
+        into the arithmetic.
+        """
+        variables = list({id(v): v for v in changes}.values())
+        before = [v.value for v in variables]
+        then(*args)
+        after_then = [v.value for v in variables]
+        for variable, value in zip(variables, before, strict=True):
+            variable.assign(value)
+        otherwise(*args)
+        for variable, value in zip(variables, after_then, strict=True):
+            if value is not variable.value:
+                variable.assign(jax.numpy.where(predicate, value, variable.value))
+
+    def differentiate(
+        self, function: Callable[[], tuple[Any, T]], variables: Sequence[keras.Variable]
+    ) -> tuple[Sequence[Gradient], T]:
+        def of_values(values: Any) -> tuple[Any, T]:
+            with _Lent(zip(variables, values, strict=True)):
+                return function()
+
+        values = [v.value for v in variables]
+        (_, rest), gradients = jax.value_and_grad(of_values, has_aux=True)(values)
+        return gradients, rest
+
+    def forward(self, model: Any, x: Any, y: Any, sample_weight: Any) -> tuple[Any, Any]:
+        """Call the model statelessly, which clears a layer's losses each time the layer is called.
+
+        What a layer assigns to a weight in training is not kept. Both are as in Keras on JAX.
+        """
+        others = model.non_trainable_variables
+        before = [v.value for v in others]
+        training = {"training": True} if model._call_has_training_arg else {}
+        y_pred, after, losses = model.stateless_call(
+            [v.value for v in model.trainable_variables], before, x, return_losses=True, **training
         )
-        collected[:] = [
-            after is not before for after, before in zip(new, non_trainable, strict=True)
-        ]
-        return scaled, (loss, y_pred, new, metrics)
+        for variable, old, new in zip(others, before, after, strict=True):
+            if new is not old:
+                variable.assign(new)
+        model._losses_override = losses
+        try:
+            return keras_private.compute_loss(model, x, y, sample_weight, y_pred), y_pred
+        finally:
+            model._losses_override = []
 
-    keras_private.forget_losses(model)  # run eagerly, each step has new ones
-    differentiate = jax.value_and_grad(passes, has_aux=True)
-    (_, (loss, y_pred, new, metrics)), gradients = differentiate(state[0], state[1], state[3])
-    assigned = [
-        (v, value) for v, value, is_new in zip(groups[1], new, collected, strict=True) if is_new
-    ]
-    with keras.StatelessScope(_mapping(groups, (state[0], state[1], state[2], metrics))) as scope:
-        logs = finish(model, batch, Outcome(y_pred, loss, gradients, assigned))
-    return logs, tuple([scope.get_current_value(v) for v in group] for group in groups)
+    def apply_gradients(
+        self, optimizer: Any, gradients: Sequence[Gradient], variables: Sequence[keras.Variable]
+    ) -> None:
+        """Apply statelessly: the conditions of a stateful optimizer must not assign anything."""
+        state = optimizer.variables
+        new_weights, new_state = optimizer.stateless_apply(
+            [v.value for v in state], list(gradients), [v.value for v in variables]
+        )
+        for variable, value in zip([*variables, *state], [*new_weights, *new_state], strict=True):
+            variable.assign(value)
+
+    def write_back_state(self, model: Any) -> None:
+        """If an evaluation fails, Keras writes later, over what was assigned meanwhile."""
+        model.jax_state_sync()
+        model._jax_state = None
+
+    def unshare_values(self, variables: Sequence[keras.Variable]) -> None:
+        """A variable that was assigned another one shares its array, and a step donates both."""
+        seen: set[int] = set()
+        for variable in variables:
+            if id(variable.value) in seen:
+                variable.assign(jax.numpy.copy(variable.value))
+            seen.add(id(variable.value))
+
+    def host_view(self, variable: keras.Variable) -> np.ndarray:
+        return np.asarray(variable.value)
+
+
+class _Lent(keras.StatelessScope):
+    """Lends variables other values; the rest read as in the enclosing scope."""
+
+    def __init__(self, mapping: Any) -> None:
+        super().__init__(list(mapping))
+
+    def get_current_value(self, variable: keras.Variable) -> Any:
+        value = super().get_current_value(variable)
+        enclosing = self.original_scope  # set as Keras enters this one
+        if value is not None or enclosing is None:
+            return value
+        return enclosing.get_current_value(variable)
 
 
 def _groups(model: Any) -> tuple[list[keras.Variable], ...]:
-    """The variables in the four parts of Keras's training state."""
+    """Return the variables in the four parts of Keras's training state."""
     return (
         model.trainable_variables,
         model.non_trainable_variables,
@@ -91,102 +171,5 @@ def _groups(model: Any) -> tuple[list[keras.Variable], ...]:
 
 
 def _mapping(groups: Sequence[Any], values: Sequence[Any]) -> list[tuple[keras.Variable, Any]]:
-    return [
-        pair
-        for variables, tensors in zip(groups, values, strict=True)
-        for pair in zip(variables, tensors, strict=True)
-    ]
-
-
-def apply_gradients(
-    optimizer: Any, gradients: Sequence[Any], variables: Sequence[keras.Variable]
-) -> None:
-    """One batch's gradients through the optimizer, whose conditions must not assign anything."""
-    state = optimizer.variables
-    new_weights, new_state = optimizer.stateless_apply(
-        [v.value for v in state], list(gradients), [v.value for v in variables]
-    )
-    for variable, value in zip([*variables, *state], [*new_weights, *new_state], strict=True):
-        variable.assign(value)
-
-
-def conditionally(
-    predicate: Any,
-    then: Callable[..., Any],
-    otherwise: Callable[..., Any],
-    args: Sequence[Any],
-    *,
-    changes: Sequence[keras.Variable],
-) -> None:
-    """Gives `changes` the values they have after `then(*args)` where `predicate` holds.
-
-    And else those after `otherwise(*args)`. Both run: within a traced step nothing can be assigned
-    under a condition, and XLA merges the selection into the arithmetic.
-    """
-    variables = list({id(v): v for v in changes}.values())
-    before = [v.value for v in variables]
-    then(*args)
-    after_then = [v.value for v in variables]
-    for variable, value in zip(variables, before, strict=True):
-        variable.assign(value)
-    otherwise(*args)
-    for variable, value in zip(variables, after_then, strict=True):
-        if value is not variable.value:
-            variable.assign(jax.numpy.where(predicate, value, variable.value))
-
-
-def trace(function: Callable[[], None]) -> None:
-    """Runs a function on shapes alone, as tracing the step would."""
-    jax.eval_shape(function)
-
-
-def separate(variables: Sequence[keras.Variable]) -> None:
-    """Gives each variable a value of its own.
-
-    One that was assigned another variable shares its value, and a step that is given both fails.
-    """
-    seen: set[int] = set()
-    for variable in variables:
-        if id(variable.value) in seen:
-            variable.assign(jax.numpy.copy(variable.value))
-        seen.add(id(variable.value))
-
-
-def settle(model: Any) -> None:
-    """Writes the state of the running `fit` or `evaluate` to the model, for good.
-
-    Where an evaluation fails, Keras does so later, over what was assigned meanwhile.
-    """
-    model.jax_state_sync()
-    model._jax_state = None
-
-
-def train_function(
-    function: Callable[..., Any], model: Any, numerics: NumericsGuard | None
-) -> Callable[..., Any]:
-    """Keras's train function, which raises where the step found something that is not finite."""
-    if numerics is None:
-        return function
-
-    @functools.wraps(function)
-    def checked(state: Any, iterator: Any) -> Any:
-        logs, state = function(state, iterator)
-        values = {id(v): value for v, value in _mapping(_groups(model), state)}
-
-        def give_state_to_model() -> None:
-            names = ("trainable", "non_trainable", "optimizer", "metrics")
-            model._jax_state = {
-                f"{name}_variables": values for name, values in zip(names, state, strict=True)
-            }
-            model._jax_state_synced = False
-            model.jax_state_sync()
-
-        numerics.raise_if_bad(lambda v: values[id(v)], give_state_to_model)
-        return logs, state
-
-    return checked
-
-
-def host_view(variable: keras.Variable) -> np.ndarray:
-    """A variable's value on the host, good until it is assigned: without a copy where possible."""
-    return np.asarray(variable.value)
+    variables = itertools.chain.from_iterable(groups)
+    return list(zip(variables, itertools.chain.from_iterable(values), strict=True))

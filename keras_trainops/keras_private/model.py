@@ -61,6 +61,11 @@ def track_loss(model: Any, loss: Any, batch_size: Any) -> None:
     model._loss_tracker.update_state(loss, sample_weight=batch_size)
 
 
+def compute_loss(model: Any, x: Any, y: Any, sample_weight: Any, y_pred: Any) -> Any:
+    """Return the loss of a batch as Keras's training step computes it, with the layers' losses."""
+    return model._compute_loss(x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, training=True)
+
+
 def build_metrics(model: Any, data_batch: Any) -> None:
     """Creates the variables of losses and metrics, from the shapes of a batch alone."""
     model._symbolic_build(data_batch=data_batch)

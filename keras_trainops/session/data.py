@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-import keras
-
 from keras_trainops import keras_private
+from keras_trainops.backends import backend
 from keras_trainops.session import randomness
 from keras_trainops.session.record import DataState, Position
 
@@ -107,7 +106,7 @@ class DataPosition:
         """Why the order of the data may not be the same again; None where it is."""
         kind, source = self.epochs.kind, self.epochs.source
         if kind == "ArrayDataAdapter":
-            on_tensorflow = keras.backend.backend() == "tensorflow"
+            on_tensorflow = backend().shuffles_arrays
             if self.epochs.shuffled and on_tensorflow and keras_private.random_seed() is None:
                 return (
                     "arrays are shuffled without a seed: call `keras.utils.set_random_seed`, or "

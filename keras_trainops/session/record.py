@@ -10,6 +10,7 @@ from typing import Any
 
 import keras
 
+from keras_trainops.backends import backend
 from keras_trainops.session import randomness
 
 DOCUMENTS = ("session", "data", "variables")
@@ -86,7 +87,7 @@ class Record:
             "batches": self.batches,
             "learning_rates": list(self.learning_rates),
             "keras": keras.__version__,
-            "backend": keras.backend.backend(),
+            "backend": backend().name,
             "saved": time.strftime("%Y-%m-%d %H:%M:%S"),
             "callbacks": self.callbacks,
         }

@@ -11,7 +11,7 @@ import numpy as np
 from keras import ops
 
 from keras_trainops import keras_private
-from keras_trainops.backends import backend_steps
+from keras_trainops.backends import backend
 from keras_trainops.errors import RestoreError
 from keras_trainops.state import assign_copies, copy_of, parts_of
 
@@ -81,7 +81,7 @@ class HostCopy:
             sums: Those whose replicas hold parts of a sum. Each part is kept, also where all are
                 the same: for how many there are.
         """
-        view, arrays = backend_steps().host_view, {}
+        view, arrays = backend().host_view, {}
         summed = {id(v) for v in sums}
         for key, variable in variables.items():
             arrays[key] = self._copied(key, view(variable))

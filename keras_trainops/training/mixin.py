@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import keras
 
 from keras_trainops import paths
-from keras_trainops.backends import backend_steps
+from keras_trainops.backends import backend
 from keras_trainops.training import own_step
 from keras_trainops.training.all_or_nothing import all_or_nothing
 from keras_trainops.training.fit_callbacks import accompanied, surroundings
@@ -18,6 +18,7 @@ from keras_trainops.training.numerics import NumericsGuard
 from keras_trainops.training.optimizer import engine_of
 from keras_trainops.training.optimizer_transfer import fits, fitted, trained_by, without
 from keras_trainops.training.options import COMPILE_ARGUMENTS, TrainOps
+from keras_trainops.training.step import train_step
 from keras_trainops.training.trainability import Trainability, as_compiled, changed_since
 from keras_trainops.training.weight_decay import EXCLUDED, exclude, exclusions
 from keras_trainops.training.wrapping import owned_by, with_engine, with_transforms
@@ -103,7 +104,7 @@ class TrainOpsMixin:
         optimizer = keras.optimizers.get(optimizer)
         if gradient_transforms is not None:
             optimizer = with_transforms(optimizer, gradient_transforms)
-        backend_steps()  # refuses a backend that has none, before anything changes
+        backend().require_training()
         policy = UpdatePolicy(updates, state.registered, state.policy)
         if policy.after_weights and optimizer is not None:
             optimizer = with_engine(optimizer)  # which keeps the updates' state
@@ -231,7 +232,7 @@ class TrainOpsMixin:
 
     @contextmanager
     def _in_training(self, *, whole: bool) -> Iterator[None]:
-        backend_steps().refuse_processes()
+        backend().require_one_process()
         wanted = self.train_ops.wanted
         with as_compiled(self), own_step.watched(self, TrainOpsMixin, wanted, whole=whole):
             yield
@@ -242,7 +243,7 @@ class TrainOpsMixin:
             try:
                 return super().evaluate(*args, **kwargs)  # type: ignore[misc]
             except BaseException:
-                backend_steps().settle(self)
+                backend().write_back_state(self)
                 raise
 
     def test_on_batch(self, *args: Any, **kwargs: Any) -> Any:
@@ -280,10 +281,8 @@ class TrainOpsMixin:
         """
         self.train_ops.steps += 1
         whose = own_step.own_step_behind(type(self), TrainOpsMixin)
-        if whose is None and (
-            self.train_ops.wants_own_step() or backend_steps().needs_own_step(self)
-        ):
-            return backend_steps().train_step(self, *args)
+        if whose is None and (self.train_ops.wants_own_step() or backend().needs_our_step(self)):
+            return backend().run_step(train_step, self, *args)
         return super().train_step(*args)  # type: ignore[misc]
 
     def make_train_function(self, force: bool = False) -> Any:
@@ -305,9 +304,7 @@ class TrainOpsMixin:
             self.start_updates(anew=False)
         own_step.remember(self)
         super().make_train_function(force)  # type: ignore[misc]
-        self.train_function = backend_steps().train_function(
-            self.train_function, self, state.numerics
-        )
+        self.train_function = backend().train_function(self.train_function, self, state.numerics)
         return self.train_function
 
     def _check_variables_to_train(self) -> None:
@@ -327,27 +324,27 @@ class TrainOpsMixin:
             engine.hold(policy)
 
     def _check_for_training(self) -> None:
-        state, steps = self.train_ops, backend_steps()
+        state = self.train_ops
         state.carried = [] if state.numerics is None else state.numerics.variables
         state.carried += state.policy.variables
         if self.optimizer is not None:
-            state.carried += state.policy.check(self, steps.trace)
+            state.carried += state.policy.check(self)
 
     def start_updates(self, *, anew: bool) -> None:
         """Has updates take what they start from: as training begins, `anew` after a warm start."""
         policy = self.train_ops.policy
         if policy.start(self, anew=anew) and self.optimizer is not None:
             shared = [*self.variables, *self.optimizer.variables, *policy.variables]
-            backend_steps().separate(shared)
+            backend().unshare_values(shared)
 
     def _maybe_symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
-        steps, followed = backend_steps(), self._follow(iterator)  # only TensorFlow's trainer asks
-        if steps.symbolic_build_by_keras(self):
+        here, followed = backend(), self._follow(iterator)  # only TensorFlow's trainer asks
+        if here.builds_models_itself(self):
             super()._maybe_symbolic_build(iterator, data_batch)  # type: ignore[misc]
             return
-        steps.build_model(self, iterator, data_batch)
-        if followed:
-            steps.build_metrics(self, iterator)
+        self.train_ops.why_unbuilt = here.build_model(self, iterator, data_batch)
+        if followed and iterator is not None and not self.train_ops.why_unbuilt:
+            here.build_metrics(self, iterator)
 
     def _symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
         self._follow(iterator)  # here JAX's trainer and PyTorch's have the data

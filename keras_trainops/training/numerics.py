@@ -8,7 +8,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_trainops.backends import backend_steps
+from keras_trainops.backends import backend
 from keras_trainops.transforms.base import Gradient
 
 _NONE_YET = -1
@@ -49,12 +49,12 @@ class NumericsGuard:
         Under a `LossScaleOptimizer` gradients overflow as a matter of course, and it deals with
         that: only the loss counts.
         """
-        steps = backend_steps()
+        here = backend()
         self._names = [v.path for v in model.trainable_variables]
         if isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer):
             gradients = []
-        bad = steps.on_any_replica(
-            ops.stack([_not_finite(loss), *(_not_finite(steps.elements(g)) for g in gradients)])
+        bad = here.any_over_replicas(
+            ops.stack([_not_finite(loss), *(_not_finite(here.elements(g)) for g in gradients)])
         )
         fine_so_far = ops.equal(self._first_bad, _NONE_YET)
         is_first = ops.logical_and(fine_so_far, ops.any(bad))
@@ -63,7 +63,7 @@ class NumericsGuard:
             (self._culprit, ops.argmax(ops.cast(bad, "int32"))),
         ):
             variable.assign(ops.where(is_first, ops.cast(value, "int32"), variable.value))
-        steps.conditionally(
+        here.conditionally(
             ops.logical_and(fine_so_far, ops.logical_not(ops.any(bad))),
             change_state,
             lambda *_: None,

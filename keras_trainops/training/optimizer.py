@@ -13,7 +13,7 @@ import numpy as np
 from keras import ops
 
 from keras_trainops import keras_private
-from keras_trainops.backends import backend_steps
+from keras_trainops.backends import backend
 from keras_trainops.state import Stateful, copy_of
 from keras_trainops.training.weight_decay import EXCLUDED, exclude, exclusions
 from keras_trainops.transforms.base import Chain, Gradient, GradientTransform
@@ -105,7 +105,7 @@ class TransformedOptimizer(keras_private.InFront):
         if not self.built:
             with keras.name_scope(self.name):
                 self.build(list(trainable_variables))
-        gradients = backend_steps().divisible(grads, self.inner_optimizer)
+        gradients = backend().dense_if_divided(grads, self.inner_optimizer)
         if not self._of_several():
             with keras_private.applying(self.inner_optimizer, self._apply_batch):
                 self.inner_optimizer.apply(gradients, trainable_variables)
@@ -146,7 +146,7 @@ class TransformedOptimizer(keras_private.InFront):
             keras_private.accumulate(inner, list(gradients), sums)
             self._update_averages()
 
-        backend_steps().conditionally(
+        backend().conditionally(
             ops.equal((keras_private.batch_count(inner) + 1) % count, 0),
             update,
             accumulate,
@@ -161,14 +161,14 @@ class TransformedOptimizer(keras_private.InFront):
         held = self.chain.held_variables
         before = [ops.copy(v.value) for v in held]
         with update_scope(lambda: self.inner_optimizer.iterations) as scope:
-            gradients = backend_steps().reduce_and_transform(gradients, variables, self.chain)
+            gradients = backend().reduce_and_transform(gradients, variables, self.chain)
             skip = scope.skip()
         if skip is None:
             self._step(gradients, variables)
             return
         for variable, value in zip(held, before, strict=True):
             variable.assign(ops.where(skip, value, variable.value))
-        backend_steps().conditionally(
+        backend().conditionally(
             ops.logical_not(skip),
             lambda *gradients: self._step(gradients, variables),
             self._leave_uncounted,
@@ -185,13 +185,13 @@ class TransformedOptimizer(keras_private.InFront):
         starts = [ops.copy(v.value) for v, _ in scaled]
         with contextlib.ExitStack() as reduced:
             for leaf in _leaves(inner):
-                reduced.enter_context(backend_steps().with_reduced(leaf))
+                reduced.enter_context(backend().without_reduction(leaf))
             if self._of_several():
                 scale = inner.loss_scale_factor or 1.0
                 inner.apply([None if g is None else g * scale for g in gradients], variables)
             else:
                 keras_private.step(inner, list(gradients), list(variables))
-        backend_steps().assign_weights(
+        backend().assign_weights(
             [v for v, _ in scaled],
             [w + ops.cast(c, w.dtype) * (v - w) for w, (v, c) in zip(starts, scaled, strict=True)],
         )
@@ -205,7 +205,7 @@ class TransformedOptimizer(keras_private.InFront):
             return
         keras_private.update_averages(inner)
         if inner.ema_overwrite_frequency:
-            backend_steps().conditionally(
+            backend().conditionally(
                 ops.equal((inner.iterations + 1) % inner.ema_overwrite_frequency, 0),
                 lambda: keras_private.overwrite_with_averages(inner),
                 lambda: None,
@@ -271,7 +271,7 @@ class TransformedOptimizer(keras_private.InFront):
         """Writes the inner optimizer's averages into the weights, where it keeps some."""
         self.inner_optimizer.finalize_variable_values(var_list)
         if getattr(self.inner_optimizer, "use_ema", False):
-            backend_steps().separate([*var_list, *self.inner_optimizer.variables])
+            backend().unshare_values([*var_list, *self.inner_optimizer.variables])
 
     def save_own_variables(self, store: Any) -> None:
         """Stores the state and, as Keras keeps them nowhere, the seeds of the model's layers."""

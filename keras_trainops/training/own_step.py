@@ -10,7 +10,7 @@ from typing import Any
 
 import keras
 
-from keras_trainops.backends import backend_steps
+from keras_trainops.backends import backend
 from keras_trainops.state import copy_of
 from keras_trainops.training.optimizer import engine_of
 from keras_trainops.transforms.monitoring import Monitor
@@ -108,7 +108,7 @@ def watched(model: Any, mixin: type, wanted: Sequence[str], *, whole: bool) -> I
         yield
         return
     step = model.train_step
-    of_object, eager = vars(model).get(_STEP), backend_steps().runs_eagerly(model)
+    of_object, eager = vars(model).get(_STEP), backend().runs_eagerly(model)
     ran, refused = 0, False
 
     def applied() -> int:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import keras
 from keras import ops
 
 from keras_trainops.arguments import misplaced
+from keras_trainops.backends import backend
 from keras_trainops.state import Stateful, copy_of
 from keras_trainops.updates.base import Update, as_update
 from keras_trainops.updates.layer_updates import LayerUpdates
@@ -89,15 +90,11 @@ class UpdatePolicy(Stateful):
         self._all_started = True
         return True
 
-    def check(
-        self, model: keras.Model, trace: Callable[[Callable[[], None]], None]
-    ) -> list[keras.Variable]:
+    def check(self, model: keras.Model) -> list[keras.Variable]:
         """Runs each update once without effect, to see which variables it reads and assigns.
 
         Args:
             model: The model, built for training.
-            trace: Runs a function as the backend's step would, as far as that is needed to see
-                what it does.
 
         Returns:
             Variables that are read, and that are neither the model's nor an update's.
@@ -116,7 +113,7 @@ class UpdatePolicy(Stateful):
                     update(model, ops.zeros(()))
 
             try:
-                trace(run)
+                backend().trace(run)
             except ValueError as error:
                 raise ValueError(f"The update {update.name!r} fails: {error}") from error
             strangers = [v.path for key, v in touched.assigned.items() if key not in known]
@@ -131,16 +128,13 @@ class UpdatePolicy(Stateful):
             read.update({key: v for key, v in touched.read.items() if key not in known})
         return list(read.values())
 
-    def run(
-        self, model: keras.Model, loss: Any, before: Any, conditionally: Callable[..., None]
-    ) -> None:
+    def run(self, model: keras.Model, loss: Any, before: Any) -> None:
         """Runs the updates that are due, in their order, inside the training step.
 
         Args:
             model: The model in training.
             loss: The step's loss.
             before: How many weight updates there were before the step's.
-            conditionally: The backend's way to run something under a condition.
         """
         if self._batches is not None:
             self._batches.assign(self._batches + 1)
@@ -161,7 +155,7 @@ class UpdatePolicy(Stateful):
             if on == "update":
                 due = ops.logical_and(due, ops.not_equal(count, before))
             changes = [v for update in updates for v in self._changes[id(update)]]
-            conditionally(due, run, lambda loss: None, (loss,), changes=changes)
+            backend().conditionally(due, run, lambda loss: None, (loss,), changes=changes)
 
     def chosen(
         self, assigned: Iterable[tuple[keras.Variable, Any]]

@@ -13,6 +13,7 @@ import numpy as np
 from keras import ops
 
 from keras_trainops import keras_private
+from keras_trainops.backends import backend
 from keras_trainops.state import copy_of
 from keras_trainops.updates.layer_updates import LayerUpdateScope
 
@@ -161,17 +162,8 @@ def _recalibrate(model: keras.Model, watches: list[_Watch], batches: Iterable[An
 
 def _forward(model: keras.Model, x: Any) -> None:
     """A forward pass as in training, which changes nothing."""
-    with _no_gradients(), LayerUpdateScope(model.variables):
+    with backend().no_gradients(), LayerUpdateScope(model.variables):
         keras_private.call_in_training(model, x)
-
-
-def _no_gradients() -> contextlib.AbstractContextManager[Any]:
-    """On PyTorch, which keeps what gradients need unless it is told; elsewhere nothing."""
-    if keras.backend.backend() != "torch":
-        return contextlib.nullcontext()
-    import torch
-
-    return torch.no_grad()
 
 
 def batch_statistics(model: keras.Model) -> list[keras.Variable]:

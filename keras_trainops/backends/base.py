@@ -1,0 +1,273 @@
+"""The interface of a backend: everything that differs between TensorFlow, JAX and PyTorch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NoReturn, Protocol, TypeAlias, TypeVar
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_trainops import keras_private
+
+T = TypeVar("T")
+Gradient: TypeAlias = Any  # a backend tensor, or None where the loss does not depend on a variable
+Assignment: TypeAlias = "tuple[keras.Variable, Any]"  # a variable, and the value it is to get
+StepFunction: TypeAlias = "Callable[[Any, Any], dict[str, Any]]"  # (model, data) -> logs
+
+
+class GradientChain(Protocol):
+    """A chain of gradient transforms, as `Backend.reduce_and_transform` calls it.
+
+    Attributes:
+        row_sparse: Whether the chain may get the rows of an embedding's gradient.
+    """
+
+    @property
+    def row_sparse(self) -> bool: ...
+
+    def __call__(
+        self, gradients: Sequence[Gradient], variables: Sequence[keras.Variable]
+    ) -> Sequence[Gradient]: ...
+
+
+class NumericsCheck(Protocol):
+    """Raises on the host if a compiled step found a value that is not finite."""
+
+    def raise_if_bad(
+        self, read: Callable[[keras.Variable], Any], before: Callable[[], None] = ...
+    ) -> None: ...
+
+
+class Backend:
+    """One backend. The methods here do what holds without replicas and without tracing.
+
+    Training needs the methods that raise here; restoring works on every backend that Keras has.
+
+    Attributes:
+        name: Keras's name of the backend.
+        assigns_in_forward: Whether layers may assign variables during the forward pass for good.
+        shuffles_arrays: Whether `fit` shuffles arrays by the backend's own random numbers instead
+            of NumPy's.
+    """
+
+    name: str
+    assigns_in_forward: bool = False
+    shuffles_arrays: bool = False
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    # Training
+
+    def require_training(self) -> None:
+        """Check that the backend can train.
+
+        Raises:
+            NotImplementedError: If it cannot.
+        """
+        self._refuse()
+
+    def require_one_process(self) -> None:
+        """Check that no other process trains a part of the model outside Keras's distributions.
+
+        Raises:
+            NotImplementedError: If one does.
+        """
+
+    def needs_our_step(self, model: Any) -> bool:
+        """Return whether Keras's own training step cannot serve `model` on this backend."""
+        return False
+
+    def runs_eagerly(self, model: Any) -> bool:
+        """Return whether Python runs the training step for every batch, not once to trace it."""
+        return bool(model.run_eagerly)
+
+    def run_step(self, step: StepFunction, model: Any, *args: Any) -> Any:
+        """Run a training step with the arguments that Keras's trainer passes.
+
+        Args:
+            step: Called with the model and the data; it assigns variables and returns the logs.
+            model: The model.
+            *args: The data; on JAX the training state and the data.
+
+        Returns:
+            The logs; on JAX the logs and the new state.
+        """
+        return step(model, *args)
+
+    def train_function(
+        self, function: Callable[..., Any], model: Any, numerics: NumericsCheck | None
+    ) -> Callable[..., Any]:
+        """Wrap Keras's train function.
+
+        Args:
+            function: The compiled function that `fit` calls for every `steps_per_execution` steps.
+            model: The model.
+            numerics: Asked after every call; None without `check_numerics`.
+        """
+        return function
+
+    def trace(self, function: Callable[[], None]) -> None:
+        """Run a function the way a training step is traced, without any effect on variables."""
+        self._refuse()
+
+    def conditionally(
+        self,
+        predicate: Any,
+        then: Callable[..., Any],
+        otherwise: Callable[..., Any],
+        args: Sequence[Any],
+        *,
+        changes: Sequence[keras.Variable],
+    ) -> None:
+        """Run `then(*args)` if `predicate` holds when the step executes, else `otherwise(*args)`.
+
+        Args:
+            predicate: A scalar boolean tensor, the same on all replicas.
+            then: Assigns variables. Pass per-replica tensors through `args`; do not capture them.
+            otherwise: The same.
+            args: Tensors or None.
+            changes: The variables that either function may assign.
+        """
+        self._refuse()
+
+    # Gradients
+
+    def differentiate(
+        self, function: Callable[[], tuple[Any, T]], variables: Sequence[keras.Variable]
+    ) -> tuple[Sequence[Gradient], T]:
+        """Differentiate a scalar by variables.
+
+        Args:
+            function: Returns the scalar and auxiliary tensors. It must assign no variable.
+            variables: The variables.
+
+        Returns:
+            The gradients, None for variables the scalar does not depend on, and what else
+            `function` returned.
+        """
+        self._refuse()
+
+    def forward(self, model: Any, x: Any, y: Any, sample_weight: Any) -> tuple[Any, Any]:
+        """Call the model on a batch as Keras's training step does.
+
+        Returns:
+            The loss, with the layers' own losses, and the predictions.
+        """
+        y_pred = keras_private.call_in_training(model, x)
+        return keras_private.compute_loss(model, x, y, sample_weight, y_pred), y_pred
+
+    def no_gradients(self) -> AbstractContextManager[Any]:
+        """Compute without recording what gradients would need."""
+        return nullcontext()
+
+    def reported_loss(self, loss: Any) -> Any:
+        """Return the loss as the logs show it."""
+        return loss
+
+    def require_collectable(self, assignments: Iterable[Assignment]) -> None:
+        """Check that values which layers assigned can be used after the forward pass.
+
+        Raises:
+            ValueError: If a layer assigned one inside a loop.
+        """
+
+    def dense_if_divided(
+        self, gradients: Sequence[Gradient], optimizer: keras.optimizers.Optimizer
+    ) -> list[Gradient]:
+        """Make sparse gradients dense if `optimizer` divides gradients or adds them up."""
+        return list(gradients)
+
+    def reduce_and_transform(
+        self,
+        gradients: Sequence[Gradient],
+        variables: Sequence[keras.Variable],
+        chain: GradientChain,
+    ) -> list[Gradient]:
+        """Sum gradients over replicas and duplicate rows, then run the chain of transforms."""
+        return list(chain(list(gradients), variables))
+
+    def without_reduction(
+        self, optimizer: keras.optimizers.Optimizer
+    ) -> AbstractContextManager[None]:
+        """Keep `optimizer` from summing gradients over replicas: that has been done."""
+        return nullcontext()
+
+    def elements(self, gradient: Gradient) -> Any:
+        """Return the elements of a gradient; of a sparse one, those of its rows."""
+        return gradient
+
+    def apply_gradients(
+        self, optimizer: Any, gradients: Sequence[Gradient], variables: Sequence[keras.Variable]
+    ) -> None:
+        """Pass the gradients of one batch to the optimizer."""
+        optimizer.apply(list(gradients), variables)
+
+    def assign_weights(self, variables: Sequence[keras.Variable], values: Sequence[Any]) -> None:
+        """Assign trained variables within the step, the same values on every replica."""
+        for variable, value in zip(variables, values, strict=True):
+            variable.assign(value)
+
+    # Replicas
+
+    def any_over_replicas(self, flags: Any) -> Any:
+        """Return which boolean flags are set on any replica."""
+        return flags
+
+    def mean_over_replicas(self, values: Sequence[Any]) -> Sequence[Any]:
+        """Return the means over replicas of floating-point values; others as they are."""
+        return values
+
+    # The model before and after a step
+
+    def builds_models_itself(self, model: Any) -> bool:
+        """Return whether Keras builds a lazy model before callbacks see it."""
+        return True
+
+    def build_model(self, model: Any, iterator: Any, data_batch: Any) -> str:
+        """Build a lazy model before callbacks see it, without taking data from `iterator`.
+
+        Returns:
+            Why that failed; empty if the model is built.
+        """
+        return ""
+
+    def build_metrics(self, model: Any, iterator: Any) -> None:
+        """Create the variables of metrics before the first step."""
+
+    def write_back_state(self, model: Any) -> None:
+        """Write the state that a running `fit` or `evaluate` holds to the model, for good."""
+
+    def unshare_values(self, variables: Sequence[keras.Variable]) -> None:
+        """Give each variable a value of its own if another shares it."""
+
+    # Arrays
+
+    def host_view(self, variable: keras.Variable) -> np.ndarray:
+        """Return a variable's value on the host, valid until the next assignment.
+
+        It is not copied where that can be avoided.
+        """
+        return ops.convert_to_numpy(variable.value)
+
+    def empty_tensor(
+        self, shape: tuple[int, ...], dtype: np.dtype
+    ) -> tuple[Any, np.ndarray] | None:
+        """Return a tensor that a variable takes over without a copy, and its writable memory.
+
+        None if arrays are as good.
+        """
+        return None
+
+    def overwritten_memory(self, variables: Iterable[keras.Variable]) -> list[tuple[int, int]]:
+        """Return the address ranges, begin and end, that assignments overwrite in place, sorted."""
+        return []
+
+    def _refuse(self) -> NoReturn:
+        raise NotImplementedError(
+            f"Training steps run on TensorFlow, JAX and PyTorch; this is {self.name!r}. Restoring "
+            "works on every backend."
+        )
