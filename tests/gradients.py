@@ -10,7 +10,7 @@ from helpers import numpy
 from keras import ops
 
 import keras_trainops as kt
-from keras_trainops.transforms.base import as_transform
+from keras_trainops.transforms.chain import as_transform
 from keras_trainops.transforms.scope import update_scope
 
 T = kt.transforms

@@ -1,1 +1,15 @@
-"""Callbacks; each is thin and calls one function of the layers below."""
+"""Callbacks: warm starts, sessions on a log directory, averages, recalibration, plots of norms."""
+
+from keras_trainops.callbacks.monitor_board import MonitorBoard
+from keras_trainops.callbacks.recalibrate_batch_norm import RecalibrateBatchNorm
+from keras_trainops.callbacks.training_session import TrainingSession
+from keras_trainops.callbacks.use_average import UseAverage
+from keras_trainops.callbacks.warm_start import WarmStart
+
+__all__ = [
+    "MonitorBoard",
+    "RecalibrateBatchNorm",
+    "TrainingSession",
+    "UseAverage",
+    "WarmStart",
+]

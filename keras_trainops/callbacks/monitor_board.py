@@ -9,9 +9,9 @@ import keras
 import numpy as np
 
 from keras_trainops.representation import Shown
-from keras_trainops.state import copy_of
 from keras_trainops.training.optimizer import engine_of
 from keras_trainops.transforms.monitoring import HISTOGRAM_EDGES, Monitor
+from keras_trainops.values import copy_of
 
 
 class MonitorBoard(Shown, keras.callbacks.Callback):

@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from keras_trainops.checkpoints.arrays import is_real
 from keras_trainops.checkpoints.checkpoint import Checkpoint
-from keras_trainops.checkpoints.statistics import is_real
 
 
 class Unlike(NamedTuple):

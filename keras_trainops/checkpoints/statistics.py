@@ -26,11 +26,6 @@ class Statistics(NamedTuple):
     infinite: int
 
 
-def is_real(dtype: np.dtype) -> bool:
-    """Whether values of this dtype are real numbers, those of `ml_dtypes` among them."""
-    return dtype.kind in "biuf" or dtype.name.startswith(("bfloat16", "float8"))
-
-
 def statistics(pieces: Iterable[np.ndarray]) -> Statistics:
     """The statistics of real numbers that come in pieces; no more than one is held.
 

@@ -9,9 +9,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from keras_trainops.checkpoints.arrays import nbytes
 from keras_trainops.checkpoints.checkpoint import Checkpoint
 from keras_trainops.checkpoints.open import FORMATS, open_checkpoint
-from keras_trainops.checkpoints.storage.limits import nbytes, refuse_unsafe_names
+from keras_trainops.checkpoints.storage.limits import refuse_unsafe_names
 from keras_trainops.checkpoints.storage.writing import UnwritableError, written_aside
 from keras_trainops.cli.model import (
     add_imports,
@@ -190,7 +191,7 @@ def _require_readable(checkpoint: Checkpoint) -> None:
 
 def _of_model(model: keras.Model) -> Checkpoint:
     from keras_trainops.checkpoints.formats.arrays import VariablesCheckpoint
-    from keras_trainops.state import copy_of
+    from keras_trainops.values import copy_of
     from keras_trainops.weight_names import named_weights
 
     variables = [(weight.short, weight.variable) for weight in named_weights(model)]

@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from keras_trainops.checkpoints.arrays import nbytes
 from keras_trainops.checkpoints.comparison import Comparison, compare
 from keras_trainops.checkpoints.open import open_checkpoint
-from keras_trainops.checkpoints.storage.limits import nbytes
 from keras_trainops.cli.output import FILE_HELP, print_columns, print_json, progress_bar
 
 

@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from keras_trainops.checkpoints.arrays import is_real, nbytes
 from keras_trainops.checkpoints.checkpoint import Checkpoint
 from keras_trainops.checkpoints.open import open_checkpoint
-from keras_trainops.checkpoints.statistics import Statistics, is_real, statistics
-from keras_trainops.checkpoints.storage.limits import nbytes
+from keras_trainops.checkpoints.statistics import Statistics, statistics
 from keras_trainops.cli.output import (
     FILE_HELP,
     print_columns,

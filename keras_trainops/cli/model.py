@@ -174,9 +174,7 @@ def load_model(file: str, modules: list[str]) -> keras.Model:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # its remarks are about nobody's files
     import keras
 
-    import keras_trainops
-
-    importlib.reload(keras_trainops)  # with its public names now, whose classes are registered
+    importlib.import_module("keras_trainops.serializable")  # the model may be one of ours
     for module in modules:
         if os.getcwd() not in sys.path:
             sys.path.insert(0, os.getcwd())  # as `python -m` does

@@ -115,3 +115,5 @@ __all__ = [
     "warn_if_untested",
     "with_another_inside",
 ]
+
+warn_if_untested()

@@ -10,7 +10,7 @@ import numpy as np
 
 from keras_trainops import keras_private
 from keras_trainops.checkpoints.formats.arrays import VariablesCheckpoint
-from keras_trainops.state import copy_of
+from keras_trainops.values import copy_of
 from keras_trainops.weight_names import NamedWeight, named_weights, unique
 
 

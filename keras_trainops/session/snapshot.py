@@ -13,7 +13,7 @@ from keras import ops
 from keras_trainops import keras_private
 from keras_trainops.backends import backend
 from keras_trainops.errors import RestoreError
-from keras_trainops.state import assign_copies, copy_of, parts_of
+from keras_trainops.values import assign_copies, copy_of, parts_of
 
 _METRICS = "metrics/"
 

@@ -12,9 +12,9 @@ from typing import Any
 import keras
 
 from keras_trainops.session.log import SessionLog
-from keras_trainops.state import copy_of
 from keras_trainops.training.optimizer import engine_of
 from keras_trainops.transforms.monitoring import Monitor
+from keras_trainops.values import copy_of
 
 
 class Summaries:

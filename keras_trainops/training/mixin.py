@@ -23,7 +23,7 @@ from keras_trainops.training.trainability import Trainability, as_compiled, chan
 from keras_trainops.training.weight_decay import EXCLUDED, exclude, exclusions
 from keras_trainops.training.wrapping import owned_by, with_engine, with_transforms
 from keras_trainops.transforms.monitoring import Monitor, norm_metrics
-from keras_trainops.updates.base import as_update
+from keras_trainops.updates.functions import as_update
 from keras_trainops.updates.policy import UpdatePolicy
 
 

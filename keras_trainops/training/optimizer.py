@@ -14,10 +14,12 @@ from keras import ops
 
 from keras_trainops import keras_private
 from keras_trainops.backends import backend
-from keras_trainops.state import Stateful, copy_of
+from keras_trainops.state import Stateful
 from keras_trainops.training.weight_decay import EXCLUDED, exclude, exclusions
-from keras_trainops.transforms.base import Chain, Gradient, GradientTransform
+from keras_trainops.transforms.base import Gradient, GradientTransform
+from keras_trainops.transforms.chain import Chain
 from keras_trainops.transforms.scope import owners_scope, update_scope
+from keras_trainops.values import copy_of
 
 # How the keys of what is saved beside the optimizers' own variables begin.
 _SEED, _UPDATE = "seed_", "update_"

@@ -7,8 +7,8 @@ from typing import Any
 import keras
 
 from keras_trainops import keras_private
-from keras_trainops.state import assign_copies, copies_of
 from keras_trainops.training.optimizer import engine_of
+from keras_trainops.values import assign_copies, copies_of
 
 
 def fits(optimizer: Any, variables: list[keras.Variable]) -> bool:

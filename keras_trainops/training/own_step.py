@@ -11,10 +11,10 @@ from typing import Any
 import keras
 
 from keras_trainops.backends import backend
-from keras_trainops.state import copy_of
 from keras_trainops.training.optimizer import engine_of
 from keras_trainops.transforms.monitoring import Monitor
 from keras_trainops.updates.policy import UpdatePolicy
+from keras_trainops.values import copy_of
 
 _STEP = "train_step"
 _MONITOR = "`Monitor`"

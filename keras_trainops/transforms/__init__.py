@@ -1,7 +1,8 @@
 """Gradient transforms: what happens to gradients between the backward pass and the optimizer."""
 
 from keras_trainops.transforms.adaptive import AdaptiveClip, AdaptiveNormClip
-from keras_trainops.transforms.base import Chain, GradientTransform
+from keras_trainops.transforms.base import GradientTransform
+from keras_trainops.transforms.chain import Chain
 from keras_trainops.transforms.clipping import ClipByGlobalNorm, ClipByNorm, ClipByValue
 from keras_trainops.transforms.functions import FromFunction, FromPairs
 from keras_trainops.transforms.monitoring import Monitor

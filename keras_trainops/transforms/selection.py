@@ -9,7 +9,8 @@ import keras
 
 from keras_trainops import paths
 from keras_trainops.scalars import Number
-from keras_trainops.transforms.base import Chain, Gradient, GradientTransform, as_transform
+from keras_trainops.transforms.base import Gradient, GradientTransform
+from keras_trainops.transforms.chain import Chain, as_transform
 
 
 @keras.saving.register_keras_serializable(package="keras_trainops")

@@ -22,9 +22,9 @@ from keras_trainops.scalars import (
     serialize_number,
     value_at,
 )
-from keras_trainops.state import copy_of
 from keras_trainops.updates.base import On, Update
 from keras_trainops.updates.swap import Swap
+from keras_trainops.values import copy_of
 
 
 class WeightAverage(Update):

@@ -11,7 +11,6 @@ from typing import Any, Literal, TypeAlias
 
 import keras
 
-from keras_trainops.arguments import misplaced
 from keras_trainops.representation import Shown
 from keras_trainops.scalars import check_whole
 from keras_trainops.state import Stateful
@@ -91,30 +90,3 @@ class Update(Shown, Stateful):
     def from_config(cls, config: dict[str, Any]) -> Update:
         """The update with these constructor arguments."""
         return cls(**config)
-
-
-def as_update(value: Any, **options: Any) -> Update:
-    """An update out of what users pass as one: an `Update` or a callable.
-
-    Args:
-        value: What was passed.
-        **options: Arguments of `Function`, for a callable.
-
-    Raises:
-        ValueError: If it is neither, or is an `Update` and there are options.
-    """
-    from keras_trainops.updates.functions import Function
-
-    if isinstance(value, Update):
-        if options:
-            raise ValueError(
-                f"{', '.join(options)} are for functions: give them to {value.name} itself."
-            )
-        return value
-    why = misplaced(value)
-    if why is None and callable(value):
-        return Function(value, **options)
-    raise ValueError(
-        "An update must be an `Update` (see `keras_trainops.updates`) or a callable "
-        "`fn(model, loss)`. " + (why or f"Received: {value!r}")
-    )

@@ -8,6 +8,7 @@ from typing import Any
 import keras
 
 from keras_trainops import keras_private
+from keras_trainops.arguments import misplaced
 from keras_trainops.updates.base import On, Update
 
 
@@ -79,3 +80,28 @@ class Function(Update):
             "function": keras_private.serialized_function(self.function),
             **super().get_config(),
         }
+
+
+def as_update(value: Any, **options: Any) -> Update:
+    """An update out of what users pass as one: an `Update` or a callable.
+
+    Args:
+        value: What was passed.
+        **options: Arguments of `Function`, for a callable.
+
+    Raises:
+        ValueError: If it is neither, or is an `Update` and there are options.
+    """
+    if isinstance(value, Update):
+        if options:
+            raise ValueError(
+                f"{', '.join(options)} are for functions: give them to {value.name} itself."
+            )
+        return value
+    why = misplaced(value)
+    if why is None and callable(value):
+        return Function(value, **options)
+    raise ValueError(
+        "An update must be an `Update` (see `keras_trainops.updates`) or a callable "
+        "`fn(model, loss)`. " + (why or f"Received: {value!r}")
+    )

@@ -12,9 +12,11 @@ from keras import ops
 
 from keras_trainops.arguments import misplaced
 from keras_trainops.backends import backend
-from keras_trainops.state import Stateful, copy_of
-from keras_trainops.updates.base import Update, as_update
+from keras_trainops.state import Stateful
+from keras_trainops.updates.base import Update
+from keras_trainops.updates.functions import as_update
 from keras_trainops.updates.layer_updates import LayerUpdates
+from keras_trainops.values import copy_of
 
 
 class UpdatePolicy(Stateful):

@@ -13,8 +13,9 @@ from keras import ops
 from keras_trainops import keras_private, paths
 from keras_trainops.representation import Shown
 from keras_trainops.scalars import check_number, check_positive, check_whole
-from keras_trainops.state import Stateful, copy_of
+from keras_trainops.state import Stateful
 from keras_trainops.updates.base import On, Update
+from keras_trainops.values import copy_of
 
 
 class Projection(Shown, Stateful):

@@ -14,8 +14,8 @@ from keras import ops
 
 from keras_trainops import keras_private
 from keras_trainops.backends import backend
-from keras_trainops.state import copy_of
 from keras_trainops.updates.layer_updates import LayerUpdateScope
+from keras_trainops.values import copy_of
 
 
 def recalibrate_batch_norm(

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import keras
 import numpy as np
 
-from keras_trainops.state import assign_copies, copies_of, copy_of
+from keras_trainops.values import assign_copies, copies_of, copy_of
 
 Values = list[tuple[keras.Variable, np.ndarray]]
 

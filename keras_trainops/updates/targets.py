@@ -9,8 +9,8 @@ from keras import ops
 
 from keras_trainops import keras_private, paths
 from keras_trainops.scalars import check_number
-from keras_trainops.state import copy_of
 from keras_trainops.updates.base import On, Update
+from keras_trainops.values import copy_of
 
 
 @keras.saving.register_keras_serializable(package="keras_trainops")

@@ -9,7 +9,7 @@ from gradients import GRADIENTS, PATHS, T, close, each, run, variables
 from helpers import numpy
 from keras import ops
 
-from keras_trainops.transforms.base import as_transform
+from keras_trainops.transforms.chain import as_transform
 from keras_trainops.transforms.scope import update_scope
 
 GLOBAL = np.sqrt(sum((g**2).sum() for g in GRADIENTS if g is not None))

@@ -10,10 +10,11 @@ from typing import IO, NamedTuple
 
 import numpy as np
 
+from keras_trainops.checkpoints.arrays import nbytes
 from keras_trainops.checkpoints.checkpoint import Checkpoint
 from keras_trainops.checkpoints.format import Candidate, Format
 from keras_trainops.checkpoints.storage.files import open_regular, require_file
-from keras_trainops.checkpoints.storage.limits import nbytes, refuse_bomb
+from keras_trainops.checkpoints.storage.limits import refuse_bomb
 from keras_trainops.checkpoints.storage.writing import UnwritableError
 from keras_trainops.checkpoints.storage.zip_archives import refuse_repeated
 from keras_trainops.checkpoints.training_state import by_name

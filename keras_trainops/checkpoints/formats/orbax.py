@@ -14,10 +14,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from keras_trainops.checkpoints.arrays import nbytes
 from keras_trainops.checkpoints.checkpoint import Checkpoint
 from keras_trainops.checkpoints.format import Candidate, Format
 from keras_trainops.checkpoints.storage.files import load_json, read_file, require_file
-from keras_trainops.checkpoints.storage.limits import nbytes, refuse_bomb, refuse_unsafe_names
+from keras_trainops.checkpoints.storage.limits import refuse_bomb, refuse_unsafe_names
 from keras_trainops.checkpoints.training_state import by_name
 from keras_trainops.errors import RestoreError
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 
+from keras_trainops.checkpoints.arrays import nbytes
 from keras_trainops.checkpoints.checkpoint import Checkpoint
 from keras_trainops.checkpoints.format import Candidate, Format
 from keras_trainops.checkpoints.storage.files import load_json, open_regular, require_file
-from keras_trainops.checkpoints.storage.limits import nbytes
 from keras_trainops.checkpoints.storage.raw import Extent
 from keras_trainops.checkpoints.storage.writing import UnwritableError
 from keras_trainops.checkpoints.training_state import by_name

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Collection, Iterable
-
-import numpy as np
+from collections.abc import Collection
 
 from keras_trainops.errors import RestoreError
 
@@ -16,11 +13,6 @@ _LARGE = 256 * 2**20
 _EXPANSION = 100
 _LONGEST_NAME = 4096  # characters
 _MOST_NAMES = 1 << 20
-
-
-def nbytes(shape: Iterable[int], dtype: np.dtype) -> int:
-    """The size of an array in memory, exact where NumPy's own integers would overflow."""
-    return math.prod(int(n) for n in shape) * dtype.itemsize
 
 
 def is_bomb(claimed: int, stored: int) -> bool:

@@ -10,9 +10,10 @@ from __future__ import annotations
 import functools
 import itertools
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
-Numbers = tuple[str, ...]
+from keras_trainops.numbering import Numbers, by_family, split, stem
+
 Pairing = dict[str, str]
 _WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
 # Short for what others write out, for comparing words.
@@ -29,25 +30,6 @@ _LONG = {
     "q": "query",
     "v": "value",
 }
-
-
-def split(name: str) -> tuple[tuple[str, ...], Numbers]:
-    """What stands between the numbers of a name, and the numbers.
-
-    Example:
-        >>> split("layer1.0.conv2")
-        (('layer', '.', '.conv', ''), ('1', '0', '2'))
-    """
-    parts = re.split(r"(\d+)", name)
-    return tuple(parts[::2]), tuple(parts[1::2])
-
-
-def by_family(names: Sequence[str]) -> list[list[str]]:
-    """The names of each family, in order."""
-    families: dict[tuple[str, ...], list[str]] = {}
-    for name in names:
-        families.setdefault(split(name)[0], []).append(name)
-    return list(families.values())
 
 
 def partitions(family: Sequence[str]) -> Iterator[list[list[str]]]:
@@ -138,41 +120,7 @@ def common_end(one: str, other: str) -> int:
 
 @functools.lru_cache(maxsize=1 << 16)
 def _stems(name: str) -> list[str]:
-    return [automatic(part)[0] for part in re.split("[/.]", name)]
-
-
-def automatic(component: str) -> tuple[str, int]:
-    """A component without its automatic number, and that; -1 if there is none.
-
-    Example:
-        >>> automatic("dense_4"), automatic("dense")
-        (('dense', 4), ('dense', -1))
-    """
-    stem, _, number = component.rpartition("_")
-    return (stem, int(number)) if stem and number.isdecimal() else (component, -1)
-
-
-def siblings(names: Iterable[str]) -> dict[tuple[str, str], set[int]]:
-    """The automatic numbers that there are, by what is above a component and the component.
-
-    Example:
-        >>> siblings(["net/dense", "net/dense_1"])
-        {('', 'net'): {-1}, ('net/', 'dense'): {1, -1}}
-    """
-    found: dict[tuple[str, str], set[int]] = {}
-    for name in names:
-        for place, number in automatic_places(name):
-            found.setdefault(place, set()).add(number)
-    return found
-
-
-def automatic_places(name: str) -> Iterator[tuple[tuple[str, str], int]]:
-    """Each component as what is above it and itself without its automatic number, and that."""
-    above = ""
-    for part in name.split("/"):
-        stem, number = automatic(part)
-        yield (above, stem), number
-        above += f"{part}/"
+    return [stem(part) for part in re.split("[/.]", name)]
 
 
 @functools.lru_cache(maxsize=1 << 16)

@@ -6,6 +6,7 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
+from keras_trainops import numbering
 from keras_trainops.restoring.guessing import families
 from keras_trainops.restoring.guessing.layers import parted
 
@@ -43,8 +44,8 @@ def fold_rules(pairs: Mapping[str, str], keys: Collection[str]) -> dict[str, str
     for key, path in pairs.items():
         pair = _Pair(*parted(key, "/."), *parted(path, "/"))
         kind = (
-            *(families.split(pair.key_owner)[0], pair.key_leaf),
-            *(families.split(pair.path_owner)[0], pair.path_leaf),
+            *(numbering.split(pair.key_owner)[0], pair.key_leaf),
+            *(numbering.split(pair.path_owner)[0], pair.path_leaf),
         )
         kinds.setdefault(kind, []).append(pair)
     owners: dict[str, set[str]] = {}  # of all keys, by the last component
@@ -68,7 +69,7 @@ def _rules(pairs: Sequence[_Pair], owners: Collection[str]) -> list[_Rule]:
         expression = re.compile(rule.expression)
         if not any(expression.fullmatch(owner) for owner in owners if owner not in mine):
             return [rule]
-    numbers = [families.split(pair.key_owner)[1] for pair in pairs]
+    numbers = [numbering.split(pair.key_owner)[1] for pair in pairs]
     place = min(families.varying(numbers), key=lambda i: len({n[i] for n in numbers}))
     parts: dict[str, list[_Pair]] = {}
     for pair, n in zip(pairs, numbers, strict=True):
@@ -82,10 +83,10 @@ def _leaves(pair: _Pair) -> tuple[str, str]:
 
 def _one_rule(pairs: Sequence[_Pair], listed: bool) -> _Rule | None:
     """The rule whose numbers are groups: any number or, `listed`, one of those that there are."""
-    texts, _ = families.split(pairs[0].key_owner)
-    path_texts, _ = families.split(pairs[0].path_owner)
-    here = [families.split(pair.key_owner)[1] for pair in pairs]
-    there = [families.split(pair.path_owner)[1] for pair in pairs]
+    texts, _ = numbering.split(pairs[0].key_owner)
+    path_texts, _ = numbering.split(pairs[0].path_owner)
+    here = [numbering.split(pair.key_owner)[1] for pair in pairs]
+    there = [numbering.split(pair.path_owner)[1] for pair in pairs]
     places = families.varying(here)
     sources: list[tuple[int, int] | str] = []
     for column in zip(*there, strict=True):
@@ -113,7 +114,7 @@ def _one_rule(pairs: Sequence[_Pair], listed: bool) -> _Rule | None:
 
 
 def _source(
-    column: Sequence[str], here: Sequence[families.Numbers], places: Sequence[int]
+    column: Sequence[str], here: Sequence[numbering.Numbers], places: Sequence[int]
 ) -> tuple[int, int] | str | None:
     """Where a number of all paths comes from: a constant, or a number of the keys and its shift."""
     if len(set(column)) == 1:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from keras_trainops import numbering
 from keras_trainops.restoring.guessing import families
 from keras_trainops.restoring.guessing.layers import Layer, counterparts, parted
 
@@ -89,9 +90,9 @@ class Search:
 
     def _claims(self) -> list[_Claim]:
         """The largest groups that can go somewhere, the largest first."""
-        goals = families.by_family(self.open_ours())
+        goals = numbering.by_family(self.open_ours())
         claims: list[_Claim] = []
-        for family in families.by_family(self.open_theirs()):
+        for family in numbering.by_family(self.open_theirs()):
             for partition in families.partitions(family):
                 found = [
                     _Claim(tuple(part), ways)
@@ -164,7 +165,7 @@ class Search:
     def _settle_sequences(self) -> None:
         """Settles groups by order alone, where both sides have the same shapes one by one."""
         for theirs, ours in self._groups():
-            one_family = len(families.by_family(theirs)) == 1
+            one_family = len(numbering.by_family(theirs)) == 1
             if len(theirs) == len(ours) and (self.ordered or one_family):
                 names = theirs if self.ordered else sorted(theirs, key=natural)
                 pairing = dict(zip(names, ours, strict=True))
@@ -213,6 +214,6 @@ def _words_or_size(pairing: families.Pairing) -> tuple[float, ...]:
 
 def natural(name: str) -> list[tuple[bool, int, str]]:
     """Sorts by numbers as numbers: `layer.2` before `layer.10`."""
-    texts, numbers = families.split(name)
+    texts, numbers = numbering.split(name)
     padded = [*numbers, "0"]
     return [(bool(t), int(n), t) for t, n in zip(texts, padded, strict=True)]

@@ -9,9 +9,8 @@ from typing import Any, NamedTuple
 
 import keras
 
-from keras_trainops import paths
+from keras_trainops import numbering, paths
 from keras_trainops.checkpoints.training_state import by_name
-from keras_trainops.restoring.guessing import families
 from keras_trainops.restoring.guessing.layers import (
     Layer,
     Shape,
@@ -249,8 +248,8 @@ def _not_renumbered(
     Of `dense_1`, `dense_2`, `dense_3` and `dense`, `dense_1`, `dense_2`, each side has a number
     that the other has not; where one side merely has more of them, the names can be believed.
     """
-    ours = families.siblings(map(_owner, variables))
-    theirs = families.siblings(_owner(itself.get(key, key)) for key in keys)
+    ours = numbering.siblings(map(_owner, variables))
+    theirs = numbering.siblings(_owner(itself.get(key, key)) for key in keys)
     apart = {
         place
         for place, numbers in ours.items()
@@ -259,7 +258,7 @@ def _not_renumbered(
     return {
         key: path
         for key, path in itself.items()
-        if apart.isdisjoint(place for place, _ in families.automatic_places(_owner(path)))
+        if apart.isdisjoint(place for place, _ in numbering.automatic_places(_owner(path)))
     }
 
 
@@ -275,10 +274,12 @@ def _search(
     ours = {layer.name: layer for layer in layers_of(variables, "/")}
     search = Search(theirs, ours, torch, ordered)
     certain = {key: path for path, key in auto.pair(variables, keys).key_of.items()}
-    counts = [families.siblings(side) for side in (theirs, ours)]
+    counts = [numbering.siblings(side) for side in (theirs, ours)]
     kinds: dict[tuple[str, ...], dict[str, str]] = {}
     for name, other in _whole_layers(search, certain).items():
-        places = [[place for place, _ in families.automatic_places(each)] for each in (name, other)]
+        places = [
+            [place for place, _ in numbering.automatic_places(each)] for each in (name, other)
+        ]
         kind = tuple(stem for _, stem in places[1])
         # What else `auto` is sure of it tells by the tensors of one last component, and of the
         # layers that have others it knows nothing: that is for the search.

@@ -22,7 +22,7 @@ from keras_trainops.restoring.loading.signals import signals_wait
 from keras_trainops.restoring.loading.tensors import Destination
 from keras_trainops.restoring.planning.assignment import Assignment, variable_bytes
 from keras_trainops.restoring.planning.shapes import fits
-from keras_trainops.state import copy_of
+from keras_trainops.values import copy_of
 
 UNDO_BYTES = 8 << 20
 THREADS = 4  # that look at tensors, each with a piece of one in memory

@@ -12,13 +12,13 @@ Whatever two could claim is not decided, but told with its candidates.
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from keras_trainops.numbering import automatic, stem
+
 Shape = tuple[int, ...]
-_NUMBERED = re.compile(r"(.*?)(?:_(\d+))?", re.DOTALL)  # names may have any character in them
 
 
 @dataclass
@@ -102,9 +102,9 @@ def _renumbered(
             for name, so_far in sides[side].items():
                 *owners, _ = name.split("/")
                 if level < len(owners):
-                    stem, number = _split(owners[level])
-                    numbers[side][so_far, stem].add(number)
-                    families[side][name] = ((so_far, stem), number)
+                    kind, number = automatic(owners[level])
+                    numbers[side][so_far, kind].add(number)
+                    families[side][name] = ((so_far, kind), number)
         ranks = [
             {family: {n: i for i, n in enumerate(sorted(found))} for family, found in of.items()}
             for of in numbers
@@ -125,19 +125,13 @@ def _renumbered(
     return sides[0], sides[1], unsure
 
 
-def _split(part: str) -> tuple[str, int]:
-    match = _NUMBERED.fullmatch(part)
-    assert match is not None
-    return match[1], -1 if match[2] is None else int(match[2])
-
-
 def _end(name: str, length: int) -> str:
     """The last components, without automatic numbers; empty if there are not so many."""
     parts = name.split("/")
     if len(parts) < length:
         return ""
     *owners, leaf = parts[-length:]
-    return "/".join([*(_split(owner)[0] for owner in owners), leaf])
+    return "/".join([*(stem(owner) for owner in owners), leaf])
 
 
 def _pair_by_shape(

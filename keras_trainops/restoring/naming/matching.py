@@ -7,10 +7,9 @@ from collections.abc import Iterable, Sequence
 
 import keras
 
-from keras_trainops import paths
+from keras_trainops import numbering, paths
 from keras_trainops.adapt.base import Adapter
 from keras_trainops.checkpoints.checkpoint import Checkpoint
-from keras_trainops.restoring.guessing import families
 from keras_trainops.restoring.naming import auto
 from keras_trainops.restoring.naming.pairing import Pairing
 from keras_trainops.restoring.naming.rules import Renamed, Renaming
@@ -59,7 +58,7 @@ class Matching:
         keys: list[str] = []
         for order in sorted({order for order, _ in found}):
             of_rule = [key for other, key in found if other == order]
-            numbered = len(families.by_family(of_rule)) == 1
+            numbered = len(numbering.by_family(of_rule)) == 1
             keys += sorted(of_rule, key=_numbers) if numbered else of_rule
         return keys
 
@@ -158,7 +157,7 @@ class Matching:
 
 
 def _numbers(key: str) -> list[int]:
-    return [int(number) for number in families.split(key)[1]]
+    return [int(number) for number in numbering.split(key)[1]]
 
 
 def pair_by_heuristic(rename: str, matching: Matching, checkpoint: Checkpoint) -> Renaming:

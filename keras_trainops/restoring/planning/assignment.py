@@ -9,7 +9,7 @@ import keras
 import numpy as np
 
 from keras_trainops.adapt.base import Adapter
-from keras_trainops.checkpoints.storage.limits import nbytes
+from keras_trainops.checkpoints.arrays import nbytes
 
 
 class Assignment(NamedTuple):

@@ -8,7 +8,6 @@ What cannot be matched with certainty is refused.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -17,6 +16,7 @@ import keras
 from keras_trainops import keras_private
 from keras_trainops.checkpoints.checkpoint import Checkpoint
 from keras_trainops.checkpoints.formats.keras.weights import KerasWeightsCheckpoint
+from keras_trainops.numbering import stem
 from keras_trainops.restoring.naming.table import names_in_weights_file
 from keras_trainops.restoring.planning.assignment import Assignment
 from keras_trainops.restoring.sources import ModelCheckpoint
@@ -134,7 +134,7 @@ class _ByName:
     """Tensors that are called as Keras calls an optimizer's variables: after their weights."""
 
     def __init__(self, optimizer: keras.optimizers.Optimizer, checkpoint: Checkpoint) -> None:
-        self._scope = _scope(optimizer.name)
+        self._scope = stem(optimizer.name)
         self._keys: dict[str, list[str]] = {}
         for key in checkpoint.training_state:
             self._keys.setdefault(_name(key), []).append(key)
@@ -220,15 +220,11 @@ def _model_name(slots: Sequence[str], leaves: Sequence[str]) -> str:
 def _name(path: str) -> str:
     """`optimizer_weights/adam_1/iteration` -> `adam/iteration`."""
     *_, scope, leaf = f"/{path}".split("/")
-    return f"{_scope(scope)}/{leaf}"
-
-
-def _scope(name: str) -> str:
-    return re.sub(r"_\d+$", "", name)
+    return f"{stem(scope)}/{leaf}"
 
 
 def _require_same_class(found: str, optimizer: keras.optimizers.Optimizer) -> None:
-    if _scope(found) != _scope(optimizer.name):
+    if stem(found) != stem(optimizer.name):
         raise _UnmatchedError(
             f"the state is that of {found}, and the model's optimizer is {optimizer.name}. State "
             "is restored between optimizers of one class and name only."

@@ -10,9 +10,9 @@ import keras
 
 from keras_trainops import keras_private, paths
 from keras_trainops.adapt.base import Adapt, Adapter, as_adapter
+from keras_trainops.checkpoints.arrays import nbytes
 from keras_trainops.checkpoints.checkpoint import Checkpoint
 from keras_trainops.checkpoints.formats.arrays import ArraysCheckpoint
-from keras_trainops.checkpoints.storage.limits import nbytes
 from keras_trainops.errors import RestoreError
 from keras_trainops.restoring.naming.matching import Matching, pair_by_heuristic
 from keras_trainops.restoring.naming.rules import Rename, apply_rules

@@ -8,8 +8,8 @@ import numpy as np
 
 from keras_trainops.adapt import suggestion as hints
 from keras_trainops.adapt.base import Chain, Shape
+from keras_trainops.checkpoints.arrays import is_real
 from keras_trainops.checkpoints.checkpoint import Checkpoint
-from keras_trainops.checkpoints.statistics import is_real
 from keras_trainops.restoring.naming.table import NameTable
 from keras_trainops.restoring.planning.assignment import Assignment
 from keras_trainops.restoring.planning.dependent_tensors import is_packed

@@ -20,6 +20,7 @@ from keras_trainops.checkpoints.format import Candidate, Format
 from keras_trainops.checkpoints.formats.hdf5.checkpoint import Hdf5Checkpoint, own_dataset
 from keras_trainops.checkpoints.formats.hdf5.file import MAGIC, open_hdf5, strings
 from keras_trainops.errors import RestoreError
+from keras_trainops.numbering import split, stem
 
 _NORM = ("gamma", "beta", "moving_mean", "moving_variance")
 # Variable names by class (as the file spells it) and number of variables, where that is certain.
@@ -133,7 +134,7 @@ def _by_class_and_shapes(
     kinds: dict[Hashable, list[list[StoredVariable]]] = {}
     for group, variables in _by_group(stored).items():
         variables = sorted(variables, key=lambda v: by_number(v.key))
-        classes = tuple(_siblings(part) for part in group.split("/"))
+        classes = tuple(stem(part) for part in group.split("/"))
         kind = (classes, tuple((v.key, tuple(v.shape)) for v in variables))
         kinds.setdefault(kind, []).append(variables)
     return kinds
@@ -184,7 +185,8 @@ def owner_prefixes(groups: Iterable[str], owners: Mapping[str, str]) -> dict[str
 
 def _natural_order(group: str) -> list[tuple[int, str]]:
     """`dense_2` before `dense_10`."""
-    return [(len(part), part) for part in re.split(r"(\d+)", group)]
+    words, numbers = split(group)
+    return [(len(part), part) for pair in zip(words, (*numbers, ""), strict=True) for part in pair]
 
 
 def _owner_chain(group: str, owners: Mapping[str, str]) -> str:
@@ -221,13 +223,13 @@ def _leaf_names(class_name: str, variables: Sequence[StoredVariable]) -> dict[st
 def _class_of(group: str, owners: Mapping[str, str]) -> str:
     """The class of a layer as the file spells it, as far as its place tells."""
     parent, _, last = group.rpartition("/")
-    name = _siblings(last)
+    name = stem(last)
     if name != "cell" or not parent:
         return name
     # A recurrent layer keeps its cell under `cell`, and so says itself of which class that is.
     # In a bidirectional layer it has no class itself, but its cell then has the class for a name.
     cell = f"{_class_of(parent, owners)}_cell"
-    return cell if cell in _LEAVES else _siblings(owners.get(group, cell))
+    return cell if cell in _LEAVES else stem(owners.get(group, cell))
 
 
 def _is_training_state(group: str) -> bool:
@@ -268,22 +270,18 @@ def _confirmed(hints: Mapping[str, str], groups: Collection[str]) -> dict[str, s
     another way too was not counted, so that the numbers behind it would name other layers: the
     configuration counts for a class of siblings only where the file has just as many.
     """
-    counted = {kind: _count(kind, groups) for kind in {_siblings(group) for group in hints}}
+    counted = {kind: _count(kind, groups) for kind in {stem(group) for group in hints}}
     expected = {kind: _count(kind, hints) for kind in counted}
     agree = {kind for kind in counted if counted[kind] == expected[kind]}
     return {
         group: name
         for group, name in hints.items()
-        if all(_siblings(above) in agree for above in _with_parents(group) if above in hints)
+        if all(stem(above) in agree for above in _with_parents(group) if above in hints)
     }
 
 
-def _siblings(group: str) -> str:
-    return re.sub(r"_\d+$", "", group)
-
-
 def _count(kind: str, groups: Iterable[str]) -> int:
-    return sum(_siblings(group) == kind for group in groups)
+    return sum(stem(group) == kind for group in groups)
 
 
 def _with_parents(group: str) -> list[str]:

@@ -9,7 +9,6 @@ older versions named or laid out otherwise is given as it is today (see `legacy_
 from __future__ import annotations
 
 import itertools
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
@@ -27,6 +26,7 @@ from keras_trainops.checkpoints.formats.hdf5.file import MAGIC, open_hdf5, strin
 from keras_trainops.checkpoints.formats.keras_legacy.layouts import Converted, todays
 from keras_trainops.checkpoints.storage.raw import Extent
 from keras_trainops.errors import RestoreError
+from keras_trainops.numbering import stem
 
 _WHOLE_MODEL = "model_weights"
 _MODELS_OWN = "top_level_model_weights"  # variables that belong to the model and to no layer
@@ -133,7 +133,7 @@ def _distinct(found: Sequence[tuple[str, str, h5py.Dataset]]) -> list[str]:
 
 def _key_by_layer(layer: str, name: str) -> str:
     scope, _, rest = name.partition("/")
-    if rest and re.fullmatch(rf"{re.escape(layer)}_\d+", scope):
+    if rest and scope != layer and stem(scope) == layer:
         return f"{layer}/{rest}"
     return _key_by_name(layer, name)
 

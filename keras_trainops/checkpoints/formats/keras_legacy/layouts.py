@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from keras_trainops.errors import RestoreError
+from keras_trainops.numbering import stem
 
 
 class Converted(NamedTuple):
@@ -109,7 +110,7 @@ def _gates(leaves: Mapping[str, Any]) -> int:
 def _lacks_a_cell(layer: str) -> bool:
     """Whether the variables are the layer's own: in one scope, or in that of a direction."""
     above, _, last = layer.rpartition("/")
-    if re.search(r"cell(_\d+)?$", last):
+    if stem(last).endswith("cell"):
         return False
     return not above or last.startswith(("forward_", "backward_"))
 

@@ -18,11 +18,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from keras_trainops.checkpoints.arrays import nbytes
 from keras_trainops.checkpoints.checkpoint import Checkpoint
 from keras_trainops.checkpoints.format import Candidate, Format
 from keras_trainops.checkpoints.formats.tensorflow import bundle, files
 from keras_trainops.checkpoints.storage.files import open_regular, read_file, require_file
-from keras_trainops.checkpoints.storage.limits import nbytes, refuse_bomb
+from keras_trainops.checkpoints.storage.limits import refuse_bomb
 from keras_trainops.checkpoints.storage.raw import Extent
 from keras_trainops.checkpoints.training_state import OPTIMIZER_COUNTERS, by_name, is_counter
 from keras_trainops.errors import RestoreError

@@ -1,0 +1,153 @@
+"""A list of transforms as one transform, and what users may pass as a transform."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+
+from keras_trainops.arguments import misplaced
+from keras_trainops.transforms.base import Gradient, GradientTransform
+from keras_trainops.transforms.functions import FromFunction
+from keras_trainops.transforms.scope import value_of
+
+
+@keras.saving.register_keras_serializable(package="keras_trainops")
+class Chain(GradientTransform):
+    """Applies transforms one after the other; a list of transforms means the same.
+
+    Args:
+        transforms: Transforms or callables, in the order in which they apply.
+
+    Raises:
+        ValueError: If one of them is no transform, or returns gradients of another number, shape
+            or dtype, or changes which are None; the message names it.
+
+    Example:
+        >>> import keras_trainops as kt
+        >>> chain = kt.transforms.Chain([kt.transforms.Scale({"head": 10.0}),
+        ...                              kt.transforms.ClipByGlobalNorm(1.0)])
+
+    References: `optax.chain`.
+    """
+
+    def __init__(self, transforms: Any) -> None:
+        self.transforms = [as_transform(transform) for transform in as_sequence(transforms)]
+        self.children = self.transforms
+
+    @property
+    def clips(self) -> bool:  # type: ignore[override]
+        return any(transform.clips for transform in self.transforms)
+
+    @property
+    def row_sparse(self) -> bool:  # type: ignore[override]
+        return all(transform.row_sparse for transform in self.transforms)
+
+    def build(self, variables: Sequence[keras.Variable]) -> None:
+        for transform in self.transforms:
+            with keras.name_scope(_snake_case(type(transform).__name__)):
+                transform.build(variables)
+
+    def __call__(
+        self, gradients: Sequence[Gradient], variables: Sequence[keras.Variable]
+    ) -> Sequence[Gradient]:
+        for transform in self.transforms:
+            transformed = transform(gradients, variables)
+            gradients = _checked(transform, gradients, transformed, variables)
+        return gradients
+
+    def step_factors(self, variables: Sequence[keras.Variable]) -> Sequence[Any]:
+        product: list[Any] = [None] * len(variables)
+        for transform in self.transforms:
+            for i, factor in enumerate(transform.step_factors(variables)):
+                if factor is not None:
+                    number = value_of(factor)
+                    product[i] = number if product[i] is None else product[i] * number
+        return product
+
+    def get_config(self) -> dict[str, Any]:
+        return {"transforms": [keras.saving.serialize_keras_object(t) for t in self.transforms]}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Chain:
+        return cls([keras.saving.deserialize_keras_object(t) for t in config["transforms"]])
+
+
+def as_sequence(value: Any) -> list[Any]:
+    """None, one or several as a list."""
+    if value is None:
+        return []
+    return list(value) if is_list(value) else [value]
+
+
+def is_list(value: Any) -> bool:
+    """Whether a value is several, and not one that is a tuple with named fields."""
+    return isinstance(value, (list, tuple)) and not hasattr(value, "_fields")
+
+
+def as_transform(value: Any) -> GradientTransform:
+    """A transform out of what users pass as one: a transform, a callable, a list of these.
+
+    Raises:
+        ValueError: If it is none of them.
+    """
+    if isinstance(value, GradientTransform):
+        return value
+    if is_list(value):
+        return Chain(value)
+    why = misplaced(value)
+    if why is None and callable(value):
+        return FromFunction(value)
+    raise ValueError(
+        "A gradient transform must be a `GradientTransform`, a callable "
+        "`fn(gradients, variables) -> gradients`, or a list of these. "
+        + (why or f"Received: {value!r}")
+    )
+
+
+def _checked(
+    transform: GradientTransform,
+    before: Sequence[Gradient],
+    after: Any,
+    variables: Sequence[keras.Variable],
+) -> Sequence[Gradient]:
+    """Refuses, when the step is traced, what a transform must not change."""
+    name = _name(transform)
+    if not isinstance(after, (list, tuple)):
+        raise ValueError(f"{name} must return a list of gradients. Received: {after!r}")
+    if len(after) != len(before):
+        raise ValueError(f"{name} returned {len(after)} gradients for {len(before)} variables.")
+    for old, new, variable in zip(before, after, variables, strict=True):
+        if (old is None) != (new is None):
+            raise ValueError(
+                f"{name} returned {_form(new)} for {variable.path!r}, whose gradient was "
+                f"{_form(old)}. None must stay None."
+            )
+        if old is not None and _form(old) != _form(new):
+            raise ValueError(
+                f"{name} returned a gradient of {_form(new)} for {variable.path!r}, which was of "
+                f"{_form(old)}."
+            )
+    return after
+
+
+def _form(gradient: Gradient) -> str:
+    if not hasattr(gradient, "dtype"):
+        return repr(gradient)
+    return (
+        f"shape {tuple(gradient.shape)} and dtype {keras.backend.standardize_dtype(gradient.dtype)}"
+    )
+
+
+def _name(transform: GradientTransform) -> str:
+    function = getattr(transform, "function", None)
+    return (
+        f"{type(transform).__name__}({getattr(function, '__name__', function)})"
+        if function
+        else (type(transform).__name__)
+    )
+
+
+def _snake_case(name: str) -> str:
+    return "".join(f"_{c.lower()}" if c.isupper() else c for c in name).lstrip("_")
