@@ -215,3 +215,17 @@ def serializable(patterns: Patterns) -> list[str] | None:
 def serializable_rules(rules: Iterable[tuple[Pattern, Any]]) -> list[list[Any]]:
     """Rules as a saved configuration keeps them: pairs of a path and a value."""
     return [[text, value] for pattern, value in rules for text in serializable(pattern) or []]
+
+
+def runs(path: str) -> set[str]:
+    """Return every run of whole, consecutive components of a path.
+
+    Example:
+        >>> sorted(runs("net/a"))
+        ['a', 'net', 'net/a']
+    """
+    parts = path.split("/")
+    found: set[str] = set()
+    for start in range(len(parts)):
+        found.update("/".join(parts[start:end]) for end in range(start + 1, len(parts) + 1))
+    return found

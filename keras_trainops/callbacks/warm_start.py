@@ -12,7 +12,7 @@ from keras_trainops.errors import RestoreError
 from keras_trainops.paths import Patterns, as_list
 from keras_trainops.representation import Shown
 from keras_trainops.restoring.naming.rules import Rename
-from keras_trainops.restoring.planning.plan import Reaction
+from keras_trainops.restoring.planning.options import Reaction
 from keras_trainops.restoring.planning.report import RestoreReport
 from keras_trainops.restoring.restore import Source, restore
 from keras_trainops.session.run import run_on

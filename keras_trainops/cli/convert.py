@@ -120,7 +120,7 @@ def _names(checkpoint: Checkpoint, options: argparse.Namespace) -> dict[str, str
     from keras_trainops.restoring.naming.rules import apply_rules
 
     renaming = apply_rules(rules, keys)
-    names = [(str(target), entry.key) for entry in renaming.renamed for target in entry.targets]
+    names = [(str(target), entry.key) for entry in renaming.renamed for target in entry.addresses]
     repeated = [name for name, count in Counter(name for name, _ in names).items() if count > 1]
     problems = renaming.problems + [f"Several keys are to be called {name!r}." for name in repeated]
     if problems:

@@ -24,13 +24,8 @@ from keras_trainops.restoring.loading.progress import progress_bar
 from keras_trainops.restoring.loading.tensors import overwritten_memory
 from keras_trainops.restoring.naming.rules import Rename
 from keras_trainops.restoring.planning.optimizer_state import innermost
-from keras_trainops.restoring.planning.plan import (
-    Options,
-    Reaction,
-    make_plan,
-    refusal,
-    require_variables,
-)
+from keras_trainops.restoring.planning.options import Options, Reaction
+from keras_trainops.restoring.planning.plan import make_plan, refusal, require_variables
 from keras_trainops.restoring.planning.report import RestoreReport
 from keras_trainops.restoring.sources import ModelCheckpoint, shares_variables
 

@@ -24,10 +24,11 @@ from keras_trainops.restoring.guessing.rules import fold_rules
 from keras_trainops.restoring.guessing.search import NAMES, ORDER, SHAPES, Group, Search
 from keras_trainops.restoring.naming import auto
 from keras_trainops.restoring.naming.table import NameTable
+from keras_trainops.restoring.naming.target import Target
+from keras_trainops.restoring.planning.options import Options, choose
 from keras_trainops.restoring.planning.plan import require_variables
 from keras_trainops.restoring.planning.report import folded
 from keras_trainops.restoring.restore import Source, open_source
-from keras_trainops.weight_names import named_weights
 
 
 class Ambiguity(NamedTuple):
@@ -165,33 +166,25 @@ def suggest_rename(
     """
     require_variables(model)
     with open_source(source, model) as checkpoint:
-        weights = named_weights(model)
-        named = [paths.NamedVariable(weight.path, weight.variable) for weight in weights]
-        selected = [
-            (include is None or chosen) and not left_out
-            for chosen, left_out in zip(
-                paths.select(include, named), paths.select(exclude, named), strict=True
-            )
-        ]
-        table = NameTable(model, weights, checkpoint)
-        variables = {
-            _name(table, i): tuple(variable.shape)
-            for i, (_, variable) in enumerate(named)
-            if selected[i]
-        }
+        table = NameTable(model, checkpoint)
+        problems = choose(table.targets, Options(include=include, exclude=exclude))
+        if problems:
+            raise ValueError("\n".join(problems))
+        targets = [target for target in table.targets if target.selected]
+        variables = {_name(table, target): target.shape for target in targets}
         state = checkpoint.training_state | by_name(checkpoint)  # of arrays names alone tell
         keys = {key: checkpoint.shape(key) for key in checkpoint if key not in state}
-        found = table.pair(checkpoint).positions
+        found = table.pair(checkpoint).targets
         itself = {
-            key: _name(table, found[key]) for key in keys if key in found and selected[found[key]]
+            key: _name(table, found[key]) for key in keys if key in found and found[key].selected
         }
         return _suggest(variables, keys, itself)
 
 
-def _name(table: NameTable, position: int) -> str:
-    """The shortest name that leads to this variable and no other."""
-    short = table.short_paths[position]
-    return short if table.find(short) == [position] else table.paths[position]
+def _name(table: NameTable, target: Target) -> str:
+    """Return the shortest name that leads to this variable and no other."""
+    short = target.short_path
+    return short if table.find(short) == [target] else target.path
 
 
 def _suggest(

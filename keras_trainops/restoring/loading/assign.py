@@ -21,7 +21,7 @@ from keras_trainops.errors import RestoreError
 from keras_trainops.restoring.loading.signals import signals_wait
 from keras_trainops.restoring.loading.tensors import Destination
 from keras_trainops.restoring.planning.assignment import Assignment, variable_bytes
-from keras_trainops.restoring.planning.shapes import fits
+from keras_trainops.restoring.planning.shapes import is_assignable
 from keras_trainops.values import copy_of
 
 UNDO_BYTES = 8 << 20
@@ -192,7 +192,7 @@ def _complaint_about_adapted(adapted: np.ndarray, assignment: Assignment) -> str
     variable, becomes = assignment.variable, f"by {assignment.adapter}, and the variable is"
     if adapted.shape != tuple(variable.shape):
         return f"becomes {adapted.shape} {becomes} {tuple(variable.shape)}"
-    if not fits(adapted.dtype, np.dtype(variable.dtype)):
+    if not is_assignable(adapted.dtype, np.dtype(variable.dtype)):
         return f"becomes {adapted.dtype} {becomes} {variable.dtype}"
     is_masked = np.ma.isMaskedArray(adapted)
     return _complaint_about([np.ma.compressed(adapted) if is_masked else adapted], variable)

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from keras_trainops.weight_names import NamedWeight
+from keras_trainops.restoring.naming.target import Target
 
 
 class Candidate(NamedTuple):
@@ -22,14 +22,14 @@ class Candidate(NamedTuple):
 
     Attributes:
         name: The name.
-        position: The variable's position.
+        target: The variable.
         strength: How much speaks for it; larger is more.
         by_owners: Whether the names of all owners agree.
         partial: Whether the name leaves out an owner, so that it may be meant by others too.
     """
 
     name: str
-    position: int
+    target: Target
     strength: tuple[int, int]
     by_owners: bool = False
     partial: bool = False
@@ -40,23 +40,24 @@ class Pairing:
     """What names lead to.
 
     Attributes:
-        positions: The variable of each name that has one.
+        targets: The variable of each name that has one.
         ambiguous: The variables that each undecided name could stand for.
     """
 
-    positions: dict[str, int] = field(default_factory=dict)
-    ambiguous: dict[str, list[int]] = field(default_factory=dict)
+    targets: dict[str, Target] = field(default_factory=dict)
+    ambiguous: dict[str, list[Target]] = field(default_factory=dict)
 
 
-def strength_of_name(name: str, position: int, weight: NamedWeight) -> Candidate:
-    """A name that is one of the spellings of `weight`: the longer, the surer."""
+def by_spelling(name: str, target: Target) -> Candidate:
+    """Return the candidate of a name that is one of a variable's: the longer, the surer."""
+    weight = target.weight
     by_owners = name in weight.owners
     partial = not by_owners and any(owner.endswith(f"/{name}") for owner in weight.owners)
-    return Candidate(name, position, (0, name.count("/")), by_owners, partial)
+    return Candidate(name, target, (0, name.count("/")), by_owners, partial)
 
 
 def pair(
-    names: Sequence[str], candidates: Iterable[Candidate], certain: Mapping[str, list[int]]
+    names: Sequence[str], candidates: Iterable[Candidate], certain: Mapping[str, list[Target]]
 ) -> Pairing:
     """Pairs names with variables, each with one, as far as that is certain.
 
@@ -66,13 +67,13 @@ def pair(
         certain: Names that are beyond doubt. Several may be for one variable, which layers share.
     """
     result = Pairing()
-    taken: set[int] = set()
-    for name, positions in certain.items():
-        if len(positions) == 1:
-            result.positions[name] = positions[0]
+    taken: set[Target] = set()
+    for name, targets in certain.items():
+        if len(targets) == 1:
+            result.targets[name] = targets[0]
         else:
-            result.ambiguous[name] = positions
-        taken.update(positions)
+            result.ambiguous[name] = targets
+        taken.update(targets)
     levels: dict[tuple[int, int], list[Candidate]] = defaultdict(list)
     for candidate in candidates:
         levels[candidate.strength].append(candidate)
@@ -81,19 +82,19 @@ def pair(
         free = [
             c
             for c in levels[strength]
-            if c.position not in taken
-            and c.name not in result.positions
+            if c.target not in taken
+            and c.name not in result.targets
             and c.name not in result.ambiguous
         ]
         for candidate in _certain(free):
-            result.positions[candidate.name] = candidate.position
-            taken.add(candidate.position)
+            result.targets[candidate.name] = candidate.target
+            taken.add(candidate.target)
             if candidate.partial:
-                partial[candidate.name] = candidate.position
+                partial[candidate.name] = candidate.target
         for candidate in free:
-            if candidate.name not in result.positions and candidate.position not in taken:
-                result.ambiguous.setdefault(candidate.name, []).append(candidate.position)
-        taken.update(p for found in result.ambiguous.values() for p in found)
+            if candidate.name not in result.targets and candidate.target not in taken:
+                result.ambiguous.setdefault(candidate.name, []).append(candidate.target)
+        taken.update(*result.ambiguous.values())
     _doubt(names, partial, result)
     return result
 
@@ -104,10 +105,10 @@ def _certain(candidates: Sequence[Candidate]) -> list[Candidate]:
     Where several names could be a variable's, the one that agrees in all owners counts.
     """
     of_name: dict[str, list[Candidate]] = defaultdict(list)
-    of_variable: dict[int, list[Candidate]] = defaultdict(list)
+    of_variable: dict[Target, list[Candidate]] = defaultdict(list)
     for candidate in candidates:
         of_name[candidate.name].append(candidate)
-        of_variable[candidate.position].append(candidate)
+        of_variable[candidate.target].append(candidate)
     certain = []
     for rivals in of_variable.values():
         best = [c for c in rivals if c.by_owners] if len(rivals) > 1 else rivals
@@ -116,7 +117,7 @@ def _certain(candidates: Sequence[Candidate]) -> list[Candidate]:
     return certain
 
 
-def _doubt(names: Sequence[str], partial: Mapping[str, int], result: Pairing) -> None:
+def _doubt(names: Sequence[str], partial: Mapping[str, Target], result: Pairing) -> None:
     """Takes back what rests on the end of a variable's name that other names end in as well.
 
     For `trunk/dense/kernel`, called `dense/kernel` by Keras, a file's `dense/kernel` is as good as
@@ -124,10 +125,10 @@ def _doubt(names: Sequence[str], partial: Mapping[str, int], result: Pairing) ->
     """
     if not partial:
         return
-    left = [n for n in names if n not in result.positions and n not in result.ambiguous]
-    for name, position in partial.items():
+    left = [n for n in names if n not in result.targets and n not in result.ambiguous]
+    for name, target in partial.items():
         rivals = [other for other in left if other.endswith(f"/{name}")]
         if rivals:
-            del result.positions[name]
+            del result.targets[name]
             for rival in (name, *rivals):
-                result.ambiguous.setdefault(rival, []).append(position)
+                result.ambiguous.setdefault(rival, []).append(target)

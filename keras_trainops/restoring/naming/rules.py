@@ -11,9 +11,9 @@ import keras
 
 from keras_trainops import paths
 
-Target: TypeAlias = "str | keras.Variable"
+Address: TypeAlias = "str | keras.Variable"
 Rename: TypeAlias = (
-    "Mapping[str, Target | Sequence[Target] | None] | Callable[[str], str | None] | str | None"
+    "Mapping[str, Address | Sequence[Address] | None] | Callable[[str], str | None] | str | None"
 )
 
 _SHIFTED = re.compile(r"\\g<(\d+)([+-]\d+)>")  # a number in a group, plus or minus another
@@ -25,13 +25,13 @@ class Renamed:
 
     Attributes:
         key: The key in the checkpoint.
-        targets: Variables, or names of variables; empty where a rule leaves the key out.
+        addresses: Variables, or names of variables; empty where a rule leaves the key out.
         rule: The rule that decided, None where the key keeps its own name.
         order: The rule's place among the rules: the order of keys that are combined.
     """
 
     key: str
-    targets: Sequence[Target]
+    addresses: Sequence[Address]
     rule: str | None = None
     order: int = 0
 
@@ -70,7 +70,7 @@ def apply_rules(rename: Rename, keys: Iterable[str]) -> Renaming:
     )
 
 
-def _called(rename: Callable[[str], str | None], key: str) -> list[Target]:
+def _called(rename: Callable[[str], str | None], key: str) -> list[Address]:
     path = rename(key)
     if path is None:
         return []
@@ -123,7 +123,7 @@ def _rule_text(rule: Any) -> str:
     return rule
 
 
-def _as_targets(rule: str, value: Any) -> list[Target]:
+def _as_targets(rule: str, value: Any) -> list[Address]:
     if value is None:
         return []
     targets = list(value) if isinstance(value, (list, tuple)) else [value]
@@ -135,7 +135,7 @@ def _as_targets(rule: str, value: Any) -> list[Target]:
     return targets
 
 
-def _fill(rule: str, target: Target, match: re.Match[str]) -> Target:
+def _fill(rule: str, target: Address, match: re.Match[str]) -> Address:
     if not isinstance(target, str):
         return target
     try:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Sequence
 
+from keras_trainops.paths import runs
+
 _MOST = 6  # patterns that somebody would still paste
 
 
@@ -18,11 +20,11 @@ def exclude_patterns(failing: Collection[str], paths: Sequence[str]) -> list[str
         >>> exclude_patterns({"a/w", "a/x", "b/lora"}, ["a/w", "a/x", "b/lora", "b/w"])
         ['a', 'lora']
     """
-    others = {run for path in paths if path not in failing for run in _runs(path)}
+    others = {run for path in paths if path not in failing for run in runs(path)}
     covers: dict[str, set[str]] = {}
     for path in paths:
         if path in failing:
-            for run in _runs(path) - others:
+            for run in runs(path) - others:
                 covers.setdefault(run, set()).add(path)
     left, chosen = set(failing), list[str]()
     while left and len(chosen) <= _MOST:
@@ -36,10 +38,3 @@ def exclude_patterns(failing: Collection[str], paths: Sequence[str]) -> list[str
         chosen.append(re.escape(best))
         left -= covers[best]
     return chosen if len(chosen) <= _MOST else []
-
-
-def _runs(path: str) -> set[str]:
-    """All that stands in whole, consecutive components of a path."""
-    parts = path.split("/")
-    ends = range(1, len(parts) + 1)
-    return {"/".join(parts[start:end]) for end in ends for start in range(end)}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -10,7 +10,6 @@ from keras_trainops.adapt import suggestion as hints
 from keras_trainops.adapt.base import Chain, Shape
 from keras_trainops.checkpoints.arrays import is_real
 from keras_trainops.checkpoints.checkpoint import Checkpoint
-from keras_trainops.restoring.naming.table import NameTable
 from keras_trainops.restoring.planning.assignment import Assignment
 from keras_trainops.restoring.planning.dependent_tensors import is_packed
 from keras_trainops.restoring.planning.report import Mismatch
@@ -34,15 +33,18 @@ def for_keys(assignment: Assignment, checkpoint: Checkpoint) -> Assignment:
 
 
 def mismatch_of(
-    assignment: Assignment, checkpoint: Checkpoint, table: NameTable, position: int
+    assignment: Assignment,
+    checkpoint: Checkpoint,
+    suggestions: hints.Hints,
+    pattern: Callable[[], str],
 ) -> Mismatch | None:
     """What does not fit by shape; None if all does, or if only the values tell.
 
     Args:
         assignment: The variable and its keys.
         checkpoint: Where the tensors are.
-        table: By which names the model's variables go, for suggestions.
-        position: That of the variable in it.
+        suggestions: Suggests adapters.
+        pattern: Returns a pattern that matches the variable alone.
 
     Raises:
         ValueError: If there are several keys and nothing that combines them, or if the adapter
@@ -55,8 +57,8 @@ def mismatch_of(
     def suggestion(shapes: Sequence[Shape]) -> str:
         if is_packed(assignment, checkpoint):
             return ""
-        variable, pattern = assignment.variable, table.pattern_for(position)
-        return table.hints.suggest(assignment.keys, shapes, variable, pattern, adapter)
+        keys, variable = assignment.keys, assignment.variable
+        return suggestions.suggest(keys, shapes, variable, pattern(), adapter)
 
     if adapter is None and len(shapes) > 1:
         raise ValueError(_crowded(assignment, suggestion(shapes)))
@@ -100,14 +102,14 @@ def _crowded(assignment: Assignment, suggestion: str) -> str:
 def dtype_problems(assignment: Assignment, checkpoint: Checkpoint) -> list[str]:
     """Lines on tensors that are no numbers, or floats for a variable of integers."""
     path, wanted = assignment.path, np.dtype(assignment.variable.dtype)
+    dtypes = {key: checkpoint.dtype(key) for key in assignment.keys}
     return [
         f"! {path}: {wanted} in the model, {dtype} under key {key!r}"
-        for key in assignment.keys
-        for dtype in [checkpoint.dtype(key)]
-        if not fits(dtype, wanted)
+        for key, dtype in dtypes.items()
+        if not is_assignable(dtype, wanted)
     ]
 
 
-def fits(dtype: np.dtype, wanted: np.dtype) -> bool:
-    """Whether it is one of numbers: integers may become floats, floats not silently integers."""
+def is_assignable(dtype: np.dtype, wanted: np.dtype) -> bool:
+    """Whether `dtype` may be assigned to `wanted`: int to float yes, float to int no."""
     return is_real(dtype) and (dtype.kind in "biu" or wanted.kind not in "biu")
