@@ -36,8 +36,8 @@ def misplaced(value: Any) -> str | None:
                 "`GradientTransform`."
             )
         return f"{type(value).__name__!r} is a named tuple, and no list."
-    if isinstance(value, Stateful) and value.slot:
-        return f"It belongs in `{value.slot}`: {value!r}."
+    if isinstance(value, Stateful) and value.argument:
+        return f"It belongs in `{value.argument}`: {value!r}."
     if isinstance(value, keras.callbacks.Callback):
         return f"{type(value).__name__!r} is a callback: it belongs in `fit(callbacks=...)`."
     if isinstance(value, _OF_KERAS):

@@ -12,7 +12,7 @@ import keras
 _LONGEST = 300  # characters of one argument
 
 
-class Shown:
+class CallRepr:
     """Keeps the arguments it was made with, and shows them: a subclass needs no `repr`."""
 
     def __init_subclass__(cls, **options: Any) -> None:
@@ -31,13 +31,13 @@ class Shown:
         for name, value in list(bound.arguments.items())[1:]:
             kind = signature.parameters[name].kind
             if kind is inspect.Parameter.VAR_POSITIONAL:
-                parts += map(shown, value)
+                parts += map(argument_repr, value)
             elif kind is inspect.Parameter.VAR_KEYWORD:
-                parts += [f"{key}={shown(v)}" for key, v in value.items()]
+                parts += [f"{key}={argument_repr(v)}" for key, v in value.items()]
             else:
                 if isinstance(value, dict) and "class_name" in value:  # out of a saved file
                     value = getattr(self, name, value)
-                parts.append(f"{name}={shown(value)}")
+                parts.append(f"{name}={argument_repr(value)}")
         return f"{type(self).__name__}({', '.join(parts)})"
 
 
@@ -50,14 +50,14 @@ def _keeping(make: Callable[..., None]) -> Callable[..., None]:
     return keeping
 
 
-def shown(value: Any) -> str:
+def argument_repr(value: Any) -> str:
     """A value as a `repr` shows it: functions and variables by name, arrays by form."""
     text = _text(value)
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
 
 
 def _text(value: Any) -> str:
-    if isinstance(value, Shown):
+    if isinstance(value, CallRepr):
         return repr(value)
     if isinstance(value, (list, tuple)) and type(value) in (list, tuple):
         inside = ", ".join(map(_text, value))

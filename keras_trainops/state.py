@@ -15,10 +15,10 @@ class Stateful:
 
     Attributes:
         children: The parts that it is made of, whose state is a part of its own.
-        slot: The argument that users pass it as; empty where they do not.
+        argument: The argument that users pass it as; empty where they do not.
     """
 
-    slot: str = ""
+    argument: str = ""
     children: Sequence[Any] = ()
 
     def walk(self) -> Iterator[Any]:
@@ -38,7 +38,7 @@ class Stateful:
         free = {id(v) for part in self.walk() for v in part.__dict__.get("_free", ())}
         return [v for v in self.variables if id(v) not in free]
 
-    def keep(self, name: str, **options: Any) -> keras.Variable:
+    def state_variable(self, name: str, **options: Any) -> keras.Variable:
         """The variable of the state that has this name; created where there is none."""
         found = self.__dict__.get("_state", {}).get(name)
         return self.add_variable(name, **options) if found is None else found
@@ -76,28 +76,28 @@ class Stateful:
             self.__dict__.setdefault("_free", []).append(variable)
         return variable
 
-    def serve(self, variables: Sequence[keras.Variable]) -> None:
+    def bind_to(self, variables: Sequence[keras.Variable]) -> None:
         """Says whose variables it is built for: one model's at a time.
 
         Raises:
             ValueError: If it serves another model, which is still there.
         """
-        if self._serves_others(variables):
+        if self._bound_to_others(variables):
             gc.collect()  # a model that nothing refers to may wait for it
-        if self._serves_others(variables):
+        if self._bound_to_others(variables):
             raise ValueError(
                 f"This {type(self).__name__} belongs to another model already, whose state it "
                 "keeps. Make one for each model."
             )
-        self.__dict__["_served"] = [weakref.ref(v) for v in variables]
+        self.__dict__["_bound_to"] = [weakref.ref(v) for v in variables]
 
-    def _serves_others(self, variables: Sequence[keras.Variable]) -> bool:
-        served = [ref() for ref in self.__dict__.get("_served", ())]
+    def _bound_to_others(self, variables: Sequence[keras.Variable]) -> bool:
+        served = [ref() for ref in self.__dict__.get("_bound_to", ())]
         ids = {id(v) for v in variables}
         alive = [v for v in served if v is not None]
         return bool(alive) and not any(id(v) in ids for v in alive)
 
-    def adopt(self, variables: Iterable[keras.Variable]) -> None:
+    def use_as_state(self, variables: Iterable[keras.Variable]) -> None:
         """Makes variables that exist the state, in place of what it was."""
         self.__dict__["_state"] = {str(i): variable for i, variable in enumerate(variables)}
         self.__dict__.pop("_free", None)

@@ -165,7 +165,7 @@ def in_turn(adapters: Sequence[Adapter]) -> Adapter | None:
     return Chain(*adapters) if len(adapters) > 1 else next(iter(adapters), None)
 
 
-class Function(Adapter):
+class ArrayFunction(Adapter):
     """A callable on arrays, the shape of whose result is known when it is called."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
@@ -196,7 +196,7 @@ def as_adapter(value: Any) -> Adapter:
     if isinstance(value, Adapter):
         return value
     if callable(value) and not isinstance(value, type):
-        return Function(value)
+        return ArrayFunction(value)
     if isinstance(value, (list, tuple)):
         return Chain(*value)
     raise ValueError(
@@ -223,7 +223,7 @@ def with_length(shape: Shape, axis: int, length: int) -> Shape:
     return (*shape[:axis], length, *shape[axis + 1 :])
 
 
-def wide(array: np.ndarray) -> np.ndarray:
+def upcast_for_arithmetic(array: np.ndarray) -> np.ndarray:
     """The array in a dtype to compute with: what is narrow would overflow, or lose digits."""
     if array.dtype.kind in "bi":
         return array.astype("int64")

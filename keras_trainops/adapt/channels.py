@@ -9,7 +9,7 @@ from keras_trainops.adapt.base import (
     Shape,
     axis_of,
     unmasked,
-    wide,
+    upcast_for_arithmetic,
     with_length,
 )
 
@@ -48,7 +48,7 @@ class InputChannels(OneTensor):
         return with_length(shape, axis, length)
 
     def _adapt(self, array: np.ndarray, target: Shape) -> np.ndarray:
-        array, axis = wide(unmasked(array)), axis_of(self.axis, array.shape)
+        array, axis = upcast_for_arithmetic(unmasked(array)), axis_of(self.axis, array.shape)
         old, new = array.shape[axis], target[axis_of(self.axis, target)]
         if old % new == 0:
             groups = (*array.shape[:axis], old // new, new, *array.shape[axis + 1 :])

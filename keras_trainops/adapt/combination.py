@@ -14,8 +14,8 @@ from keras_trainops.adapt.base import (
     OneTensor,
     Shape,
     axis_of,
+    upcast_for_arithmetic,
     whole_numbers,
-    wide,
     with_length,
 )
 
@@ -119,7 +119,7 @@ class Sum(_Combination):
         return shapes[0]
 
     def __call__(self, arrays: Sequence[np.ndarray], target: Shape) -> np.ndarray:
-        return sum(map(wide, arrays[1:]), start=wide(arrays[0]))
+        return sum(map(upcast_for_arithmetic, arrays[1:]), start=upcast_for_arithmetic(arrays[0]))
 
     def __repr__(self) -> str:
         return "Sum()"

@@ -8,13 +8,13 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_trainops.representation import Shown
+from keras_trainops.representation import CallRepr
 from keras_trainops.training.optimizer import engine_of
 from keras_trainops.transforms.monitoring import HISTOGRAM_EDGES, Monitor
 from keras_trainops.values import copy_of
 
 
-class MonitorBoard(Shown, keras.callbacks.Callback):
+class MonitorBoard(CallRepr, keras.callbacks.Callback):
     """Writes what each `Monitor` of the chain sees as scalars and histograms for TensorBoard.
 
     Works on every backend, with a model that has `TrainOpsMixin` or a plain one whose optimizer is

@@ -6,11 +6,11 @@ from typing import Any
 
 import keras
 
-from keras_trainops.representation import Shown
+from keras_trainops.representation import CallRepr
 from keras_trainops.updates.recalibration import recalibrate_batch_norm
 
 
-class RecalibrateBatchNorm(Shown, keras.callbacks.Callback):
+class RecalibrateBatchNorm(CallRepr, keras.callbacks.Callback):
     """Gives batch normalisations, when training ends, the exact moments over data (precise BN).
 
     `μ = Σ n_b μ_b / N` and `v = Σ n_b (v_b + μ_b²) / N − μ²` of the batches' means and biased

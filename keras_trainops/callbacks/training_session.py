@@ -11,12 +11,12 @@ from typing import Any
 
 import keras
 
-from keras_trainops.representation import Shown
+from keras_trainops.representation import CallRepr
 from keras_trainops.scalars import check_number, check_whole
 from keras_trainops.session.run import Run, Settings, announce
 
 
-class TrainingSession(Shown, keras.callbacks.Callback):
+class TrainingSession(CallRepr, keras.callbacks.Callback):
     """Keeps a run in a log directory: interrupted anywhere, it ends as if it never had been.
 
     The same program, run again, goes on where the last complete checkpoint stands: weights,

@@ -9,13 +9,13 @@ from typing import Any
 
 import keras
 
-from keras_trainops.representation import Shown
+from keras_trainops.representation import CallRepr
 from keras_trainops.updates.averaging import WeightAverage
 from keras_trainops.updates.recalibration import batch_statistics, recalibrate_batch_norm
 from keras_trainops.updates.swap import Swap
 
 
-class UseAverage(Shown, keras.callbacks.Callback):
+class UseAverage(CallRepr, keras.callbacks.Callback):
     """Shows averaged weights to validation and, as an epoch ends, to all other callbacks.
 
     The averages are in the model from the validation until every other callback has seen the end of

@@ -10,7 +10,7 @@ import keras
 from keras_trainops.adapt.base import Adapt
 from keras_trainops.errors import RestoreError
 from keras_trainops.paths import Patterns, as_list
-from keras_trainops.representation import Shown
+from keras_trainops.representation import CallRepr
 from keras_trainops.restoring.naming.rules import Rename
 from keras_trainops.restoring.planning.options import Reaction
 from keras_trainops.restoring.planning.report import RestoreReport
@@ -18,7 +18,7 @@ from keras_trainops.restoring.restore import Source, restore
 from keras_trainops.session.run import run_on
 
 
-class WarmStart(Shown, keras.callbacks.Callback):
+class WarmStart(CallRepr, keras.callbacks.Callback):
     r"""Loads weights when training begins, before the first step: all of them, or none.
 
     It runs once; a second `fit` does not load again, and a run that is resumed (the optimizer has

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from keras_trainops.session.record import Record
-from keras_trainops.session.store import ARRAYS, Checkpoint
+from keras_trainops.session.store import ARRAYS, SavedStep
 
 
-def refuse_fewer_batches(checkpoint: Checkpoint, batches: int | None) -> None:
+def refuse_fewer_batches(checkpoint: SavedStep, batches: int | None) -> None:
     """Raises if an epoch ends before the batch that the run goes on with.
 
     Args:

@@ -21,7 +21,7 @@ from keras_trainops.session.log import SessionLog
 from keras_trainops.session.record import Record
 from keras_trainops.session.saver import Saver
 from keras_trainops.session.snapshot import gradient_sums_of, put_back, variables_of
-from keras_trainops.session.store import Checkpoint
+from keras_trainops.session.store import SavedStep
 from keras_trainops.session.summaries import Summaries, saved_learning_rates
 
 # The sessions of models that are about to train or training.
@@ -72,7 +72,7 @@ class Run:
         )
         self._interruption = Interruption()
         self._summaries: Summaries | None = None
-        self._checkpoint: Checkpoint | None = None
+        self._checkpoint: SavedStep | None = None
         self._data: DataPosition | None = None
         self._neighbours = Neighbours([])
         self._begun = self.is_open = False
@@ -130,7 +130,7 @@ class Run:
             self.log.say(f"a resumed run may not see the same batches: {doubt}")
         self._saver.start(self.step, variables_of(self._model))
 
-    def _resume(self, checkpoint: Checkpoint) -> None:
+    def _resume(self, checkpoint: SavedStep) -> None:
         record, model = checkpoint.record, self._model
         self.step, epoch, batch = record.step, record.epoch, record.batch
         within = batch > 0 and self._data is not None and record.data is not None

@@ -14,7 +14,7 @@ import numpy as np
 from keras_trainops.session.log import SessionLog
 from keras_trainops.session.record import Record
 from keras_trainops.session.snapshot import HostCopy, gradient_sums_of, variables_of
-from keras_trainops.session.store import Checkpoint, Store
+from keras_trainops.session.store import SavedStep, Store
 from keras_trainops.session.writer import BackgroundWriter
 
 
@@ -47,7 +47,7 @@ class Saver:
         self._writer, self._copy = BackgroundWriter(), HostCopy()
         self._last_step, self._last_time = 0, time.monotonic()
 
-    def read(self) -> Checkpoint | None:
+    def read(self) -> SavedStep | None:
         """The newest checkpoint that is whole; what is not is told, and half ones are removed.
 
         Raises:

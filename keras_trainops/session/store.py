@@ -39,7 +39,7 @@ class DamagedCheckpointError(OSError):
 
 
 @dataclass(frozen=True)
-class Checkpoint:
+class SavedStep:
     """A complete checkpoint, whose files were verified.
 
     Attributes:
@@ -91,7 +91,7 @@ class Store:
                 if path.is_dir() and (links or not path.is_symlink()):
                     yield path
 
-    def newest(self, warn: Callable[[str], None]) -> Checkpoint | None:
+    def newest(self, warn: Callable[[str], None]) -> SavedStep | None:
         """The newest checkpoint that is intact, None where there is none at all.
 
         Args:
@@ -273,7 +273,7 @@ def _is_whole(path: Path, step: int) -> bool:
     return True
 
 
-def _read(path: Path, step: int) -> Checkpoint:
+def _read(path: Path, step: int) -> SavedStep:
     """Reads a checkpoint.
 
     Raises:
@@ -300,4 +300,4 @@ def _read(path: Path, step: int) -> Checkpoint:
     record = parse(texts, arrays)
     if record.step != step:
         raise DamagedCheckpointError(f"session.json is of step {record.step}")
-    return Checkpoint(path, record, arrays)
+    return SavedStep(path, record, arrays)

@@ -16,7 +16,12 @@ from keras_trainops.training.all_or_nothing import all_or_nothing
 from keras_trainops.training.fit_callbacks import accompanied, surroundings
 from keras_trainops.training.numerics import NumericsGuard
 from keras_trainops.training.optimizer import engine_of
-from keras_trainops.training.optimizer_transfer import fits, fitted, trained_by, without
+from keras_trainops.training.optimizer_transfer import (
+    is_built_for,
+    trained_by,
+    transferred,
+    without,
+)
 from keras_trainops.training.options import COMPILE_ARGUMENTS, TrainOps
 from keras_trainops.training.step import train_step
 from keras_trainops.training.trainability import Trainability, as_compiled, changed_since
@@ -116,7 +121,7 @@ class TrainOpsMixin:
         with all_or_nothing(self, state, *owned_by(optimizer)):
             state.arguments, state.policy, state.wanted = arguments, policy, wanted
             state.numerics = self._in_scope(NumericsGuard) if check_numerics else None
-            optimizer = self._in_scope(functools.partial(fitted, optimizer, self))
+            optimizer = self._in_scope(functools.partial(transferred, optimizer, self))
             super().compile(optimizer, *args, **kwargs)  # type: ignore[misc]
             state.compiled = Trainability(self)
             self._attach_engine()
@@ -309,7 +314,7 @@ class TrainOpsMixin:
 
     def _check_variables_to_train(self) -> None:
         now, before = self.trainable_variables, trained_by(self.optimizer)
-        if not fits(self.optimizer, now):
+        if not is_built_for(self.optimizer, now):
             changed = [*without(before, now), *without(now, before)]
             raise changed_since([variable.path for variable in changed])
 
@@ -321,7 +326,7 @@ class TrainOpsMixin:
         policy.build(self)
         if engine is not None:
             engine.build(self.trainable_variables)  # one that was put into a built optimizer
-            engine.hold(policy)
+            engine.track_updates(policy)
 
     def _check_for_training(self) -> None:
         state = self.train_ops

@@ -72,7 +72,7 @@ class TransformedOptimizer(keras_private.InFront):
         if engine_of(getattr(model, "optimizer", None)) is self:
             keras_private.track_apart(model)
 
-    def hold(self, updates: Stateful) -> None:
+    def track_updates(self, updates: Stateful) -> None:
         """Saves and resumes the state of updates with the optimizer's.
 
         What a file held of it, where the updates were not there yet when it was loaded, they get.
@@ -94,7 +94,7 @@ class TransformedOptimizer(keras_private.InFront):
         model = self._attached() if self._attached is not None else None
         for transform in self.chain.walk():
             if type(transform).build is not GradientTransform.build:  # else it keeps nothing
-                transform.serve(variables if model is None else model.weights)
+                transform.bind_to(variables if model is None else model.weights)
         with owners_scope(keras_private.all_layers(model) if model is not None else []):
             self.chain.build(variables)
         for variable in self.chain.variables:
@@ -295,7 +295,7 @@ class TransformedOptimizer(keras_private.InFront):
         seeds, self._awaited = values(_SEED), values(_UPDATE)
         if len(seeds) == len(self._seeds()):
             _assign_all(self._seeds(), seeds)
-        self.hold(self._updates)
+        self.track_updates(self._updates)
 
     def _in_order(self, stored: dict[str, Any]) -> dict[str, Any]:
         """What a file holds of `variables`, in their order.

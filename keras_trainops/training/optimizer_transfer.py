@@ -11,7 +11,7 @@ from keras_trainops.training.optimizer import engine_of
 from keras_trainops.values import assign_copies, copies_of
 
 
-def fits(optimizer: Any, variables: list[keras.Variable]) -> bool:
+def is_built_for(optimizer: Any, variables: list[keras.Variable]) -> bool:
     """Whether an optimizer was built for just these variables, or for none yet."""
     built_for = trained_by(optimizer)
     return not built_for or {id(v) for v in built_for} == {id(v) for v in variables}
@@ -25,7 +25,7 @@ def trained_by(optimizer: Any) -> list[keras.Variable]:
     return keras_private.trained_by(optimizer) if built else []
 
 
-def fitted(optimizer: Any, model: Any) -> Any:
+def transferred(optimizer: Any, model: Any) -> Any:
     """The optimizer, or a new one where it was built for other variables than the model trains.
 
     The new one has the state of the old one for variables that both train. Iterations, the learning
@@ -37,7 +37,7 @@ def fitted(optimizer: Any, model: Any) -> Any:
             carried over.
     """
     variables = model.trainable_variables if model.built else []
-    if not model.built or fits(optimizer, variables):
+    if not model.built or is_built_for(optimizer, variables):
         return optimizer
     built_for, own = trained_by(optimizer), {id(v) for v in model.weights}
     if not any(id(v) in own for v in built_for):

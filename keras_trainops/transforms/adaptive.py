@@ -16,7 +16,7 @@ from keras_trainops.scalars import (
     deserialize_number,
     serialize_number,
 )
-from keras_trainops.transforms.base import Gradient, GradientTransform, wide
+from keras_trainops.transforms.base import Gradient, GradientTransform, upcast
 from keras_trainops.transforms.clipping import global_norm, scaled
 from keras_trainops.transforms.layouts import Axes, Overrides, unit_axes
 from keras_trainops.transforms.scope import value_of
@@ -82,7 +82,7 @@ class AdaptiveClip(GradientTransform):
     def _clip(
         self, gradient: Gradient, variable: keras.Variable, axes: Axes, clipping: Any
     ) -> Gradient:
-        values = wide(gradient)
+        values = upcast(gradient)
         weights = ops.cast(variable, values.dtype)
         limit = ops.cast(clipping, values.dtype) * ops.maximum(_norm(weights, axes), self.epsilon)
         norm = _norm(values, axes)

@@ -10,7 +10,7 @@ import keras
 from keras import ops
 
 from keras_trainops.backends.base import Gradient as Gradient
-from keras_trainops.representation import Shown
+from keras_trainops.representation import CallRepr
 from keras_trainops.scalars import Number
 from keras_trainops.state import Stateful
 
@@ -19,7 +19,7 @@ TransformFn: TypeAlias = (
 )
 
 
-class GradientTransform(Shown, Stateful):
+class GradientTransform(CallRepr, Stateful):
     """Base class of gradient transforms: subclass it, or write a plain function.
 
     A transform sees the gradients as the optimizer is about to use them: unscaled, accumulated,
@@ -38,7 +38,7 @@ class GradientTransform(Shown, Stateful):
         children: The transforms that it is made of.
     """
 
-    slot = "compile(gradient_transforms=...)"
+    argument = "compile(gradient_transforms=...)"
     clips: bool = False
     row_sparse: bool = False
 
@@ -87,7 +87,7 @@ class GradientTransform(Shown, Stateful):
         return cls(**config)
 
 
-def wide(gradient: Gradient) -> Gradient:
+def upcast(gradient: Gradient) -> Gradient:
     """A gradient in a dtype wide enough for sums of squares: float16 overflows at 65,504."""
     dtype = keras.backend.standardize_dtype(gradient.dtype)
     return gradient if dtype in ("float32", "float64") else ops.cast(gradient, "float32")

@@ -9,7 +9,7 @@ import keras
 from keras import ops
 
 from keras_trainops.scalars import Number, check_positive, deserialize_number, serialize_number
-from keras_trainops.transforms.base import Gradient, GradientTransform, wide
+from keras_trainops.transforms.base import Gradient, GradientTransform, upcast
 from keras_trainops.transforms.scope import value_of
 
 
@@ -67,7 +67,7 @@ class ClipByNorm(_ClipByNumber):
         return [None if g is None else self._clip(g, limit) for g in gradients]
 
     def _clip(self, gradient: Gradient, limit: Any) -> Gradient:
-        values = wide(gradient)
+        values = upcast(gradient)
         limit = ops.cast(limit, values.dtype)
         norm = ops.sqrt(ops.sum(ops.square(values)))
         return ops.cast(values * limit / ops.maximum(norm, limit), gradient.dtype)
@@ -105,7 +105,7 @@ class ClipByGlobalNorm(_ClipByNumber):
     def __call__(
         self, gradients: Sequence[Gradient], variables: Sequence[keras.Variable]
     ) -> Sequence[Gradient]:
-        present = [wide(g) for g in gradients if g is not None]
+        present = [upcast(g) for g in gradients if g is not None]
         if not present:
             return gradients
         limit = self._limit()
@@ -155,10 +155,10 @@ class ClipByValue(_ClipByNumber):
 
 def global_norm(gradients: Sequence[Gradient]) -> Any:
     """The joint L2 norm of gradients, none of them None, as a float32 (or float64) scalar."""
-    return ops.sqrt(ops.sum(ops.stack([ops.sum(ops.square(wide(g))) for g in gradients])))
+    return ops.sqrt(ops.sum(ops.stack([ops.sum(ops.square(upcast(g))) for g in gradients])))
 
 
 def scaled(gradient: Gradient, factor: Any) -> Gradient:
     """`gradient` times a scalar, in its own dtype."""
-    values = wide(gradient)
+    values = upcast(gradient)
     return ops.cast(values * ops.cast(factor, values.dtype), gradient.dtype)

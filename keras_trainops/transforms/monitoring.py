@@ -10,7 +10,7 @@ import numpy as np
 from keras import ops
 
 from keras_trainops import paths
-from keras_trainops.transforms.base import Gradient, GradientTransform, wide
+from keras_trainops.transforms.base import Gradient, GradientTransform, upcast
 from keras_trainops.transforms.clipping import global_norm
 
 _POSITIVE = 10.0 ** np.arange(-10, 5.5, 0.5)
@@ -140,7 +140,7 @@ def _counts(gradients: Sequence[Gradient]) -> Any:
     buckets = len(HISTOGRAM_EDGES) + 1
     total = ops.zeros((buckets,))
     for gradient in gradients:
-        values = ops.cast(ops.reshape(wide(gradient), (-1,)), "float32")
+        values = ops.cast(ops.reshape(upcast(gradient), (-1,)), "float32")
         bucket = ops.searchsorted(ops.convert_to_tensor(HISTOGRAM_EDGES), values)
         ones = ops.ones_like(values)
         total = total + ops.segment_sum(ones, ops.cast(bucket, "int32"), num_segments=buckets)

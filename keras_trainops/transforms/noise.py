@@ -10,7 +10,7 @@ import keras
 from keras import ops
 
 from keras_trainops.scalars import check_number
-from keras_trainops.transforms.base import Gradient, GradientTransform, wide
+from keras_trainops.transforms.base import Gradient, GradientTransform, upcast
 
 
 @keras.saving.register_keras_serializable(package="keras_trainops")
@@ -65,7 +65,7 @@ class Noise(GradientTransform):
         return [None if g is None else self._noisy(g, deviation) for g in gradients]
 
     def _noisy(self, gradient: Gradient, deviation: Any) -> Gradient:
-        values = wide(gradient)
+        values = upcast(gradient)
         drawn = keras.random.normal(values.shape, dtype=values.dtype, seed=self._generator)
         return ops.cast(values + ops.cast(deviation, values.dtype) * drawn, gradient.dtype)
 

@@ -10,7 +10,7 @@ from keras import ops
 
 from keras_trainops import paths
 from keras_trainops.scalars import Number, check_positive, deserialize_number, serialize_number
-from keras_trainops.transforms.base import Gradient, GradientTransform, wide
+from keras_trainops.transforms.base import Gradient, GradientTransform, upcast
 from keras_trainops.transforms.clipping import global_norm, scaled
 from keras_trainops.transforms.layouts import Axes, Overrides, unit_axes
 from keras_trainops.transforms.scope import value_of
@@ -62,7 +62,7 @@ class Centralize(GradientTransform):
 def _centred(gradient: Gradient, axes: Axes) -> Gradient:
     if gradient is None or not axes:
         return gradient
-    mean = ops.mean(wide(gradient), axis=axes, keepdims=True)
+    mean = ops.mean(upcast(gradient), axis=axes, keepdims=True)
     return gradient - ops.cast(mean, gradient.dtype)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from keras import ops
 
 from keras_trainops import paths
-from keras_trainops.representation import Shown
+from keras_trainops.representation import CallRepr
 from keras_trainops.scalars import (
     Number,
     check_number,
@@ -61,7 +61,7 @@ class WeightAverage(Update):
         goes_on = bool(averages.keys() & self._averages.keys())
         numbers = self.numbers if goes_on else self._make_numbers()
         self._averages, self.numbers = averages, numbers
-        self.adopt([*numbers.values(), *(average for _, average in averages.values())])
+        self.use_as_state([*numbers.values(), *(average for _, average in averages.values())])
 
     def _chosen(self, model: keras.Model) -> list[keras.Variable]:
         named = paths.by_path(model.weights)
@@ -292,7 +292,7 @@ class StochasticWeightAverage(WeightAverage):
 
 
 @keras.saving.register_keras_serializable(package="keras_trainops")
-class WarmUp(Shown, keras.optimizers.schedules.LearningRateSchedule):
+class WarmUp(CallRepr, keras.optimizers.schedules.LearningRateSchedule):
     """A decay that starts low, so that an average soon forgets the first weights.
 
     After `t` weight updates `min(d, (1 + t) / (10 + t))` or, with a `power`,

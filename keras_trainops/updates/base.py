@@ -11,14 +11,14 @@ from typing import Any, Literal, TypeAlias
 
 import keras
 
-from keras_trainops.representation import Shown
+from keras_trainops.representation import CallRepr
 from keras_trainops.scalars import check_whole
 from keras_trainops.state import Stateful
 
 On: TypeAlias = Literal["update", "batch"]
 
 
-class Update(Shown, Stateful):
+class Update(CallRepr, Stateful):
     """Base class of updates that run after the weight update: subclass it, or pass a function.
 
     Subclasses override `__call__`, `get_config` and, where they have state, `build`; and register
@@ -35,7 +35,7 @@ class Update(Shown, Stateful):
         ValueError: If an argument does not fit.
     """
 
-    slot = "compile(updates=...)"
+    argument = "compile(updates=...)"
     every: int = 1
     on: On = "update"
 

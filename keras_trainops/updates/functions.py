@@ -53,7 +53,7 @@ class Function(Update):
         if not all(isinstance(v, keras.Variable) for v in variables):
             raise ValueError(f"`variables` must be `keras.Variable`s. Received: {variables!r}")
         self.function = function
-        self.adopt(variables)
+        self.use_as_state(variables)
 
     @property
     def name(self) -> str:

@@ -57,10 +57,10 @@ class UpdatePolicy(Stateful):
             ValueError: If one does not fit, as where a pattern matches no weight.
         """
         for update in [*self._layer_updates, *self.after_weights]:
-            update.serve(model.weights)
+            update.bind_to(model.weights)
             update.build(model)
         starting = [u for u in self.after_weights if u.starts_from_weights]
-        self._starting = [(u, u.keep("started", dtype="bool")) for u in starting]
+        self._starting = [(u, u.state_variable("started", dtype="bool")) for u in starting]
         self._weights = {id(weight) for weight in model.weights}
         after_updates = [u.name for u in self.after_weights if u.on == "update"]
         if after_updates and not model.trainable_variables:
@@ -71,7 +71,7 @@ class UpdatePolicy(Stateful):
         if any(map(_counts_batches, self.after_weights)):
             if self._batches is None:
                 self._batches = self.add_variable("batches", dtype="int32")
-            self.adopt([self._batches])
+            self.use_as_state([self._batches])
 
     def start(self, model: keras.Model, *, anew: bool) -> bool:
         """Lets updates take what they need from the weights that training starts from.

@@ -11,14 +11,14 @@ import numpy as np
 from keras import ops
 
 from keras_trainops import keras_private, paths
-from keras_trainops.representation import Shown
+from keras_trainops.representation import CallRepr
 from keras_trainops.scalars import check_number, check_positive, check_whole
 from keras_trainops.state import Stateful
 from keras_trainops.updates.base import On, Update
 from keras_trainops.values import copy_of
 
 
-class Projection(Shown, Stateful):
+class Projection(CallRepr, Stateful):
     """Base class of projections with state; a plain function `fn(value) -> value` is one, too."""
 
     def build(self, variable: keras.Variable) -> None:

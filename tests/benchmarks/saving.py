@@ -107,7 +107,7 @@ def once(model: Any, callback: Any, data: Any, epochs: int) -> tuple[float, floa
     return statistics.mean(held[1:-1]), seconds / epochs
 
 
-def shown(values: list[float]) -> str:
+def argument_repr(values: list[float]) -> str:
     low, middle, high = statistics.quantiles(values, n=4)
     return f"{middle:.3f} s ({low:.3f} to {high:.3f})"
 
@@ -145,7 +145,7 @@ def main() -> None:
     print(f"Keras {keras.__version__} on {keras.backend.backend()}, {arguments.megabytes} MB")
     print("| | held up, a save | in all, a save |\n|---|---|---|")
     for name in names[1:]:
-        print(f"| `{name}` | {shown(held[name])} | {shown(more[name])} |")
+        print(f"| `{name}` | {argument_repr(held[name])} | {argument_repr(more[name])} |")
     ours, *others = [statistics.median(held[name]) for name in names[1:]]
     assert ours < min(others), "a save holds training up for longer than one of Keras's"
 

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import keras_trainops as kt
-from keras_trainops.restoring.guessing.layers import adaptation, counterparts, layers_of
+from keras_trainops.restoring.guessing.layers import adaptation, layers_of
 from keras_trainops.restoring.guessing.rules import fold_rules
 from keras_trainops.restoring.naming.rules import apply_rules
 
@@ -180,7 +180,7 @@ def test_what_makes_a_tensor_fit(
 )
 def test_layers_fit_as_a_whole_or_not_at_all(theirs: Any, ours: Any, fit: bool) -> None:
     (one,), (other,) = layers_of(theirs, "/."), layers_of(ours, "/")
-    assert (counterparts(one, other, torch=True) is not None) == fit
+    assert (matching_leaves(one, other, torch=True) is not None) == fit
 
 
 def test_transposed_shapes_tell_of_another_layout_whatever_the_names_are() -> None:

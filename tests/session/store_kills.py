@@ -22,7 +22,7 @@ import safetensors.numpy
 
 from keras_trainops.session import randomness
 from keras_trainops.session.record import DataState, Position, Record
-from keras_trainops.session.store import Checkpoint, Store
+from keras_trainops.session.store import SavedStep, Store
 
 assert safetensors.numpy
 EVENTS = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "open"}
@@ -38,7 +38,7 @@ def save(step: int, value: float, keep: int) -> None:
     store.prune(step)
 
 
-def newest() -> Checkpoint | None:
+def newest() -> SavedStep | None:
     def never(message: str) -> None:
         raise AssertionError(message)
 

@@ -17,7 +17,7 @@ import pytest
 
 from keras_trainops.session import randomness
 from keras_trainops.session.record import DataState, Position, Record
-from keras_trainops.session.store import Checkpoint, DamagedCheckpointError, Store
+from keras_trainops.session.store import DamagedCheckpointError, SavedStep, Store
 
 DIRECTORY = Path("checkpoints")
 
@@ -47,7 +47,7 @@ def save(step: int, keep: int = 9, value: float = 0.0) -> None:
     store.prune(step)
 
 
-def newest(keep: int = 9) -> tuple[Checkpoint | None, list[str]]:
+def newest(keep: int = 9) -> tuple[SavedStep | None, list[str]]:
     store, told = Store(DIRECTORY, keep), []
     store.recover()
     return store.newest(told.append), told

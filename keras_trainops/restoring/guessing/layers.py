@@ -98,7 +98,7 @@ def looks_like_torch(keys: Iterable[str]) -> bool:
     return any(map(is_torch_key, keys))
 
 
-def counterparts(theirs: Layer, ours: Layer, torch: bool) -> dict[str, str] | None:
+def matching_leaves(theirs: Layer, ours: Layer, torch: bool) -> dict[str, str] | None:
     """Which tensor of `theirs` would go to which of `ours`; None where they do not fit.
 
     Args:
@@ -106,14 +106,14 @@ def counterparts(theirs: Layer, ours: Layer, torch: bool) -> dict[str, str] | No
         ours: A layer of the model.
         torch: Whether the checkpoint has PyTorch's layouts.
     """
-    leaves = _counterparts(theirs.leaves, ours.leaves, torch)
+    leaves = _paired_leaves(theirs.leaves, ours.leaves, torch)
     if leaves is None:
         return None
     return {theirs.tensors[leaf]: ours.tensors[other] for leaf, other in leaves}
 
 
 @functools.lru_cache(maxsize=1 << 16)  # networks repeat their layers
-def _counterparts(theirs: Leaves, ours: Leaves, torch: bool) -> list[tuple[str, str]] | None:
+def _paired_leaves(theirs: Leaves, ours: Leaves, torch: bool) -> list[tuple[str, str]] | None:
     pairs = []
     left = dict(ours)
     for leaf, shape in theirs:

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from keras_trainops import numbering
 from keras_trainops.restoring.guessing import families
-from keras_trainops.restoring.guessing.layers import Layer, counterparts, parted
+from keras_trainops.restoring.guessing.layers import Layer, matching_leaves, parted
 
 NAMES, SHAPES, ORDER = "names and shapes", "shapes: nothing else fits", "order; check"
 
@@ -61,7 +61,7 @@ class Search:
 
     def fits(self, name: str, other: str) -> bool:
         """Whether a layer of the checkpoint fits one of the model."""
-        return counterparts(self.theirs[name], self.ours[other], self.torch) is not None
+        return matching_leaves(self.theirs[name], self.ours[other], self.torch) is not None
 
     def open_theirs(self) -> list[str]:
         """Layers of the checkpoint that are not settled."""

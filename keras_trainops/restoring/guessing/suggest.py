@@ -15,10 +15,10 @@ from keras_trainops.restoring.guessing.layers import (
     Layer,
     Shape,
     adaptation,
-    counterparts,
     layers_of,
     leaf_of,
     looks_like_torch,
+    matching_leaves,
 )
 from keras_trainops.restoring.guessing.rules import fold_rules
 from keras_trainops.restoring.guessing.search import NAMES, ORDER, SHAPES, Group, Search
@@ -206,7 +206,7 @@ def _suggest(
     pairs_by: dict[str, dict[str, str]] = {NAMES: {}, SHAPES: {}, ORDER: {}}
     for name, layer in search.theirs.items():
         if name in search.found:
-            found = counterparts(layer, search.ours[search.found[name]], torch) or {}
+            found = matching_leaves(layer, search.ours[search.found[name]], torch) or {}
             pairs_by[search.reasons[name]] |= found
     rules_by = {
         reason: fold_rules({k: p for k, p in found.items() if by_itself.get(k) != p}, keys)
@@ -298,7 +298,7 @@ def _has_torch_layouts(theirs: Sequence[Layer], ours: Sequence[Layer], likely: b
     kinds = {layer.leaves: layer for layer in ours}.values()
 
     def fitting(torch: bool) -> int:
-        return sum(any(counterparts(t, o, torch) is not None for o in kinds) for t in theirs)
+        return sum(any(matching_leaves(t, o, torch) is not None for o in kinds) for t in theirs)
 
     as_it_is, transposed = fitting(False), fitting(True)
     return likely if as_it_is == transposed else transposed > as_it_is
@@ -310,7 +310,7 @@ def _whole_layers(search: Search, certain: Mapping[str, str]) -> dict[str, str]:
     found = {}
     for name, layer in search.theirs.items():
         for other in {owner[certain[key]] for key in layer.tensors.values() if key in certain}:
-            fit = counterparts(layer, search.ours[other], search.torch)
+            fit = matching_leaves(layer, search.ours[other], search.torch)
             if fit is not None and all(certain.get(key) == path for key, path in fit.items()):
                 found[name] = other
     return found

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from keras_trainops import keras_private
-from keras_trainops.adapt.base import Adapter, Chain, Function
+from keras_trainops.adapt.base import Adapter, ArrayFunction, Chain
 from keras_trainops.adapt.vocabulary import Rows
 from keras_trainops.checkpoints.checkpoint import Checkpoint
 from keras_trainops.checkpoints.formats.keras.weights import KerasWeightsCheckpoint
@@ -46,7 +46,7 @@ def vocabulary_problems(
     problems: list[str] = []
     failing: list[str] = []
     warnings: list[str] = []
-    for name, other in _counterparts(list(layers), list(theirs)):
+    for name, other in _same_layers(list(layers), list(theirs)):
         layer, old = layers[name], theirs[other]
         new = keras_private.vocabulary_of(layer)
         behind = {id(v) for v in _indexed(model, layer, {len(new), len(old)})}
@@ -91,7 +91,7 @@ def _vocabularies(checkpoint: Checkpoint) -> Mapping[str, Words]:
     return {}
 
 
-def _counterparts(ours: Sequence[str], theirs: Sequence[str]) -> list[tuple[str, str]]:
+def _same_layers(ours: Sequence[str], theirs: Sequence[str]) -> list[tuple[str, str]]:
     """Layers of one name, or the only ones that there are besides: numbers differ by accident."""
     pairs = [(name, name) for name in ours if name in theirs]
     rest = [[name for name in side if (name, name) not in pairs] for side in (ours, theirs)]
@@ -118,7 +118,7 @@ def _moves(adapter: Adapter | None) -> bool:
     """Whether an adapter looks after the order of slices, or is the user's own."""
     if isinstance(adapter, Chain):
         return any(map(_moves, adapter.adapters))
-    return isinstance(adapter, (Rows, Function))
+    return isinstance(adapter, (Rows, ArrayFunction))
 
 
 def _same_idf(layer: keras.layers.Layer, checkpoint: Checkpoint, other: str) -> bool:
