@@ -13,6 +13,7 @@ import pytest
 from helpers import value
 
 from keras_trainops import keras_private
+from keras_trainops.backends import backend
 
 
 def model() -> keras.Model:
@@ -284,6 +285,7 @@ class Listener:
 def follow(model: Any, skip: int = 0, **options: Any) -> tuple[Any, list[str], list[int]]:
     """Fits with the data followed: what is known of them, what was told, and the batches begun."""
     from keras_trainops import keras_private
+from keras_trainops.backends import backend
 
     listener, begun, followed = Listener(), [], []
 
@@ -298,7 +300,7 @@ def follow(model: Any, skip: int = 0, **options: Any) -> tuple[Any, list[str], l
 
         def _seen(self, iterator: Any) -> None:
             if iterator is not None and not followed:
-                followed.append(keras_private.EpochData(iterator, listener))
+                followed.append(keras_private.EpochData(iterator, listener, backend()))
 
     class Begun(keras.callbacks.Callback):
         def on_train_begin(self, logs: Any = None) -> None:
@@ -448,6 +450,7 @@ def test_clones_of_sequential_and_functional_models_are_made_where_the_mixin_loo
 
 def test_an_optimizer_in_front_has_nothing_of_its_own_but_its_name() -> None:
     from keras_trainops import keras_private
+from keras_trainops.backends import backend
 
     inner = keras.optimizers.Adam(0.1)
     inner.build([keras.Variable([1.0], name="v")])
@@ -460,6 +463,7 @@ def test_an_optimizer_in_front_has_nothing_of_its_own_but_its_name() -> None:
 
 def test_an_unbuilt_copy_is_built_for_others_and_has_no_variable_of_the_first() -> None:
     from keras_trainops import keras_private
+from keras_trainops.backends import backend
 
     first, second = (keras.Variable([1.0], name=name) for name in "ab")
     old = keras.optimizers.Adam(0.1)
@@ -482,6 +486,7 @@ def test_an_unbuilt_copy_is_built_for_others_and_has_no_variable_of_the_first() 
 
 def test_what_is_excluded_from_weight_decay_is_read_back() -> None:
     from keras_trainops import keras_private
+from keras_trainops.backends import backend
 
     first, second = (keras.Variable([1.0], name=name) for name in "ab")
     optimizer = keras.optimizers.SGD(weight_decay=0.1)

@@ -51,11 +51,18 @@ class Backend:
         assigns_in_forward: Whether layers may assign variables during the forward pass for good.
         shuffles_arrays: Whether `fit` shuffles arrays by the backend's own random numbers instead
             of NumPy's.
+        draws_order_at_once: Whether a dataset draws its order as soon as it is iterated over,
+            instead of with its first batch.
+        needs_a_batch: Whether Keras's trainer fails in an epoch without any batch.
+        takes_batches_early: Whether Keras's trainer takes a batch before callbacks are called.
     """
 
     name: str
     assigns_in_forward: bool = False
     shuffles_arrays: bool = False
+    draws_order_at_once: bool = False
+    needs_a_batch: bool = False
+    takes_batches_early: bool = False
 
     def __init__(self, name: str) -> None:
         self.name = name

@@ -18,6 +18,8 @@ from keras_trainops.backends.base import Backend, Gradient, NumericsCheck, StepF
 class Jax(Backend):
     """JAX: a step is a pure function of the training state, which Keras's trainer passes along."""
 
+    needs_a_batch = True
+
     def require_training(self) -> None:
         pass
 

@@ -31,6 +31,7 @@ class TensorFlow(Backend):
 
     assigns_in_forward = True
     shuffles_arrays = True
+    draws_order_at_once = True
 
     def require_training(self) -> None:
         pass

@@ -17,6 +17,8 @@ from keras_trainops.backends.base import Backend, Gradient, NumericsCheck, StepF
 class Torch(Backend):
     """PyTorch in one process; it always runs eagerly."""
 
+    takes_batches_early = True
+
     def require_training(self) -> None:
         pass
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Protocol
 
 import keras
 from keras.src.trainers import data_adapters
@@ -32,6 +32,14 @@ class _Ahead:
         return bool(self._next)
 
 
+class Trainer(Protocol):
+    """How Keras's trainer takes data on a backend; see `keras_trainops.backends.Backend`."""
+
+    draws_order_at_once: bool
+    needs_a_batch: bool
+    takes_batches_early: bool
+
+
 class EpochData:
     """The data of one `fit`, as Keras's loop over epochs takes them.
 
@@ -45,6 +53,7 @@ class EpochData:
             its first batch, `epoch_begins()`, `skipped()` before the first batch that is not, and
             `batch_taken()` before one is taken, where it may draw random numbers before callbacks
             are told of it.
+        trainer: How the backend's trainer takes data.
 
     Attributes:
         kind: What the data are: the name of Keras's adapter for them.
@@ -52,7 +61,7 @@ class EpochData:
         trained: The batches of this epoch that were trained on.
     """
 
-    def __init__(self, iterator: Any, listener: Any) -> None:
+    def __init__(self, iterator: Any, listener: Any, trainer: Trainer) -> None:
         self._of, self._listener = iterator, listener
         self._epoch, self._pass = iterator._enumerate_iterator, iterator._get_iterator
         iterator._enumerate_iterator, iterator._get_iterator = self._enumerate, self._make
@@ -61,14 +70,12 @@ class EpochData:
         self.passes = self.trained = self._skip = 0
         self._current: Any = None
         self._ahead: _Ahead | None = None
-        backend = keras.backend.backend()
-        self._eager = backend == "tensorflow"  # whose passes draw when they are made
-        # JAX's trainer fails in an epoch without a batch, as one that was resumed at its end. Where
-        # nobody knows how many there are (after one epoch Keras only thinks it does), look.
-        self._looks_ahead = backend == "jax" and iterator.num_batches is None
-        # On PyTorch batches are there before callbacks are told of them.
+        self._eager = trainer.draws_order_at_once
+        # An epoch that is resumed at its end has no batch left. If the number of batches is unknown
+        # (after one epoch Keras only thinks it knows), look ahead.
+        self._looks_ahead = trainer.needs_a_batch and iterator.num_batches is None
         whole = self.kind == "ArrayDataAdapter" and self.shuffled != "batch"
-        self._taken_early = backend == "torch" and not whole
+        self._taken_early = trainer.takes_batches_early and not whole
 
     def _make(self) -> Any:
         self.passes += self._eager

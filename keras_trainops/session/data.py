@@ -32,7 +32,7 @@ class DataPosition:
         if resumed is not None:
             randomness.restore(resumed.random["fit"])
         self._at_fit = self._made = self._used = randomness.state()
-        self.epochs = keras_private.EpochData(iterator, self)
+        self.epochs = keras_private.EpochData(iterator, self, backend())
 
     def resume(self) -> None:
         """Has the epoch that begins next go on where the resumed run stood."""

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import keras_trainops as kt
-from keras_trainops.restoring.guessing.layers import adaptation, layers_of
+from keras_trainops.restoring.guessing.layers import adaptation, layers_of, matching_leaves
 from keras_trainops.restoring.guessing.rules import fold_rules
 from keras_trainops.restoring.naming.rules import apply_rules
 
