@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 # What is the same on all backends; the rest (readers, real weights, documentation) runs once.
 COMMON_TESTS := tests/transforms tests/training tests/updates tests/callbacks tests/session tests/test_keras_private.py \
-	tests/adapt $(addprefix tests/restoring/test_,restore.py rename.py auto.py suggest.py signals.py) tests/readers/test_arrays.py
+	tests/adapt $(addprefix tests/restoring/test_,restore.py rename.py auto.py suggest.py signals.py) tests/checkpoints/test_arrays.py
 BACKENDS := tensorflow jax torch
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 

@@ -6,12 +6,12 @@ from typing import Any
 
 import keras
 import numpy as np
-from helpers import numpy
 from keras import ops
 
 import keras_trainops as kt
 from keras_trainops.transforms.chain import as_transform
 from keras_trainops.transforms.scope import update_scope
+from tests.helpers import numpy
 
 T = kt.transforms
 RNG = np.random.default_rng(0)

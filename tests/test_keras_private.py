@@ -10,10 +10,10 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
-from helpers import value
 
 from keras_trainops import keras_private
 from keras_trainops.backends import backend
+from tests.helpers import value
 
 
 def model() -> keras.Model:
@@ -129,11 +129,9 @@ def test_a_step_clips_decays_and_steps_and_averages_follow() -> None:
 
 @pytest.mark.backends("tensorflow")
 def test_an_optimizer_takes_gradients_as_reduced_when_told_so() -> None:
-    from keras_trainops.backends import backend_steps
-
     optimizer, variable = keras.optimizers.SGD(1.0), keras.Variable([0.0], name="v")
     optimizer.build([variable])
-    with backend_steps().with_reduced(optimizer):
+    with backend().without_reduction(optimizer):
         assert "_all_reduce_sum_gradients" in vars(optimizer)
         keras_private.step(optimizer, [of(1.0)], [variable])
     assert "_all_reduce_sum_gradients" not in vars(optimizer)
@@ -284,8 +282,6 @@ class Listener:
 
 def follow(model: Any, skip: int = 0, **options: Any) -> tuple[Any, list[str], list[int]]:
     """Fits with the data followed: what is known of them, what was told, and the batches begun."""
-    from keras_trainops import keras_private
-from keras_trainops.backends import backend
 
     listener, begun, followed = Listener(), [], []
 
@@ -449,8 +445,6 @@ def test_clones_of_sequential_and_functional_models_are_made_where_the_mixin_loo
 
 
 def test_an_optimizer_in_front_has_nothing_of_its_own_but_its_name() -> None:
-    from keras_trainops import keras_private
-from keras_trainops.backends import backend
 
     inner = keras.optimizers.Adam(0.1)
     inner.build([keras.Variable([1.0], name="v")])
@@ -462,8 +456,6 @@ from keras_trainops.backends import backend
 
 
 def test_an_unbuilt_copy_is_built_for_others_and_has_no_variable_of_the_first() -> None:
-    from keras_trainops import keras_private
-from keras_trainops.backends import backend
 
     first, second = (keras.Variable([1.0], name=name) for name in "ab")
     old = keras.optimizers.Adam(0.1)
@@ -485,8 +477,6 @@ from keras_trainops.backends import backend
 
 
 def test_what_is_excluded_from_weight_decay_is_read_back() -> None:
-    from keras_trainops import keras_private
-from keras_trainops.backends import backend
 
     first, second = (keras.Variable([1.0], name=name) for name in "ab")
     optimizer = keras.optimizers.SGD(weight_decay=0.1)

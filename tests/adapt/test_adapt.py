@@ -5,9 +5,9 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
-from helpers import refused, two_layers, value
 
 import keras_trainops as kt
+from tests.helpers import refused, two_layers, value
 
 
 def kernel(model: keras.Model, name: str = "head") -> np.ndarray:

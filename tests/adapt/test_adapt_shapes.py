@@ -8,10 +8,10 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from helpers import refused, two_layers, value
 
 import keras_trainops as kt
 from keras_trainops.checkpoints.checkpoint import Checkpoint
+from tests.helpers import refused, two_layers, value
 
 A = np.arange(24.0).reshape(2, 3, 4)
 NAN = np.nan  # what is left to the variable

@@ -7,11 +7,11 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
-from helpers import refused, two_layers, value
 from keras import layers
 
 import keras_trainops as kt
 from keras_trainops.adapt.suggestion import fitting
+from tests.helpers import refused, two_layers, value
 
 DENSE, CONV, GROUPS = layers.Dense(1), layers.Conv2D(2, 1), layers.Conv2D(2, 1, groups=2)
 

@@ -9,11 +9,11 @@ import keras
 import numpy as np
 import pytest
 import torch
-from helpers import refused, value
 from keras import layers
 from torch import nn
 
 import keras_trainops as kt
+from tests.helpers import refused, value
 
 WEIGHT_AND_BIAS = {r"weight": "layer/kernel", r"bias": "layer/bias"}
 CELL = {

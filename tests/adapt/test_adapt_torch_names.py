@@ -11,12 +11,12 @@ import keras
 import numpy as np
 import pytest
 import torch
-from helpers import numpy, refused, two_layers, value
 from keras import layers
 from torch import nn
 
 import keras_trainops as kt
 from keras_trainops.adapt.torch_adapters import is_torch_key
+from tests.helpers import numpy, refused, two_layers, value
 
 PARTS = ("query", "key", "value")
 

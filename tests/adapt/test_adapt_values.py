@@ -9,9 +9,9 @@ import keras
 import ml_dtypes
 import numpy as np
 import pytest
-from helpers import refused, two_layers, value
 
 import keras_trainops as kt
+from tests.helpers import refused, two_layers, value
 
 A = kt.adapt
 

@@ -9,9 +9,9 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers import refused, two_layers, value, weights
 
 import keras_trainops as kt
+from tests.helpers import refused, two_layers, value, weights
 
 OLD = ["mercury", "venus", "mars", "earth"]
 NEW = ["venus", "jupiter", "mercury", "saturn", "mars"]

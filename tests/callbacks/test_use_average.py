@@ -8,9 +8,9 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
-from helpers import assert_same, differ, value, values, weights
 
 import keras_trainops as kt
+from tests.helpers import assert_same, differ, value, values, weights
 
 C, L, U = keras.callbacks, keras.layers, kt.updates
 RNG = np.random.default_rng(0)

@@ -7,9 +7,9 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
-from helpers import assert_same, refused, two_layers, value, weights
 
 import keras_trainops as kt
+from tests.helpers import assert_same, refused, two_layers, value, weights
 
 X, Y = np.ones((8, 4), "float32"), np.zeros((8, 2), "float32")
 

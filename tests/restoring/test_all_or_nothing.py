@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import safetensors.numpy
 import tensorflow as tf
-from helpers import assert_same, refused, run, two_layers, value, weights
 
 import keras_trainops as kt
 from keras_trainops.restoring.loading import assign as assigning
+from tests.helpers import assert_same, refused, run, two_layers, value, weights
 
 
 def arrays(seed: int = 5) -> dict[str, np.ndarray]:

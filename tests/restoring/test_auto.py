@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import keras
 import numpy as np
-from helpers import assert_same, randomise, refused, two_layers, weights
 from hypothesis import given
 from hypothesis import strategies as st
 
 import keras_trainops as kt
 from keras_trainops.restoring.naming.auto import pair
+from tests.helpers import assert_same, randomise, refused, two_layers, weights
 
 
 def numbered(first: int, count: int, seed: int) -> keras.Model:

@@ -16,11 +16,11 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers import refused, two_layers, values, weights
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import keras_trainops as kt
+from tests.helpers import refused, two_layers, values, weights
 
 
 @pytest.fixture

@@ -10,12 +10,12 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
-from helpers import assert_same, refused, value, weights
 
 import keras_trainops as kt
 from keras_trainops.checkpoints.formats.arrays import VariablesCheckpoint
 from keras_trainops.cli import main
 from keras_trainops.weight_names import named_weights, unique
+from tests.helpers import assert_same, refused, value, weights
 
 Spec = tuple[Any, ...]  # (kind, name, parts) of a model, (name,) of a dense layer
 

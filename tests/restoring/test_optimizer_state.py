@@ -10,9 +10,9 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers import assert_same, refused, two_layers, value, values, weights
 
 import keras_trainops as kt
+from tests.helpers import assert_same, refused, two_layers, value, values, weights
 
 X = np.random.default_rng(0).normal(size=(8, 4)).astype("float32")
 Y = np.random.default_rng(1).normal(size=(8, 2)).astype("float32")

@@ -8,11 +8,11 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
-from helpers import assert_same, randomise, refused, two_layers, value, weights
 
 import keras_trainops as kt
 from keras_trainops.cli import main
 from keras_trainops.restoring.planning.exclusions import exclude_patterns
+from tests.helpers import assert_same, randomise, refused, two_layers, value, weights
 
 
 def net(seed: int = 0) -> keras.Model:

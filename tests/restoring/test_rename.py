@@ -5,10 +5,10 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
-from helpers import refused, two_layers, value
 
 import keras_trainops as kt
 from keras_trainops.restoring.naming.rules import apply_rules
+from tests.helpers import refused, two_layers, value
 
 THEIRS = {
     "net/l1/w": np.full((4, 3), 1.0),

@@ -7,7 +7,6 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
-from helpers import assert_same, refused, two_layers, value, values, weights
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -15,6 +14,7 @@ import keras_trainops as kt
 from keras_trainops.checkpoints.formats.arrays import ArraysCheckpoint
 from keras_trainops.restoring.loading import progress
 from keras_trainops.restoring.planning.report import fold
+from tests.helpers import assert_same, refused, two_layers, value, values, weights
 
 ALL = {
     "trunk/kernel": np.full((4, 3), 1.0),

@@ -16,9 +16,9 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers import assert_same, randomise, refused, two_layers, value, weights
 
 import keras_trainops as kt
+from tests.helpers import assert_same, randomise, refused, two_layers, value, weights
 
 
 def stack(names: Sequence[str], seed: int, last: int = 3) -> keras.Model:

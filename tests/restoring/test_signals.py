@@ -11,10 +11,10 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
-from helpers import assert_same, run, two_layers, value, weights
 
 import keras_trainops as kt
 from keras_trainops.restoring.loading import assign as assigning
+from tests.helpers import assert_same, run, two_layers, value, weights
 
 
 def arrays() -> dict[str, np.ndarray]:

@@ -8,7 +8,6 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
-from helpers import randomise, refused, two_layers, value, weights
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -16,6 +15,7 @@ import keras_trainops as kt
 from keras_trainops.restoring.guessing.layers import adaptation, layers_of, matching_leaves
 from keras_trainops.restoring.guessing.rules import fold_rules
 from keras_trainops.restoring.naming.rules import apply_rules
+from tests.helpers import randomise, refused, two_layers, value, weights
 
 
 def dense(sizes: dict[str, tuple[int, int]]) -> keras.Model:

@@ -9,9 +9,9 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
-from helpers import randomise, refused, value, weights
 
 import keras_trainops as kt
+from tests.helpers import randomise, refused, value, weights
 
 OLD, NEW = ["cat", "dog", "cow"], ["cow", "dog", "cat"]
 

@@ -21,15 +21,16 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import keras
 import numpy as np
-import runs
 import safetensors.numpy
 import tensorboardX
 import tensorflow  # which Keras's seeds import on every backend
-from events import scalars
+
+from tests.session import runs
+from tests.session.events import scalars
 
 assert safetensors.numpy
 assert tensorboardX

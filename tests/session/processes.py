@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import keras
-import runs
 
 from keras_trainops.session.lock import DirectoryLock
+from tests.session import runs
 
 LOCK = Path("run/session.lock")
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import keras
 import numpy as np
-from helpers import value
 
 import keras_trainops as kt
+from tests.helpers import value
 
 L, T, U = keras.layers, kt.transforms, kt.updates
 RNG = np.random.default_rng(0)

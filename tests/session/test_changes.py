@@ -11,12 +11,12 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
-from helpers import assert_same, refused, two_layers
-from runs import X, Y
-from test_session import fit, log, steps
 
 import keras_trainops as kt
 from keras_trainops.session import store
+from tests.helpers import assert_same, refused, two_layers
+from tests.session.runs import X, Y
+from tests.session.test_session import fit, log, steps
 
 SMALL_X, SMALL_Y = X[:, :4], Y
 
@@ -193,7 +193,7 @@ def test_a_plain_model_s_epoch_starts_over_in_one_with_the_mixin_too() -> None:
 
 @pytest.mark.parametrize("name", ["session.json", "data.json", "variables.json"])
 def test_wrong_documents_fall_back_to_the_checkpoint_before(name: str) -> None:
-    from test_store import rewrite
+    from tests.session.test_store import rewrite
 
     whole = run(model(), stop_at_step=14, keep=9)
     shutil.move("run", "whole")

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import assert_same
+
+from tests.helpers import assert_same
 
 PROGRAM = Path(__file__).with_name("replica_runs.py")
 

@@ -9,10 +9,21 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
-from helpers import assert_same
-from runs import EPOCHS, Interrupt, Interrupted, InterruptEnd, X, Y, callbacks, net, state, train
 
 import keras_trainops as kt
+from tests.helpers import assert_same
+from tests.session.runs import (
+    EPOCHS,
+    Interrupt,
+    Interrupted,
+    InterruptEnd,
+    X,
+    Y,
+    callbacks,
+    net,
+    state,
+    train,
+)
 
 
 @pytest.fixture(scope="module")

@@ -10,10 +10,10 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
-from helpers import assert_same, refused, two_layers
-from runs import X, Y, net, state, train
 
 import keras_trainops as kt
+from tests.helpers import assert_same, refused, two_layers
+from tests.session.runs import X, Y, net, state, train
 
 SMALL_X, SMALL_Y = X[:, :4], Y
 

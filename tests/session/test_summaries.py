@@ -8,10 +8,10 @@ from typing import Any
 
 import keras
 import pytest
-from events import scalars
-from runs import Interrupt, Interrupted, X, Y, net, train
 
 import keras_trainops as kt
+from tests.session.events import scalars
+from tests.session.runs import Interrupt, Interrupted, X, Y, net, train
 
 
 def fit(logdir: str, *more: Any, model: Any = None, stop: int | None = None, **options: Any) -> Any:

@@ -8,10 +8,10 @@ import keras
 import numpy as np
 import optax
 import pytest
-from helpers import assert_same, assert_same_arithmetic, differ, numpy, value, values, weights
 from keras import ops
 
 import keras_trainops as kt
+from tests.helpers import assert_same, assert_same_arithmetic, differ, numpy, value, values, weights
 
 T = kt.transforms
 O = keras.optimizers  # noqa: E741

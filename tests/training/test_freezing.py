@@ -9,9 +9,9 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
-from helpers import assert_same, differ, refused, weights
 
 import keras_trainops as kt
+from tests.helpers import assert_same, differ, refused, weights
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(16, 4)).astype("float32")

@@ -5,9 +5,9 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
-from helpers import assert_same, differ, numpy, refused, value, values, weights
 
 import keras_trainops as kt
+from tests.helpers import assert_same, differ, numpy, refused, value, values, weights
 
 T = kt.transforms
 RNG = np.random.default_rng(0)

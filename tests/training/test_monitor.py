@@ -8,9 +8,9 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
-from helpers import numpy, value
 
 import keras_trainops as kt
+from tests.helpers import numpy, value
 
 T = kt.transforms
 RNG = np.random.default_rng(0)

@@ -8,9 +8,9 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
-from helpers import assert_same, assert_same_arithmetic, differ, values, weights
 
 import keras_trainops as kt
+from tests.helpers import assert_same, assert_same_arithmetic, differ, values, weights
 
 T = kt.transforms
 O = keras.optimizers  # noqa: E741

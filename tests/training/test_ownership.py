@@ -7,9 +7,9 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
-from helpers import assert_same, assert_same_arithmetic, differ, two_layers, weights
 
 import keras_trainops as kt
+from tests.helpers import assert_same, assert_same_arithmetic, differ, two_layers, weights
 
 T = kt.transforms
 RNG = np.random.default_rng(0)

@@ -15,9 +15,9 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
-from helpers import assert_same, two_layers, weights
 
 import keras_trainops as kt
+from tests.helpers import assert_same, two_layers, weights
 
 T = kt.transforms
 X = np.random.default_rng(0).normal(size=(8, 4)).astype("float32")

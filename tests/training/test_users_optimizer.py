@@ -10,9 +10,9 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
-from helpers import assert_same, differ, two_layers, value, weights
 
 import keras_trainops as kt
+from tests.helpers import assert_same, differ, two_layers, value, weights
 
 T = kt.transforms
 O = keras.optimizers  # noqa: E741

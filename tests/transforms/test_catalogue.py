@@ -8,13 +8,13 @@ import keras
 import numpy as np
 import optax
 import pytest
-from gradients import GRADIENTS, T, close, each, run, variables
-from helpers import numpy, value
 from keras import ops
 
 from keras_trainops.transforms.layouts import unit_axes
 from keras_trainops.transforms.monitoring import HISTOGRAM_EDGES
 from keras_trainops.transforms.scope import owners_scope, update_scope
+from tests.gradients import GRADIENTS, T, close, each, run, variables
+from tests.helpers import numpy, value
 
 L = keras.layers
 RNG = np.random.default_rng(1)

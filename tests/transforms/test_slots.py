@@ -10,9 +10,9 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
-from helpers import two_layers
 
 import keras_trainops as kt
+from tests.helpers import two_layers
 
 C, T, U = keras.callbacks, kt.transforms, kt.updates
 X, Y = np.ones((8, 4), "float32"), np.ones((8, 2), "float32")

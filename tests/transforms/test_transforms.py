@@ -5,12 +5,12 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
-from gradients import GRADIENTS, PATHS, T, close, each, run, variables
-from helpers import numpy
 from keras import ops
 
 from keras_trainops.transforms.chain import as_transform
 from keras_trainops.transforms.scope import update_scope
+from tests.gradients import GRADIENTS, PATHS, T, close, each, run, variables
+from tests.helpers import numpy
 
 GLOBAL = np.sqrt(sum((g**2).sum() for g in GRADIENTS if g is not None))
 

@@ -9,9 +9,17 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
-from helpers import assert_same, assert_same_arithmetic, differ, two_layers, value, values, weights
 
 import keras_trainops as kt
+from tests.helpers import (
+    assert_same,
+    assert_same_arithmetic,
+    differ,
+    two_layers,
+    value,
+    values,
+    weights,
+)
 
 U = kt.updates
 RNG = np.random.default_rng(0)

@@ -5,9 +5,9 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
-from helpers import assert_same, numpy, refused, two_layers, value, values
 
 import keras_trainops as kt
+from tests.helpers import assert_same, numpy, refused, two_layers, value, values
 
 U = kt.updates
 RNG = np.random.default_rng(0)

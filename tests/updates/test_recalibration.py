@@ -5,9 +5,9 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
-from helpers import assert_same, refused, value, values, weights
 
 import keras_trainops as kt
+from tests.helpers import assert_same, refused, value, values, weights
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(3.0, 2.0, size=(22, 6, 6, 3)).astype("float32")

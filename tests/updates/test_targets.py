@@ -5,9 +5,9 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
-from helpers import assert_same, differ, refused, value, values
 
 import keras_trainops as kt
+from tests.helpers import assert_same, differ, refused, value, values
 
 TargetNetwork = kt.updates.TargetNetwork
 RNG = np.random.default_rng(0)

@@ -6,10 +6,10 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
-from helpers import assert_same, assert_same_arithmetic, differ, value, weights
 
 import keras_trainops as kt
 from keras_trainops import keras_private
+from tests.helpers import assert_same, assert_same_arithmetic, differ, value, weights
 
 LayerUpdates = kt.updates.LayerUpdates
 RNG = np.random.default_rng(0)

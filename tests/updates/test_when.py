@@ -7,9 +7,9 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
-from helpers import assert_same, refused, two_layers, value, values
 
 import keras_trainops as kt
+from tests.helpers import assert_same, refused, two_layers, value, values
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(24, 4)).astype("float32")

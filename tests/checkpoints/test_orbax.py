@@ -13,9 +13,9 @@ import keras
 import ml_dtypes
 import numpy as np
 import pytest
-from helpers import assert_same, randomise, refused, two_layers, weights
 
 import keras_trainops as kt
+from tests.helpers import assert_same, randomise, refused, two_layers, weights
 
 ocp = pytest.importorskip(
     "orbax.checkpoint", reason="orbax-checkpoint is not installed (the extra `orbax`)"

@@ -12,11 +12,11 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
-from helpers import assert_same, randomise, refused, weights
-from old_keras_model import old_keras_model
 
 import keras_trainops as kt
 from keras_trainops.checkpoints.formats.keras.config import owners_from_config
+from tests.checkpoints.old_keras_model import old_keras_model
+from tests.helpers import assert_same, randomise, refused, weights
 
 DATA = Path(__file__).parent / "data"
 

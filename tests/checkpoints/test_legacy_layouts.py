@@ -9,9 +9,9 @@ import h5py
 import keras
 import numpy as np
 import pytest
-from helpers import randomise, value
 
 import keras_trainops as kt
+from tests.helpers import randomise, value
 
 # Saves CuDNN layers, loads the file into the normal layers, and says what has become of them.
 CUDNN = """

@@ -12,7 +12,8 @@ import signal
 import sys
 import warnings
 
-import keras_trainops.checkpoints.checkpoint as readers
+from keras_trainops.checkpoints.open import open_checkpoint
+from keras_trainops.errors import RestoreError
 
 warnings.simplefilter("ignore")
 
@@ -27,13 +28,13 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (used + 2**30, used + 2**30))
     signal.alarm(60)  # ends a process that never would
     try:
-        with readers.open_checkpoint(path) as checkpoint:
+        with open_checkpoint(path) as checkpoint:
             if what == "cut":
                 os.truncate(path, 100)
             for key in checkpoint:
                 checkpoint[key]
         print("read")
-    except readers.RestoreError as error:
+    except RestoreError as error:
         print(f"refused: {error}".replace("\n", " "))
 
 

@@ -11,9 +11,9 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from helpers import refused, two_layers, value
 
 import keras_trainops as kt
+from tests.helpers import refused, two_layers, value
 
 torch = pytest.importorskip("torch", reason="torch is not installed (the extra `torch`)")
 

@@ -13,9 +13,9 @@ import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
-from helpers import assert_same, make_everything, randomise, refused, two_layers, weights
 
 import keras_trainops as kt
+from tests.helpers import assert_same, make_everything, randomise, refused, two_layers, weights
 
 
 def wide_model(seed: int) -> keras.Model:

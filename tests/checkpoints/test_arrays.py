@@ -16,10 +16,10 @@ import pytest
 import scipy.io
 import scipy.sparse
 import tensorflow as tf
-from helpers import assert_same, refused, two_layers, value, weights
 
 import keras_trainops as kt
 from keras_trainops.checkpoints.formats.arrays import ArraysCheckpoint
+from tests.helpers import assert_same, refused, two_layers, value, weights
 
 torch = pytest.importorskip("torch", reason="torch is not installed (the extra `torch`)")
 pandas = pytest.importorskip("pandas", reason="pandas is not installed (mlxtend needs it)")

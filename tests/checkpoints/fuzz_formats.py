@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import safetensors.numpy
-from helpers import two_layers, value
+
+from tests.helpers import two_layers, value
 
 
 class Format(NamedTuple):

@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fuzz_formats import FORMATS
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
+from tests.checkpoints.fuzz_formats import FORMATS
 
 HERE = Path(__file__).parent
 DEADLINE = 120  # seconds until a case counts as one that never returns
@@ -49,8 +50,7 @@ class Child:
         return line
 
     def _start(self) -> subprocess.Popen[str]:
-        paths = [str(HERE), str(HERE.parent), str(HERE.parents[1])]
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+        environment = {**os.environ, "PYTHONPATH": str(HERE.parents[1])}
         self._answers = answers = queue.Queue()
         self._process = process = subprocess.Popen(
             [sys.executable, "-W", "ignore", str(HERE / "fuzz_child.py")],

@@ -1,7 +1,7 @@
 """Writes `estimator/` in this directory: what an Estimator exported, and its last checkpoint.
 
     pip install tensorflow-cpu==2.15.1    # the last TensorFlow with Estimators, in Python 3.11
-    python tests/readers/data/make_estimator.py
+    python tests/checkpoints/data/make_estimator.py
 
 The values are those of `estimator.npz`, read by the Estimator itself.
 """

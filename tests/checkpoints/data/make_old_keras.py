@@ -1,6 +1,6 @@
 """Writes the files of older Keras in this directory. Run it to make them anew.
 
-    python tests/readers/data/make_old_keras.py
+    python tests/checkpoints/data/make_old_keras.py
 
 Each version is installed into a temporary directory. The model is that of `old_keras_model.py`
 beside this directory.
@@ -35,7 +35,8 @@ def install_and_write(version: str) -> None:
 def write(version: str) -> None:
     """Saves the model whole and as weights."""
     import keras
-    from old_keras_model import old_keras_model
+
+    from tests.checkpoints.old_keras_model import old_keras_model
 
     assert keras.__version__ == version, keras.__version__
     name = "_".join(version.split(".")[:2])

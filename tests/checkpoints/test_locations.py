@@ -10,10 +10,10 @@ import keras
 import numpy as np
 import pytest
 import safetensors.numpy
-from helpers import assert_same, refused, two_layers, weights
 
 import keras_trainops as kt
 from keras_trainops.cli import main
+from tests.helpers import assert_same, refused, two_layers, weights
 
 
 @pytest.fixture

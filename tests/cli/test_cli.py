@@ -16,10 +16,10 @@ import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
-from helpers import assert_same, randomise, two_layers, value, weights
 
 import keras_trainops
 from keras_trainops.cli import main
+from tests.helpers import assert_same, randomise, two_layers, value, weights
 
 Captured = pytest.CaptureFixture[str]
 THEIRS = {

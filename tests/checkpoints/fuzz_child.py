@@ -15,10 +15,10 @@ from pathlib import Path
 
 import keras
 import numpy as np
-from fuzz_formats import FORMATS, Format
-from helpers import assert_same, two_layers, values
 
 import keras_trainops as kt
+from tests.checkpoints.fuzz_formats import FORMATS, Format
+from tests.helpers import assert_same, two_layers, values
 
 
 def outcome(form: Format, model: keras.Model, before: list[np.ndarray]) -> str:

@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 import safetensors.numpy
 import tensorflow as tf
-from helpers import refused, two_layers
 from tensorflow.core.protobuf import trackable_object_graph_pb2
 
 import keras_trainops as kt
 from keras_trainops.checkpoints.storage import limits
+from tests.helpers import refused, two_layers
 
 
 def npy(array: np.ndarray, shape: str | None = None) -> bytes:

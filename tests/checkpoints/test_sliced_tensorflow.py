@@ -10,10 +10,10 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers import refused, value
 
 import keras_trainops as kt
 from keras_trainops.checkpoints.storage.raw import can_check
+from tests.helpers import refused, value
 
 tf1 = tf.compat.v1
 PARTS = {

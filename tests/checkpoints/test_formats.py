@@ -16,7 +16,9 @@ import numpy as np
 import pytest
 import safetensors.numpy
 import tensorflow as tf
-from helpers import (
+
+import keras_trainops as kt
+from tests.helpers import (
     assert_same,
     make_everything,
     randomise,
@@ -26,8 +28,6 @@ from helpers import (
     value,
     weights,
 )
-
-import keras_trainops as kt
 
 tf1 = tf.compat.v1
 
