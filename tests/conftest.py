@@ -24,8 +24,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Leaves out, visibly, what is of another backend (`KERAS_BACKEND`) than this run."""
 
     def is_for_us(item: pytest.Item) -> bool:
-        marks = list(item.iter_markers("backends"))
-        return all(keras.backend.backend() in mark.args for mark in marks)
+        backend = keras.backend.backend()
+        if item.get_closest_marker("once") and backend != "tensorflow":
+            return False
+        return all(backend in mark.args for mark in item.iter_markers("backends"))
 
     config.hook.pytest_deselected(items=[item for item in items if not is_for_us(item)])
     items[:] = [item for item in items if is_for_us(item)]
