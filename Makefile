@@ -2,9 +2,6 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# What is the same on all backends; the rest (readers, real weights, documentation) runs once.
-COMMON_TESTS := tests/transforms tests/training tests/updates tests/callbacks tests/session tests/test_keras_private.py \
-	tests/adapt $(addprefix tests/restoring/test_,restore.py rename.py auto.py suggest.py signals.py) tests/checkpoints/test_arrays.py
 BACKENDS := tensorflow jax torch
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
@@ -18,10 +15,9 @@ demo: $(VENV)/.installed
 test: $(VENV)/.installed
 	$(MAKE) --keep-going $(addprefix test-,$(BACKENDS))
 
-test-tensorflow: TESTS := tests
-test-jax test-torch: TESTS := $(COMMON_TESTS)
+# Tests marked `once` run on TensorFlow alone.
 $(addprefix test-,$(BACKENDS)): test-%: $(VENV)/.installed
-	KERAS_BACKEND=$* $(BIN)/python -m pytest -n 2 $(TESTS)
+	KERAS_BACKEND=$* $(BIN)/python -m pytest -n 2
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

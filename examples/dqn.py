@@ -1,11 +1,11 @@
-"""Deep Q-learning on a grid world: the values of an online network follow those of a slow target.
+"""Deep Q-learning on a grid world: an online network learns from a slowly following target network.
 
-The trained model holds both networks: it takes transitions and gives the error of
-`Q(s, a) = r + γ max Q'(s', ·)`. `TargetNetwork` lets `Q'` follow `Q` within each training step
-(Mnih et al. 2015; softly as in Lillicrap et al. 2016).
+The trained model contains both networks: it takes transitions and returns the error of
+`Q(s, a) = r + γ max Q'(s', ·)`. `TargetNetwork` makes `Q'` follow `Q` within each training step
+(Mnih et al. 2015; with soft updates as in Lillicrap et al. 2016).
 
-`python examples/dqn.py` writes `examples/output/dqn.png`: the way the learned values show through
-the grid, and how long the ways were as it learned.
+`python examples/dqn.py` writes `examples/output/dqn.png`: the path that the learned values take
+through the grid, and the length of the path during training.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ GRID = (
 
 
 class World:
-    """Walk from S to G; a step costs 0.02, a wall or border stops it, the goal gives 1."""
+    """A walk from S to G: a step costs 0.02, walls and borders block it, the goal gives 1."""
 
     def __init__(self) -> None:
         self.cells = np.array([list(row) for row in GRID])
@@ -53,7 +53,7 @@ class World:
         self.free = np.argwhere(self.cells != "#")
 
     def step(self, place: np.ndarray, action: int) -> tuple[np.ndarray, float, bool]:
-        """The next place, the reward, and whether the goal was reached."""
+        """Return the next place, the reward, and True if the goal was reached."""
         to = place + MOVES[action]
         inside = (to >= 0).all() and (to < self.cells.shape).all()
         place = to if inside and self.cells[tuple(to)] != "#" else place
@@ -61,12 +61,12 @@ class World:
         return place, 1.0 if done else -0.02, done
 
     def encode(self, places: np.ndarray) -> np.ndarray:
-        """Places as one-hot vectors, float32, (n, cells)."""
+        """Return places as one-hot vectors, float32, (n, cells)."""
         index = np.ravel_multi_index(np.asarray(places).T, self.cells.shape)
         return np.eye(self.cells.size, dtype="float32")[index]
 
     def shortest(self) -> int:
-        """Steps of the shortest way, by breadth-first search: what is to be learned."""
+        """Return the number of steps of the shortest path, by breadth-first search."""
         queue, seen = deque([(tuple(self.start), 0)]), {tuple(self.start)}
         while queue:
             place, steps = queue.popleft()
@@ -91,14 +91,14 @@ class Transition(NamedTuple):
 
 
 def q_network(cells: int, name: str) -> keras.Model:
-    """Values of the four moves."""
+    """Return a network that estimates the values of the four moves."""
     inputs = keras.Input((cells,))
     x = keras.layers.Dense(64, activation="relu")(inputs)
     return keras.Model(inputs, keras.layers.Dense(4)(x), name=name)
 
 
 def dqn(cells: int) -> tuple[Any, keras.Model]:
-    """The model to train, which gives the errors of transitions, and the online network in it."""
+    """Return the model to train, from transitions to their errors, and its online network."""
     online, target = q_network(cells, "online"), q_network(cells, "target")
     target.trainable = False
     state, action, reward, to, going_on = (
@@ -127,7 +127,15 @@ def dqn(cells: int) -> tuple[Any, keras.Model]:
 def walk(
     world: World, values: np.ndarray, epsilon: float, rng: Any, start: Any
 ) -> list[Transition]:
-    """An episode of at most 60 steps that follows the values, or a random move now and then."""
+    """Return an episode of at most 60 steps that makes the best move, or sometimes a random one.
+
+    Args:
+        world: The world.
+        values: Values of all moves, (rows, columns, 4).
+        epsilon: Probability of a random move.
+        rng: A NumPy generator.
+        start: The first place.
+    """
     place, way = start, []
     for _ in range(60):
         greedy = int(values[tuple(place)].argmax())
@@ -141,7 +149,7 @@ def walk(
 
 
 def batches(world: World, memory: list[Transition], rng: Any, count: int) -> list[np.ndarray]:
-    """Transitions drawn from the memory, as the model takes them."""
+    """Draw transitions from the memory, and return them as inputs of the model."""
     drawn = [memory[i] for i in rng.integers(len(memory), size=count)]
     place, action, reward, to, done = (np.array(part) for part in zip(*drawn, strict=True))
     return [
@@ -154,14 +162,14 @@ def batches(world: World, memory: list[Transition], rng: Any, count: int) -> lis
 
 
 def values_of(world: World, online: keras.Model) -> np.ndarray:
-    """The values of all moves at all places, (rows, columns, 4)."""
+    """Return the values of all moves at all places, (rows, columns, 4)."""
     places = np.argwhere(np.ones(world.cells.shape, bool))
     values = ops.convert_to_numpy(online(world.encode(places)))
     return values.reshape(*world.cells.shape, 4)
 
 
 def draw(world: World, values: np.ndarray, lengths: list[int], output: Path) -> None:
-    """The grid with the best moves and the way, beside the lengths of ways."""
+    """Draw the grid with the best moves and the path, next to the lengths of paths."""
     figure, (grid, curve) = plt.subplots(1, 2, figsize=(10, 4.6))
     best = np.ma.masked_array(values.max(-1), world.cells == "#")
     image = grid.imshow(best, cmap="viridis")
@@ -192,7 +200,7 @@ def draw(world: World, values: np.ndarray, lengths: list[int], output: Path) -> 
 
 
 def main() -> None:
-    """Learns, prints what came of it, and draws."""
+    """Train, print the result, and draw it."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rounds", type=int, default=60)
     parser.add_argument("--output", type=Path, default=OUTPUT)

@@ -1,7 +1,7 @@
-"""Fine-tunes a face network on handwritten digits, against the same run from scratch.
+"""Fine-tunes a face network on handwritten digits, and compares it with a run from scratch.
 
-The weights are published under other layer names (see `mini_xception.py`): rename rules bring them
-into ours, all but the head. Both runs have the same data, transforms, updates and steps.
+The weights are published under other layer names (see `mini_xception.py`). Rename rules map all of
+them but the head. Both runs use the same data, transforms, updates and number of steps.
 
 Run `make demo`, or `python examples/fine_tune.py`; it writes `examples/output/fine_tune.png`.
 """
@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-# oneDNN's gradient of a strided 1x1 convolution over 8 channels, as in the first block's shortcut,
-# ends in a segmentation fault on some CPUs (seen with TensorFlow 2.17 and 2.21, in plain Keras).
+# On some CPUs, oneDNN crashes in the gradient of a strided 1x1 convolution over 8 channels, such as
+# the first block's shortcut (seen in plain Keras with TensorFlow 2.17 and 2.21).
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
 import keras
@@ -37,7 +37,7 @@ OUTPUT = Path(__file__).parent / "output" / "fine_tune.png"
 
 @keras.saving.register_keras_serializable(package="examples")
 class RecordNorm(kt.transforms.GradientTransform):
-    """Leaves gradients alone and keeps their joint L2 norm, for a callback to read."""
+    """Stores the joint L2 norm of the gradients for a callback, and leaves them unchanged."""
 
     row_sparse = True
 
@@ -54,7 +54,7 @@ class RecordNorm(kt.transforms.GradientTransform):
 
 @dataclass
 class Curves:
-    """What one run leaves for the picture."""
+    """Measurements of one run, for the picture."""
 
     loss: list[float] = field(default_factory=list)
     norm: list[float] = field(default_factory=list)
@@ -63,7 +63,7 @@ class Curves:
 
 
 class KeepCurves(keras.callbacks.Callback):
-    """Reads loss and gradient norm after each batch."""
+    """Records loss and gradient norm after each batch."""
 
     def __init__(self, recorder: RecordNorm, curves: Curves) -> None:
         super().__init__()
@@ -81,7 +81,7 @@ class KeepCurves(keras.callbacks.Callback):
 
 
 def digits(train: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """5,000 MNIST digits as `(n, 64, 64, 1)` in [-1, 1], shuffled: `train` of them, the others."""
+    """Return 5,000 shuffled MNIST digits, `(n, 64, 64, 1)` in [-1, 1], as `train` and the rest."""
     images, labels = mnist_data()
     order = np.random.default_rng(seed).permutation(len(images))
     images = images[order].reshape(-1, 28, 28, 1).astype("float32") / 127.5 - 1.0
@@ -91,7 +91,14 @@ def digits(train: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, n
 
 
 def run(title: str, data: tuple[np.ndarray, ...], epochs: int, *, warm: bool) -> Curves:
-    """Trains one network, from the published weights or from its initial ones."""
+    """Train one network from the published weights, or from scratch.
+
+    Args:
+        title: Title to print.
+        data: Images and labels to train on, images and labels to validate on.
+        epochs: Number of epochs.
+        warm: If True, start from the published weights.
+    """
     print(f"\n{title}")
     keras.utils.set_random_seed(1)
     model = mini_xception(classes=10, momentum=0.9, model_class=kt.TrainOpsModel)
@@ -102,8 +109,8 @@ def run(title: str, data: tuple[np.ndarray, ...], epochs: int, *, warm: bool) ->
         metrics=["accuracy"],
         gradient_transforms=[
             recorder,
-            # Before the clip the factors set each part's share of the joint norm; Adam itself
-            # would not notice a constant factor.
+            # Before the clip, the factors set each part's share of the joint norm; under Adam
+            # alone a constant factor would cancel out.
             kt.transforms.Scale({"head": 1.0, ".*": 0.3}),
             kt.transforms.ClipByGlobalNorm(1.0),
         ],
@@ -124,7 +131,7 @@ def run(title: str, data: tuple[np.ndarray, ...], epochs: int, *, warm: bool) ->
 
 
 def draw(runs: dict[str, Curves], path: Path) -> None:
-    """Learning curves and gradient norms of all runs, one colour each."""
+    """Draw learning curves and gradient norms of all runs, one colour each."""
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(13, 4), layout="constrained")
     for (title, curves), colour in zip(runs.items(), ("tab:orange", "tab:blue"), strict=True):
         epochs = np.arange(1, len(curves.val_accuracy) + 1)
@@ -145,6 +152,7 @@ def draw(runs: dict[str, Curves], path: Path) -> None:
 
 
 def main() -> None:
+    """Run both trainings, print their accuracies, and draw them."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--train", type=int, default=2000, help="training images, of 5,000")

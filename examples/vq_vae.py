@@ -1,11 +1,11 @@
-"""A VQ-VAE on handwritten digits whose codebook is kept by exponential averages: no gradients.
+"""A VQ-VAE on handwritten digits whose codebook learns by exponential averages, without gradients.
 
-Each code is the running mean of the encodings that were nearest to it (van den Oord et al. 2017,
-appendix A.1). The layer counts and sums what each batch brings; a registered update makes the
-averages of it, after the weights were updated, and moves codes that nothing uses.
+Each code is the running mean of the encodings nearest to it (van den Oord et al. 2017, appendix
+A.1). The layer counts and sums the encodings of each batch. Registered updates average them after
+the weight update, and move unused codes.
 
-`python examples/vq_vae.py` writes `examples/output/vq_vae.png`: digits the model has not seen,
-beside what 49 codes out of 64 give of each.
+`python examples/vq_vae.py` writes `examples/output/vq_vae.png`: held-out digits above their
+reconstructions, each from 49 codes out of 64.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ CODES, WIDTH = 64, 16
 
 
 class Codebook(keras.layers.Layer):
-    """Replaces each vector by its nearest code, and notes what the batch brought each code."""
+    """Replaces each vector by its nearest code, and sums the batch's vectors per code."""
 
     def build(self, shape: tuple[int | None, ...]) -> None:
         def state(name: str, *shape: int, initializer: Any = "zeros") -> keras.Variable:
@@ -58,19 +58,19 @@ class Codebook(keras.layers.Layer):
             + ops.sum(ops.square(self.codes), 1)
         )
         one_hot = ops.one_hot(ops.argmin(distances, 1), CODES)
-        if training:  # layer updates, which a policy may leave out as batch-norm statistics
+        if training:  # layer updates; a policy may leave them out, like batch-norm statistics
             fixed = ops.stop_gradient(flat)
             self.batch_counts.assign(ops.sum(one_hot, 0))
             self.batch_sums.assign(ops.matmul(ops.transpose(one_hot), fixed))
             self.batch_sample.assign(fixed[:CODES])
         quantized = ops.reshape(ops.matmul(one_hot, self.codes), ops.shape(encodings))
-        # The encoder is drawn to the codes; the decoder's gradient passes through to the encoder.
+        # The loss pulls encodings to their codes; the encoder gets the gradient of the decoder.
         self.add_loss(0.25 * ops.mean(ops.square(ops.stop_gradient(quantized) - encodings)))
         return encodings + ops.stop_gradient(quantized - encodings)
 
 
 def vq_vae(codebook: Codebook) -> Any:
-    """28x28 digits to 7x7 codes and back."""
+    """Return a model from 28x28 digits to 7x7 codes and back."""
 
     def conv(filters: int, size: int, activation: str | None = "relu") -> keras.layers.Layer:
         return keras.layers.Conv2D(filters, size, padding="same", activation=activation)
@@ -86,7 +86,7 @@ def vq_vae(codebook: Codebook) -> Any:
 
 
 def register_codebook(model: Any, codebook: Codebook, decay: float = 0.9) -> None:
-    """Keeps the codes by exponential averages, as an update of the training step."""
+    """Register the updates that average the codes and move unused ones."""
 
     @model.add_update
     def average_codes(model: Any, loss: Any) -> None:
@@ -103,12 +103,12 @@ def register_codebook(model: Any, codebook: Codebook, decay: float = 0.9) -> Non
 
 
 def codes_in_use(codebook: Codebook) -> int:
-    """How many codes the last batches used."""
+    """Return the number of codes that the last batches used."""
     return int((ops.convert_to_numpy(codebook.counts.value) >= 0.5).sum())
 
 
 def draw(model: Any, images: np.ndarray, output: Path) -> None:
-    """A row of digits above their reconstructions."""
+    """Draw a row of digits above their reconstructions."""
     pairs = np.stack([images, model.predict(images, verbose=0)])
     figure, axes = plt.subplots(2, len(images), figsize=(len(images), 2.3))
     for row, label in enumerate(("digit", "from codes")):
@@ -125,9 +125,9 @@ def draw(model: Any, images: np.ndarray, output: Path) -> None:
 
 
 def main() -> None:
-    """Trains, prints what came of it, and draws."""
+    """Train, print the result, and draw it."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--train", type=int, default=4000, help="how many of the 5,000 digits")
+    parser.add_argument("--train", type=int, default=4000, help="number of digits, of 5,000")
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--output", type=Path, default=OUTPUT)
     options = parser.parse_args()

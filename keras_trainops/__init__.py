@@ -4,8 +4,9 @@ Public names are imported when they are first used, so that listing a checkpoint
 """
 
 import importlib
-import sys
 from typing import TYPE_CHECKING, Any
+
+from keras_trainops.registration import register_once_keras_is_imported
 
 __version__ = "0.1.0"
 
@@ -27,9 +28,10 @@ if TYPE_CHECKING:
     from keras_trainops.training.mixin import TrainOpsMixin
     from keras_trainops.training.models import TrainOpsModel, with_train_ops
     from keras_trainops.training.numerics import NonFiniteLossError
-    from keras_trainops.training.optimizer import TransformedOptimizer
+    from keras_trainops.training.optimizers.transformed import TransformedOptimizer
 
 _ROOMS = ("adapt", "callbacks", "checkpoints", "transforms", "updates")
+_WITHOUT_KERAS = ("checkpoints", "checkpoints.open", "errors")
 _HOMES = {
     "MonitorBoard": "callbacks",
     "NonFiniteLossError": "training.numerics",
@@ -40,7 +42,7 @@ _HOMES = {
     "TrainOpsMixin": "training.mixin",
     "TrainOpsModel": "training.models",
     "TrainingSession": "callbacks",
-    "TransformedOptimizer": "training.optimizer",
+    "TransformedOptimizer": "training.optimizers.transformed",
     "UseAverage": "callbacks",
     "WarmStart": "callbacks",
     "open_checkpoint": "checkpoints.open",
@@ -83,21 +85,15 @@ def __dir__() -> list[str]:
 
 
 def __getattr__(name: str) -> Any:
-    if name in _ROOMS:
-        value: Any = importlib.import_module(f"{__name__}.{name}")
-    elif name in _HOMES:
-        value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
-    else:
+    if name not in _HOMES and name not in _ROOMS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    home = _HOMES.get(name, name)
+    if home not in _WITHOUT_KERAS:
+        importlib.import_module("keras")  # before ours, so that all classes are registered
+    module = importlib.import_module(f"{__name__}.{home}")
+    value = module if name in _ROOMS else getattr(module, name)
     globals()[name] = value
-    _register_with_keras()
     return value
 
 
-def _register_with_keras() -> None:
-    """Register every class that a saved file may name, if Keras is in use."""
-    if "keras" in sys.modules:
-        importlib.import_module(f"{__name__}.serializable")
-
-
-_register_with_keras()
+register_once_keras_is_imported()

@@ -1,4 +1,4 @@
-"""`python -m keras_trainops`."""
+"""Run the command line as `python -m keras_trainops`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""What users put where it does not belong, and what to tell them."""
+"""Values that users pass in the wrong place, and the advice to give them."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from typing import Any
 
 import keras
 
-from keras_trainops.state import Stateful
+from keras_trainops.state import BoundToModel
 
-_OF_KERAS = (
+_KERAS_CLASSES = (
     keras.callbacks.Callback,
     keras.constraints.Constraint,
     keras.initializers.Initializer,
@@ -21,26 +21,43 @@ _OF_KERAS = (
 )
 
 
-def misplaced(value: Any) -> str | None:
-    """Why a value is neither a transform nor an update nor a function for one; None if it may be.
+def is_list(value: Any) -> bool:
+    """Return whether `value` is a list or tuple, but not a named tuple."""
+    return isinstance(value, (list, tuple)) and not hasattr(value, "_fields")
 
-    Many of these can be called, and so would pass as functions until the first step fails.
+
+def misplaced(value: Any) -> str | None:
+    """Explain why `value` cannot be a transform, an update or a function for one.
+
+    Many such values are callable, and would pass as functions until the first step fails.
+
+    Returns:
+        A sentence for the error message; None if the value may be valid.
     """
     if isinstance(value, type):
         return f"{value.__name__!r} is a class: make one, as in `{value.__name__}(...)`."
     if isinstance(value, tuple) and hasattr(value, "_fields"):
-        if value._fields == ("init", "update"):
-            return (
-                "This is an optax transform, which keeps its state outside of Keras's variables: "
-                "use its counterpart in `keras_trainops.transforms`, or write a "
-                "`GradientTransform`."
-            )
-        return f"{type(value).__name__!r} is a named tuple, and no list."
-    if isinstance(value, Stateful) and value.argument:
+        return _about_named_tuple(value)
+    if isinstance(value, BoundToModel) and value.argument:
         return f"It belongs in `{value.argument}`: {value!r}."
+    return _about_keras_object(value)
+
+
+def _about_named_tuple(value: Any) -> str:
+    if value._fields == ("init", "update"):
+        return (
+            "This is an optax transform, which keeps its state outside of Keras's variables: "
+            "use its counterpart in `keras_trainops.transforms`, or write a "
+            "`GradientTransform`."
+        )
+    return f"{type(value).__name__!r} is a named tuple, not a list."
+
+
+def _about_keras_object(value: Any) -> str | None:
+    name = repr(type(value).__name__)
     if isinstance(value, keras.callbacks.Callback):
-        return f"{type(value).__name__!r} is a callback: it belongs in `fit(callbacks=...)`."
-    if isinstance(value, _OF_KERAS):
-        kinds = [kind.__name__ for kind in _OF_KERAS if isinstance(value, kind)]
-        return f"{type(value).__name__!r} is a Keras `{kinds[0]}`."
+        return f"{name} is a callback: it belongs in `fit(callbacks=...)`."
+    for kind in _KERAS_CLASSES:
+        if isinstance(value, kind):
+            return f"{name} is a Keras `{kind.__name__}`."
     return None

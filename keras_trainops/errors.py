@@ -1,17 +1,17 @@
-"""The one error of readers and restores, and how long its message may be."""
+"""`RestoreError`, and the limit on the length of its message."""
 
 from __future__ import annotations
 
 import re
 
-_LONGEST_WORD = 1000  # characters; lists of names fold into a few hundred
+_LONGEST_WORD = 1000  # characters; folded lists of names have a few hundred
 _LONGEST = 20_000
 
 
 class RestoreError(ValueError):
-    """A checkpoint that cannot be read, or cannot be restored as asked; nothing was changed.
+    """A checkpoint cannot be read or restored as requested; nothing was changed.
 
-    Names come from files, which may hold any: the message shortens those that are endless.
+    Messages contain names from files, which may be of any length: they are shortened.
     """
 
     def __init__(self, message: str = "") -> None:
@@ -19,7 +19,13 @@ class RestoreError(ValueError):
 
 
 def shortened(text: str) -> str:
-    """`text`, cut in the middle where it has more than 20,000 characters, or a word of 1,000.
+    """Cut out the middle of words of 1,000 characters and of texts of more than 20,000.
+
+    Args:
+        text: The message.
+
+    Returns:
+        The message, shortened if necessary.
 
     Example:
         >>> len(shortened("x" * 120_000)) < 1000

@@ -1,18 +1,20 @@
-"""Numbers in names: automatic ones, as in `dense_4`, and families of names that differ in numbers.
+"""Numbers in names: automatic numbers, as in `dense_4`, and names that differ only in numbers.
 
-The only parser of them.
+No other module parses numbers in names.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from typing import TypeAlias
 
-Numbers = tuple[str, ...]
+Numbers: TypeAlias = tuple[str, ...]
+Place: TypeAlias = tuple[str, str]
 
 
 def split(name: str) -> tuple[tuple[str, ...], Numbers]:
-    """What stands between the numbers of a name, and the numbers.
+    """Return the texts between the numbers of a name, and the numbers.
 
     Example:
         >>> split("layer1.0.conv2")
@@ -23,7 +25,12 @@ def split(name: str) -> tuple[tuple[str, ...], Numbers]:
 
 
 def by_family(names: Sequence[str]) -> list[list[str]]:
-    """The names of each family, in order."""
+    """Group names that differ only in numbers, in order.
+
+    Example:
+        >>> by_family(["conv1", "fc", "conv2"])
+        [['conv1', 'conv2'], ['fc']]
+    """
     families: dict[tuple[str, ...], list[str]] = {}
     for name in names:
         families.setdefault(split(name)[0], []).append(name)
@@ -31,7 +38,7 @@ def by_family(names: Sequence[str]) -> list[list[str]]:
 
 
 def automatic(component: str) -> tuple[str, int]:
-    """A component without its automatic number, and that; -1 if there is none.
+    """Return a component without its automatic number, and the number or -1.
 
     Example:
         >>> automatic("dense_4"), automatic("dense")
@@ -41,22 +48,29 @@ def automatic(component: str) -> tuple[str, int]:
     return (stem, int(number)) if stem and number.isdecimal() else (component, -1)
 
 
-def siblings(names: Iterable[str]) -> dict[tuple[str, str], set[int]]:
-    """The automatic numbers that there are, by what is above a component and the component.
+def sibling_numbers(names: Iterable[str]) -> dict[Place, set[int]]:
+    """Return the automatic numbers of siblings, by their place (see `automatic_numbers`).
 
     Example:
-        >>> siblings(["net/dense", "net/dense_1"])
+        >>> sibling_numbers(["net/dense", "net/dense_1"])
         {('', 'net'): {-1}, ('net/', 'dense'): {1, -1}}
     """
-    found: dict[tuple[str, str], set[int]] = {}
+    found: dict[Place, set[int]] = {}
     for name in names:
-        for place, number in automatic_places(name):
+        for place, number in automatic_numbers(name):
             found.setdefault(place, set()).add(number)
     return found
 
 
-def automatic_places(name: str) -> Iterator[tuple[tuple[str, str], int]]:
-    """Each component as what is above it and itself without its automatic number, and that."""
+def automatic_numbers(name: str) -> Iterator[tuple[Place, int]]:
+    """Yield the place and the automatic number of each component of a name.
+
+    The place is the part of the name above the component, and the component without its number.
+
+    Example:
+        >>> list(automatic_numbers("net/dense_1"))
+        [(('', 'net'), -1), (('net/', 'dense'), 1)]
+    """
     above = ""
     for part in name.split("/"):
         stem, number = automatic(part)

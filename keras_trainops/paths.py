@@ -1,4 +1,4 @@
-"""Variable paths, patterns and selection: the one rule by which the library addresses variables.
+"""Variable paths, patterns and selection: one rule for the whole library.
 
 A *pattern* is a regular expression that must match one or more whole, consecutive `/` components
 of a variable's path: `fc8` matches `vgg_16/fc8/kernel` and `fc8/bias`, never `fc80/kernel`.
@@ -22,22 +22,22 @@ T = TypeVar("T")
 
 
 class NamedVariable(NamedTuple):
-    """A variable and the path by which it is addressed and reported."""
+    """A variable and the path that addresses it and appears in reports."""
 
     path: str
     variable: keras.Variable
 
 
 def by_path(variables: Iterable[keras.Variable]) -> list[NamedVariable]:
-    """Names variables by their own `path`, which need not be unique."""
+    """Name variables by their own `path`, which may not be unique."""
     return [NamedVariable(variable.path, variable) for variable in variables]
 
 
 def as_list(patterns: Patterns) -> list[Pattern]:
-    """One pattern, several, or None as a list of single patterns.
+    """Return one pattern, several, or None as a list of patterns.
 
     Raises:
-        ValueError: If something in it is no string, variable or layer.
+        ValueError: If an entry is not a string, variable or layer.
     """
     if patterns is None:
         return []
@@ -58,10 +58,10 @@ def _is_pattern(value: Any) -> bool:
 
 
 def matcher(pattern: Pattern) -> Callable[[NamedVariable], bool]:
-    """The test that `pattern` stands for.
+    """Return a function that tests if a variable matches `pattern`.
 
     Raises:
-        ValueError: If `pattern` is no valid regular expression.
+        ValueError: If `pattern` is not a valid regular expression.
     """
     if isinstance(pattern, str):
         expression = _components(pattern)
@@ -72,17 +72,18 @@ def matcher(pattern: Pattern) -> Callable[[NamedVariable], bool]:
 
 
 def _components(pattern: str) -> re.Pattern[str]:
-    compile_expression(pattern)  # alone first, so that an error speaks of what the user wrote
+    """Compile a pattern so that `fullmatch` on a path matches whole components."""
+    compile_expression(pattern)  # alone first, so that an error quotes what the user wrote
     flags = re.match(r"(?:\(\?[aiLmsux]+\))*", pattern)
-    start = flags.end() if flags else 0  # flags such as `(?i)` must stay in front of everything
+    start = flags.end() if flags else 0  # flags such as `(?i)` must come before everything else
     return compile_expression(rf"{pattern[:start]}(?:.*/)?(?:{pattern[start:]})(?:/.*)?")
 
 
 def compile_expression(expression: str) -> re.Pattern[str]:
-    """Compiles a user's regular expression.
+    """Compile a user's regular expression.
 
     Raises:
-        ValueError: If it is not valid; the message says where.
+        ValueError: If the expression is not valid; the message says where.
     """
     try:
         return re.compile(expression)
@@ -91,7 +92,7 @@ def compile_expression(expression: str) -> re.Pattern[str]:
 
 
 def select(patterns: Patterns, named: Sequence[NamedVariable]) -> list[bool]:
-    """Which of `named` any of `patterns` matches.
+    """Return, for each variable, True if any pattern matches it.
 
     Raises:
         ValueError: If a pattern matches nothing; the message names the closest paths.
@@ -106,49 +107,57 @@ def first_match(
     *,
     shadowed: str = "error",
 ) -> list[T | None]:
-    """The value of the first pattern that matches each variable, None where none does.
+    """Return, for each variable, the value of the first pattern that matches it.
 
     Args:
-        rules: Patterns and their values, in order. Pairs where a pattern is a variable or a
-            layer, which cannot be keys of a mapping.
+        rules: Patterns and their values, in order. Use pairs if a pattern is a variable or a
+            layer, because these cannot be keys of a mapping.
         named: The variables.
-        shadowed: "error" refuses a pattern that only matches what earlier ones took; "allow"
-            lets it pass, as in a plain list where the order means nothing.
+        shadowed: Reaction to a pattern that only matches variables taken by earlier patterns:
+            "error", or "allow" for plain lists, in which the order has no meaning.
+
+    Returns:
+        The values, with None for variables that no pattern matches.
 
     Raises:
         ValueError: If a pattern matches nothing or, with `shadowed="error"`, never wins.
     """
-    pairs = as_rules(rules)
-    values: list[T | None] = [None] * len(named)
-    taken = [False] * len(named)
+    values: dict[int, T] = {}
     problems = []
-    for pattern, value in pairs:
-        test = matcher(pattern)
-        hits = [i for i, entry in enumerate(named) if test(entry)]
-        won = [i for i in hits if not taken[i]]
-        if not hits:
-            problems.append(no_match(pattern, [entry.path for entry in named]))
-        elif not won and shadowed == "error":
-            problems.append(
-                f"{describe(pattern)} never applies: earlier patterns match all that it matches, "
-                f"as {named[hits[0]].path!r}. Put it first, or leave it out."
-            )
-        for i in won:
-            values[i], taken[i] = value, True
+    for pattern, value in as_rules(rules):
+        matched = _indices(pattern, named)
+        won = [i for i in matched if i not in values]
+        if not matched or (not won and shadowed == "error"):
+            problems.append(_why_unused(pattern, named, matched))
+        values.update(dict.fromkeys(won, value))
     if problems:
         raise ValueError("\n".join(problems))
-    return values
+    return [values.get(i) for i in range(len(named))]
+
+
+def _indices(pattern: Pattern, named: Sequence[NamedVariable]) -> list[int]:
+    matches = matcher(pattern)
+    return [i for i, entry in enumerate(named) if matches(entry)]
+
+
+def _why_unused(pattern: Pattern, named: Sequence[NamedVariable], matched: Sequence[int]) -> str:
+    if not matched:
+        return no_match(pattern, [entry.path for entry in named])
+    return (
+        f"{describe(pattern)} never applies: earlier patterns match everything it matches, for "
+        f"example {named[matched[0]].path!r}. Put it first, or remove it."
+    )
 
 
 def as_rules(rules: Any) -> list[tuple[Pattern, Any]]:
-    """Patterns with a value each, as a mapping, pairs or None, as a list of pairs."""
+    """Return a mapping from pattern to value, pairs, or None as a list of pairs."""
     if isinstance(rules, Mapping):
         return list(rules.items())
     return [(pattern, value) for pattern, value in rules or ()]
 
 
 def describe(pattern: Pattern) -> str:
-    """A pattern as an error message names it."""
+    """Return a pattern as an error message names it."""
     if isinstance(pattern, str):
         return f"Pattern {pattern!r}"
     if isinstance(pattern, keras.Variable):
@@ -157,23 +166,38 @@ def describe(pattern: Pattern) -> str:
 
 
 def no_match(pattern: Pattern, paths: Sequence[str]) -> str:
-    """The message for a pattern that matches none of `paths`."""
+    """Return the error message for a pattern that matches none of `paths`."""
     message = f"{describe(pattern)} matches no variable."
-    if not isinstance(pattern, str):
-        return f"{message} It is not among these {len(paths)} variables, or has none."
-    return f"{message} {closest_phrase(pattern, paths, 'path')}"
+    if isinstance(pattern, str):
+        return f"{message} {closest_phrase(pattern, paths, 'path')}"
+    if isinstance(pattern, keras.Variable):
+        return f"{message} It is not one of these {len(paths)} variables."
+    return f"{message} None of its variables is one of these {len(paths)}."
 
 
 def closest_phrase(name: str, candidates: Iterable[str], kind: str, count: int = 3) -> str:
-    """`Closest paths: 'a', 'b'.`, or what there is instead."""
+    """Return a sentence such as `Closest paths: 'a', 'b'.` for an error message.
+
+    Args:
+        name: The name that was not found.
+        candidates: The names that exist.
+        kind: The noun for a candidate, such as "path".
+        count: The most candidates to show.
+    """
     near = closest(name, candidates, count)
     if not near:
-        return f"There is no {kind} to choose from."
+        return f"No {kind} exists."
     return f"Closest {kind}s: {', '.join(map(repr, near))}."
 
 
 def closest(name: str, candidates: Iterable[str], count: int = 3) -> list[str]:
-    """Up to `count` candidates most like `name`, which may be like a part of them only."""
+    """Return the candidates most similar to `name`, the most similar first.
+
+    Args:
+        name: A name, which may resemble only a part of a candidate.
+        candidates: The names to choose from.
+        count: The most candidates to return.
+    """
     width = name.count("/") + 1
     likeness = difflib.SequenceMatcher(b=name, autojunk=False)
 
@@ -186,19 +210,19 @@ def closest(name: str, candidates: Iterable[str], count: int = 3) -> list[str]:
             ratios.append(ratio())
         return max(ratios)
 
-    # The cheap upper bound sorts out what cannot be near, so that long lists stay quick.
+    # The cheap upper bound discards what cannot be near, so that long lists stay fast.
     unique = dict.fromkeys(candidates)
     likely = sorted(unique, key=lambda c: best(c, likeness.quick_ratio), reverse=True)[:50]
     return sorted(likely, key=lambda c: best(c, likeness.ratio), reverse=True)[:count]
 
 
 def exact_pattern(variable: keras.Variable) -> str:
-    """The pattern that a saved configuration keeps in place of a variable: its whole path."""
+    """Return the pattern that replaces a variable in a saved configuration: its whole path."""
     return f"^{re.escape(variable.path)}$"
 
 
 def serializable(patterns: Patterns) -> list[str] | None:
-    """Patterns as a saved configuration keeps them: variables and layers become their paths."""
+    """Return patterns for a saved configuration, with paths in place of variables and layers."""
     if patterns is None:
         return None
     texts: list[str] = []
@@ -213,8 +237,11 @@ def serializable(patterns: Patterns) -> list[str] | None:
 
 
 def serializable_rules(rules: Iterable[tuple[Pattern, Any]]) -> list[list[Any]]:
-    """Rules as a saved configuration keeps them: pairs of a path and a value."""
-    return [[text, value] for pattern, value in rules for text in serializable(pattern) or []]
+    """Return rules for a saved configuration, as pairs of a path and a value."""
+    pairs: list[list[Any]] = []
+    for pattern, value in rules:
+        pairs += [[text, value] for text in serializable(pattern) or []]
+    return pairs
 
 
 def runs(path: str) -> set[str]:

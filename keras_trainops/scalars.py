@@ -1,4 +1,4 @@
-"""Numbers that users give, each a constant or a schedule of the weight updates."""
+"""Numbers that users pass: constants, or schedules over the weight updates."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ Number: TypeAlias = "float | keras.optimizers.schedules.LearningRateSchedule"
 
 
 def value_at(number: Any, iterations: Any) -> Any:
-    """A number's value after so many weight updates: schedules are asked for it."""
+    """Return the value of a constant or schedule after `iterations` weight updates."""
     return number(iterations) if is_schedule(number) else number
 
 
 def is_schedule(number: Any) -> bool:
-    """Whether `number` is a schedule of the weight updates."""
+    """Return whether `number` is a schedule over the weight updates."""
     return isinstance(number, keras.optimizers.schedules.LearningRateSchedule)
 
 
 def is_number(number: Any) -> bool:
-    """Whether `number` is a finite constant or a schedule."""
+    """Return whether `number` is a finite constant or a schedule."""
     if is_schedule(number):
         return True
     constant = isinstance(number, numbers.Real) and not isinstance(number, (bool, np.bool_))
@@ -31,19 +31,19 @@ def is_number(number: Any) -> bool:
 
 
 def check_positive(name: str, number: Any, *, scheduled: bool = False) -> Any:
-    """Refuses what is not a finite number above 0, or, if `scheduled`, a schedule.
+    """Return a finite number above 0 or, if `scheduled`, a schedule.
 
     Raises:
-        ValueError: If it is not.
+        ValueError: If `number` is neither.
     """
     return check_number(name, number, "> 0", lambda value: value > 0, scheduled=scheduled)
 
 
 def check_whole(name: str, number: Any, least: int, *, optional: bool = False) -> Any:
-    """Refuses what is not a whole number of at least `least` or, if `optional`, None.
+    """Return an integer of at least `least` or, if `optional`, None.
 
     Raises:
-        ValueError: If it is not.
+        ValueError: If `number` is neither.
     """
     must = f"an integer >= {least}"
     return check_number(
@@ -60,21 +60,21 @@ def check_number(
     scheduled: bool = False,
     optional: bool = False,
 ) -> Any:
-    """Refuses what is not a finite number for which `test` holds.
+    """Return a finite number that passes `test`.
 
     Args:
         name: The argument's name, for the message.
-        number: Its value.
-        must: What it must be, for the message.
-        test: Whether a number is that.
-        scheduled: Whether a schedule passes, too.
-        optional: Whether None passes, too.
+        number: The argument's value.
+        must: The requirement, for the message.
+        test: Returns whether a number meets the requirement.
+        scheduled: If True, a schedule is valid as well.
+        optional: If True, None is valid as well.
 
     Returns:
-        The number, as a plain Python one.
+        The number as a plain Python one; a schedule or None unchanged.
 
     Raises:
-        ValueError: If it is not; the message says what it must be.
+        ValueError: If the value is not valid; the message states the requirement.
     """
     if number is None and optional:
         return None
@@ -89,10 +89,10 @@ def check_number(
 
 
 def serialize_number(number: Number) -> Any:
-    """A number or schedule as a saved configuration keeps it."""
+    """Return a number or schedule in the form a saved configuration holds."""
     return keras.saving.serialize_keras_object(number) if is_schedule(number) else number
 
 
 def deserialize_number(number: Any) -> Number:
-    """The inverse of `serialize_number`."""
+    """Return the number or schedule that `serialize_number` was given."""
     return keras.saving.deserialize_keras_object(number) if isinstance(number, dict) else number

@@ -10,19 +10,50 @@ from typing import Any
 import keras
 
 
-class Stateful:
-    """Something with variables of its own, which it creates in `build`.
+class BoundToModel:
+    """An object that users pass to a model, and that serves one model at a time.
+
+    Subclasses need not call `super().__init__()`.
 
     Attributes:
-        children: The parts that it is made of, whose state is a part of its own.
-        argument: The argument that users pass it as; empty where they do not.
+        argument: The argument that users pass it as; empty if they do not pass it themselves.
     """
 
     argument: str = ""
+
+    def bind_to(self, variables: Sequence[keras.Variable]) -> None:
+        """Remember the model it serves, by the model's variables.
+
+        Raises:
+            ValueError: If it serves another model that still exists.
+        """
+        if self._serves_others(variables):
+            gc.collect()  # an unreachable model may still await collection
+        if self._serves_others(variables):
+            raise ValueError(
+                f"This {type(self).__name__} belongs to another model already, whose state it "
+                "keeps. Make one for each model."
+            )
+        self.__dict__["_bound_to"] = [weakref.ref(v) for v in variables]
+
+    def _serves_others(self, variables: Sequence[keras.Variable]) -> bool:
+        served = [reference() for reference in self.__dict__.get("_bound_to", ())]
+        ids = {id(v) for v in variables}
+        alive = [v for v in served if v is not None]
+        return bool(alive) and not any(id(v) in ids for v in alive)
+
+
+class Stateful(BoundToModel):
+    """An object with variables of its own, which it creates in `build`.
+
+    Attributes:
+        children: Its parts, whose state belongs to its own.
+    """
+
     children: Sequence[Any] = ()
 
     def walk(self) -> Iterator[Any]:
-        """This and all that it is made of."""
+        """Iterate over this object and all of its parts, at any depth."""
         yield self
         for child in self.children:
             yield from child.walk()
@@ -30,16 +61,26 @@ class Stateful:
     @property
     def variables(self) -> list[keras.Variable]:
         """The state, saved and resumed with the optimizer."""
-        return [v for part in self.walk() for v in part.__dict__.get("_state", {}).values()]
+        found: list[keras.Variable] = []
+        for part in self.walk():
+            found += part.__dict__.get("_state", {}).values()
+        return found
 
     @property
     def held_variables(self) -> list[keras.Variable]:
-        """What of the state stays as it is where the weight update is skipped."""
-        free = {id(v) for part in self.walk() for v in part.__dict__.get("_free", ())}
-        return [v for v in self.variables if id(v) not in free]
+        """State that keeps its values when a weight update is skipped."""
+        not_held: set[int] = set()
+        for part in self.walk():
+            not_held.update(map(id, part.__dict__.get("_not_held", ())))
+        return [v for v in self.variables if id(v) not in not_held]
 
     def state_variable(self, name: str, **options: Any) -> keras.Variable:
-        """The variable of the state that has this name; created where there is none."""
+        """Return the state variable of this name; create it on the first call.
+
+        Args:
+            name: Its name.
+            **options: Arguments of `add_variable`, for the first call.
+        """
         found = self.__dict__.get("_state", {}).get(name)
         return self.add_variable(name, **options) if found is None else found
 
@@ -51,14 +92,14 @@ class Stateful:
         initializer: Any = "zeros",
         held: bool = True,
     ) -> keras.Variable:
-        """Creates a variable of the state; call it from `build`.
+        """Create a state variable; call it from `build`.
 
         Args:
-            name: Its name, of which there is one.
+            name: Its name; another variable of the same name is replaced.
             shape: Its shape.
             dtype: Its dtype.
             initializer: A Keras initializer, or the name of one.
-            held: Whether it stays as it is where a transform skips the weight update.
+            held: If True, it keeps its value when a transform skips the weight update.
 
         Returns:
             The variable; assign to it in `__call__`.
@@ -68,42 +109,21 @@ class Stateful:
             shape=tuple(shape),
             dtype=dtype,
             trainable=False,
-            aggregation="only_first_replica",  # all compute the same
+            aggregation="only_first_replica",  # all replicas compute the same value
             name=name.replace("/", "_"),
         )
         self.__dict__.setdefault("_state", {})[name] = variable
         if not held:
-            self.__dict__.setdefault("_free", []).append(variable)
+            self.__dict__.setdefault("_not_held", []).append(variable)
         return variable
 
-    def bind_to(self, variables: Sequence[keras.Variable]) -> None:
-        """Says whose variables it is built for: one model's at a time.
-
-        Raises:
-            ValueError: If it serves another model, which is still there.
-        """
-        if self._bound_to_others(variables):
-            gc.collect()  # a model that nothing refers to may wait for it
-        if self._bound_to_others(variables):
-            raise ValueError(
-                f"This {type(self).__name__} belongs to another model already, whose state it "
-                "keeps. Make one for each model."
-            )
-        self.__dict__["_bound_to"] = [weakref.ref(v) for v in variables]
-
-    def _bound_to_others(self, variables: Sequence[keras.Variable]) -> bool:
-        served = [ref() for ref in self.__dict__.get("_bound_to", ())]
-        ids = {id(v) for v in variables}
-        alive = [v for v in served if v is not None]
-        return bool(alive) and not any(id(v) in ids for v in alive)
-
     def use_as_state(self, variables: Iterable[keras.Variable]) -> None:
-        """Makes variables that exist the state, in place of what it was."""
+        """Replace the state with existing variables."""
         self.__dict__["_state"] = {str(i): variable for i, variable in enumerate(variables)}
-        self.__dict__.pop("_free", None)
+        self.__dict__.pop("_not_held", None)
 
     def add_seed(self, seed: int) -> keras.random.SeedGenerator:
-        """Creates a source of random seeds whose state is a part of this one's."""
+        """Create a source of random seeds whose position is a state variable."""
         generator = keras.random.SeedGenerator(seed)
         self.__dict__.setdefault("_state", {})["seed"] = generator.state
         return generator

@@ -11,26 +11,26 @@ from keras import ops
 
 
 def parts_of(variable: keras.Variable) -> list[Any]:
-    """A variable's part on each replica of a strategy; where there is one, the variable itself.
+    """Return a variable's part on each replica of a strategy, or the variable itself on one.
 
-    Parts may differ: sums of gradients and the numbers of metrics do. A variable then reads as one
-    of them, or as their sum, and assigning to it assigns to all.
+    Parts may differ, as those of gradient sums and metrics do. Such a variable reads as one of its
+    parts, or as their sum, and an assignment to it reaches all parts.
     """
     parts = getattr(variable.value, "values", None)
     return list(parts) if isinstance(parts, tuple) and len(parts) > 1 else [variable]
 
 
 def copies_of(variable: keras.Variable) -> list[np.ndarray]:
-    """A copy of a variable's value on each replica."""
+    """Return a copy of a variable's value on each replica."""
     return [copy_of(part) for part in parts_of(variable)]
 
 
 def assign_copies(variable: keras.Variable, copies: Sequence[np.ndarray]) -> None:
-    """The inverse of `copies_of`, for as many replicas."""
+    """Assign the result of `copies_of`, which must come from as many replicas."""
     for part, value in zip(parts_of(variable), copies, strict=True):
         part.assign(value)
 
 
 def copy_of(variable: Any) -> np.ndarray:
-    """A copy of a variable's value: some backends would hand out the live buffer."""
+    """Return a copy of a variable's value; some backends would return the live buffer."""
     return np.array(ops.convert_to_numpy(ops.convert_to_tensor(variable)))

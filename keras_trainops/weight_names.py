@@ -1,15 +1,15 @@
-"""The names by which a model's weights are told apart.
+"""Unique names for the weights of a model.
 
-Keras's path need not be a weight's own. A functional model within another keeps its paths
-(`dense/kernel`): they repeat, or are what remains of the path of a direct layer once the model's
-name is taken away (`net/dense/kernel`). The names of a weight's owners, from the model (left out)
-down to the layer, belong to it alone: `backbone/dense/kernel`.
+A weight's own Keras path may not be unique. A functional model inside another one keeps its paths
+(`dense/kernel`), so they repeat, or equal the path of a direct layer without the model's name
+(`net/dense/kernel`). The names of a weight's owners, from below the model down to the layer, are
+unique: `backbone/dense/kernel`.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple, TypeVar
 
 import keras
@@ -22,15 +22,15 @@ T = TypeVar("T")
 
 
 class NamedWeight(NamedTuple):
-    """A weight of a model, and what it may be called.
+    """A weight of a model and its names.
 
     Attributes:
-        variable: The weight, which is what tells it from others.
-        path: The path by which it is addressed and reported; no other weight has it.
-        short: The same without the model's own name; no other weight has it.
-        owners: Its name behind its owners' (`backbone/dense/kernel`), which no other weight has;
-            several where layers share it.
-        own_paths: Keras's path with and without the model's name, which other weights may have.
+        variable: The weight.
+        path: The unique path that addresses the weight and appears in reports.
+        short: The unique path without the model's own name.
+        owners: Unique names made of the owners' names (`backbone/dense/kernel`); several if layers
+            share the weight.
+        own_paths: Keras's path with and without the model's name. They may not be unique.
     """
 
     variable: keras.Variable
@@ -41,25 +41,25 @@ class NamedWeight(NamedTuple):
 
     @property
     def spellings(self) -> frozenset[str]:
-        """All of these."""
+        """All names of the weight."""
         return frozenset({self.path, self.short, *self.owners, *self.own_paths})
 
 
 def named_weights(model: keras.Model) -> list[NamedWeight]:
-    """The weights of `model` under all their names.
+    """Return the weights of a model with all their names.
 
-    A weight whose own path another could be meant by, too, is addressed by its owners instead
-    (`encoder/dense/kernel`, `decoder/dense/kernel`), which are numbered where they share a name
-    (`dense#2/kernel`); two of one layer by their position (`dense/0`, `dense/1`). Random seeds and
-    metrics are no weights.
+    A weight whose own path could also mean another weight is addressed by its owners instead
+    (`encoder/dense/kernel`, `decoder/dense/kernel`). Owners that share a name are numbered
+    (`dense#2/kernel`). Weights of one layer that share a name go by position (`dense/0`, `dense/1`).
+    Random seeds and metrics are left out.
+
+    Raises:
+        ValueError: If two weights get the same name.
     """
-    owners = _owner_names(model)
-    weights = []
-    for i, variable in enumerate(model.weights):
-        own = (variable.path, variable.path.removeprefix(f"{model.name}/"))
-        names = tuple(owners.get(id(variable), [f"{variable.path}#{i}"]))
-        weights.append(NamedWeight(variable, own[0], own[1], names, own))
-    claims = Counter(name for weight in weights for name in weight.spellings)
+    weights = _weights_with_own_paths(model)
+    claims: Counter[str] = Counter()
+    for weight in weights:
+        claims.update(weight.spellings)
     named = [
         weight._replace(
             path=weight.path if claims[weight.path] == 1 else weight.owners[0],
@@ -73,40 +73,57 @@ def named_weights(model: keras.Model) -> list[NamedWeight]:
 
 
 def model_weights(model: keras.Model) -> list[NamedVariable]:
-    """The weights of `model`, each under the path by which it is addressed and reported."""
+    """Return the weights of a model, each under its unique path."""
     return [NamedVariable(weight.path, weight.variable) for weight in named_weights(model)]
 
 
 def unique(entries: Iterable[tuple[str, T]]) -> dict[str, T]:
-    """A dictionary of entries, none of which may overwrite another.
+    """Return a dictionary of the entries.
 
     Raises:
-        ValueError: If two have one name.
+        ValueError: If two entries have the same name.
     """
     table: dict[str, T] = {}
     for name, entry in entries:
         if name in table:
-            raise ValueError(f"Two variables have the name {name!r}, and cannot be told apart.")
+            raise ValueError(f"Two variables have the name {name!r}, so it is ambiguous.")
         table[name] = entry
     return table
 
 
+def _weights_with_own_paths(model: keras.Model) -> list[NamedWeight]:
+    owners = _owner_names(model)
+    weights = []
+    for i, variable in enumerate(model.weights):
+        own = (variable.path, variable.path.removeprefix(f"{model.name}/"))
+        names = tuple(owners.get(id(variable), [f"{variable.path}#{i}"]))
+        weights.append(NamedWeight(variable, own[0], own[1], names, own))
+    return weights
+
+
 def _owner_names(model: keras.Model) -> dict[int, list[str]]:
-    """Names made of the owners', by the `id` of the variable; all are different."""
+    """Return unique names made of the owners' names, by `id(variable)`."""
     try:
         walk = keras_private.saving_walk(model)
-    except Exception:  # a layer of the user's may refuse to be saved, but is to be restored
+    except Exception:  # a user's layer may not support saving, but can still be restored
         return {}
     layers = [layer for layer in keras_private.all_layers(model) if id(layer) in walk.groups]
     own = {id(layer): keras_private.own_variables(layer) for layer in layers}
-    # Groups without variables are in no file, and so do not count where layers share their names.
+    # Groups without variables are in no file, so they do not count when layers share a name.
     groups = {walk.groups[layer] for layer, variables in own.items() if variables}
     prefixes = owner_prefixes(groups, walk.owners)
-    found: dict[int, list[str]] = {}
+    names: dict[int, list[str]] = defaultdict(list)
     for layer, variables in own.items():
         prefix = prefixes.get(walk.groups[layer], "")
-        count = Counter(variable.name for variable in variables)
-        for position, variable in enumerate(variables):
-            leaf = variable.name if count[variable.name] == 1 else str(position)
-            found.setdefault(id(variable), []).append(f"{prefix}{leaf}")
-    return found
+        for variable, leaf in zip(variables, _leaf_names(variables), strict=True):
+            names[id(variable)].append(f"{prefix}{leaf}")
+    return names
+
+
+def _leaf_names(variables: Sequence[keras.Variable]) -> list[str]:
+    """Return the names of variables in their layer, with positions in place of repeated names."""
+    counts = Counter(variable.name for variable in variables)
+    return [
+        variable.name if counts[variable.name] == 1 else str(position)
+        for position, variable in enumerate(variables)
+    ]

@@ -5,11 +5,22 @@ from __future__ import annotations
 import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+BACKEND = os.environ.get("KERAS_BACKEND", "tensorflow")
+if BACKEND == "jax":  # devices for tests of distribution; the others use the first
+    flags = os.environ.get("XLA_FLAGS", "")
+    os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count=4".strip()
+if BACKEND == "tensorflow":
+    import tensorflow as tf
+
+    cpu = tf.config.list_physical_devices("CPU")[0]
+    tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
 
 from pathlib import Path
 
 import keras
 import pytest
+
+from keras_trainops.checkpoints import open as opening
 
 
 @pytest.fixture(autouse=True)
@@ -18,6 +29,7 @@ def fresh_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     keras.backend.clear_session(free_memory=False)  # a collection of garbage costs 0.3 s
     keras.utils.set_random_seed(7)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(opening, "_registered", [])  # formats of other tests
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -16,12 +16,14 @@ from markdown_it import MarkdownIt
 import keras_trainops
 from keras_trainops.cli import main
 
+pytestmark = pytest.mark.once
+
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
 MODULES = [
     module.name
     for module in pkgutil.walk_packages(keras_trainops.__path__, "keras_trainops.")
-    if not module.name.endswith(("__main__", "steps.tensorflow"))
+    if not module.name.endswith(("__main__", "backends.tensorflow"))
 ]
 
 

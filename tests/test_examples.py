@@ -11,6 +11,8 @@ import pytest
 
 import keras_trainops as kt
 
+pytestmark = pytest.mark.once
+
 EXAMPLES = Path(__file__).parents[1] / "examples"
 PAGE = (EXAMPLES.parent / "docs" / "surgery.md").read_text(encoding="utf-8")
 SECTIONS = PAGE.split("\n## ")[1:]

@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 
 from keras_trainops import paths
 
+pytestmark = pytest.mark.once
+
 PATHS = ["vgg_16/fc8/kernel", "fc8/bias", "fc80/kernel", "conv1/kernel", "block1/unit2/kernel"]
 
 
@@ -49,9 +51,7 @@ component = st.text("abc_.01", min_size=1, max_size=4)
 
 
 @given(st.lists(component, min_size=1, max_size=5), st.data())
-def test_any_run_of_components_matches_and_any_cut_component_does_not(
-    parts: list[str], data: st.DataObject
-) -> None:
+def test_only_runs_of_whole_components_match(parts: list[str], data: st.DataObject) -> None:
     start = data.draw(st.integers(0, len(parts) - 1))
     end = data.draw(st.integers(start + 1, len(parts)))
     test = paths.matcher(re.escape("/".join(parts[start:end])))
@@ -61,7 +61,7 @@ def test_any_run_of_components_matches_and_any_cut_component_does_not(
         assert not test(named("/".join(longer))[0])
 
 
-def test_variables_layers_and_lists_stand_for_patterns() -> None:
+def test_variables_layers_and_lists_are_patterns() -> None:
     a, b = keras.layers.Dense(2, name="a"), keras.layers.Dense(2, name="b")
     for layer in (a, b):
         layer.build((None, 3))
@@ -73,7 +73,7 @@ def test_variables_layers_and_lists_stand_for_patterns() -> None:
         paths.select(keras.Variable(1.0, name="c"), entries)
 
 
-def test_the_error_names_the_closest_paths_and_all_patterns() -> None:
+def test_errors_name_closest_paths_and_all_patterns() -> None:
     with pytest.raises(
         ValueError, match=r"'conv1/kernal'.*Closest paths: 'conv1/kernel'"
     ) as caught:
@@ -100,7 +100,7 @@ def test_flags_and_anchors_keep_their_meaning() -> None:
     assert chosen("^conv1/kernel$") == ["conv1/kernel"]
 
 
-def test_a_saved_variable_is_not_taken_for_one_with_a_longer_path() -> None:
+def test_an_exact_pattern_matches_no_longer_path() -> None:
     pattern = paths.exact_pattern(keras.Variable(1.0, name="a.b"))
     assert chosen(pattern, ["a.b", "x/a.b", "a.b/c", "axb"]) == ["a.b"]
 
@@ -112,7 +112,7 @@ def test_an_invalid_expression_says_where(bad: str) -> None:
 
 
 @pytest.mark.parametrize("bad", [3, {"a": 1}, [1.0], ["a", None]])
-def test_what_is_no_pattern_is_refused(bad: object) -> None:
+def test_other_types_are_not_patterns(bad: object) -> None:
     with pytest.raises(ValueError, match="A pattern must be a regular expression as a string"):
         chosen(bad)
 
@@ -129,7 +129,7 @@ def test_serializable_patterns_choose_the_same_variables() -> None:
     assert paths.select(paths.serializable(layer), entries) == [True, True, False, False]
 
 
-def test_closest_finds_names_that_are_like_a_part() -> None:
+def test_closest_compares_parts_of_names() -> None:
     many = [f"encoder/layer{i}/dense/kernel" for i in range(500)] + ["encoder/predictions/kernel"]
     assert paths.closest("prediction", many)[0] == "encoder/predictions/kernel"
     assert paths.closest("x", []) == []

@@ -1,4 +1,4 @@
-"""Ways to start a model, compared: options of an example, the runs, a table and a picture."""
+"""Comparison of ways to start a model: command-line options, runs, a table and a picture."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ OUTPUT = Path(__file__).parents[1] / "output"
 
 
 def options(doc: str, output: str, **counts: int) -> argparse.Namespace:
-    """The options of an example: counts such as epochs, with their defaults, and where to write.
+    """Parse the command line of an example, and create its output directory.
 
     Args:
-        doc: The example's docstring, whose first line describes it.
-        output: The name of the file it writes, in `examples/output/`.
-        counts: The names of whole numbers, and their defaults.
+        doc: Docstring of the example; its first line describes the command.
+        output: Name of the output file in `examples/output/`.
+        **counts: Integer options, such as epochs, and their defaults.
     """
     parser = argparse.ArgumentParser(description=doc.splitlines()[0])
     for name, default in counts.items():
@@ -49,18 +49,18 @@ def compare(
     measure: Callable[[keras.Model], float],
     epochs: int,
 ) -> dict[str, list[float]]:
-    """Trains a model for each way to start it: on the same data, in the same order.
+    """Train one model per way to start it, on the same data in the same order.
 
     Args:
-        build: Makes a compiled model.
+        build: Returns a compiled model.
         source: A file of weights.
-        ways: The arguments of `restore` from `source`, by name; None starts from scratch.
+        ways: Arguments of `restore` from `source`, by name; None starts from scratch.
         train: Inputs and labels.
-        measure: What is compared, on data held out.
-        epochs: How often the data are gone through.
+        measure: Returns the value to compare, on held-out data.
+        epochs: Number of epochs.
 
     Returns:
-        For each way what was measured before training and after each epoch.
+        The values before training and after each epoch, for each way.
     """
     runs: dict[str, list[float]] = {}
     for name, arguments in ways.items():
@@ -76,7 +76,14 @@ def compare(
 
 
 def show(title: str, axes: tuple[str, str], runs: Mapping[str, list[float]], output: Path) -> None:
-    """Prints what `compare` measured as a table, and draws it; `axes` are epochs and measure."""
+    """Print and draw the values that `compare` returned.
+
+    Args:
+        title: Description of the held-out data.
+        axes: Labels of the epochs and of the values.
+        runs: Result of `compare`.
+        output: File of the picture.
+    """
     epochs = len(next(iter(runs.values()))) - 1
     columns = ["", "before training", "after 1 epoch", f"after {epochs}"]
     rows = {name: [values[0], values[1], values[-1]] for name, values in runs.items()}
@@ -85,7 +92,13 @@ def show(title: str, axes: tuple[str, str], runs: Mapping[str, list[float]], out
 
 
 def table(title: str, columns: Sequence[str], rows: Mapping[str, Sequence[float]]) -> None:
-    """Prints a row of numbers for each name; `columns` are the heads of all columns."""
+    """Print a row of numbers for each name.
+
+    Args:
+        title: Title of the table.
+        columns: Headings of all columns.
+        rows: Numbers of each row, by name.
+    """
     print(f"\n{title}:")
     printed = Table()
     printed.add_column(columns[0])
@@ -99,7 +112,13 @@ def table(title: str, columns: Sequence[str], rows: Mapping[str, Sequence[float]
 def curves(
     panels: Mapping[str, Mapping[str, Sequence[float]]], axes: tuple[str, str], output: Path
 ) -> None:
-    """Draws a panel for each title, and in it a curve for each name, from before training on."""
+    """Draw one panel per title, with one curve per name.
+
+    Args:
+        panels: Values before training and after each epoch, by title and name.
+        axes: Labels of the axes.
+        output: File of the picture.
+    """
     figure, plots = plt.subplots(
         1, len(panels), figsize=(4.4 * len(panels), 3.3), layout="constrained", squeeze=False
     )

@@ -1,4 +1,4 @@
-"""Handwritten digits, and a small network that reads them."""
+"""Handwritten digits, and a small network that classifies them."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ Data = tuple[np.ndarray, np.ndarray]
 
 
 def mnist() -> Data:
-    """5,000 digits, shuffled: images float32 (5000, 28, 28, 1) from 0 to 1, labels (5000,)."""
+    """Return 5,000 shuffled digits: images float32 (5000, 28, 28, 1) in [0, 1], labels (5000,)."""
     images, labels = mnist_data()
     order = np.random.default_rng(0).permutation(len(images))
     return images[order].reshape(-1, 28, 28, 1).astype("float32") / 255, labels[order]
 
 
 def coarse_digits() -> Data:
-    """1,797 digits of other writers, scanned with 8x8 points, in the size of `mnist`, shuffled."""
+    """Return 1,797 shuffled digits of other writers, scanned at 8x8, in the size of `mnist`."""
     images, labels = load_digits(return_X_y=True)
     order = np.random.default_rng(0).permutation(len(images))
     images = images[order].reshape(-1, 8, 8, 1).astype("float32") / 16
@@ -34,7 +34,13 @@ def coarse_digits() -> Data:
 
 
 def reader(classes: int = 10, channels: int = 1, name: str = "reader") -> kt.TrainOpsModel:
-    """Two convolutions, a hidden layer and a head of logits: `conv1`, `conv2`, `hidden`, `head`."""
+    """Return a network with two convolutions, a hidden layer and a head of logits.
+
+    Args:
+        classes: Number of classes.
+        channels: Number of input channels.
+        name: Name of the model.
+    """
     inputs = keras.Input((28, 28, channels))
     x = keras.layers.Conv2D(16, 3, strides=2, activation="relu", name="conv1")(inputs)
     x = keras.layers.Conv2D(32, 3, strides=2, activation="relu", name="conv2")(x)
@@ -46,14 +52,14 @@ def reader(classes: int = 10, channels: int = 1, name: str = "reader") -> kt.Tra
 def compiled(
     model: keras.Model, optimizer: keras.optimizers.Optimizer, **arguments: object
 ) -> keras.Model:
-    """The model, compiled to be trained on labels."""
+    """Compile a model for training on labels, and return it."""
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(optimizer, loss, metrics=["accuracy"], **arguments)
     return model
 
 
 def accuracy(model: keras.Model, data: Data) -> float:
-    """The share of images whose largest logit is that of the label."""
+    """Return the fraction of images whose largest logit is that of the label."""
     images, labels = data
     logits = keras.ops.convert_to_numpy(model(images, training=False))
     return float((logits.argmax(-1) == labels).mean())

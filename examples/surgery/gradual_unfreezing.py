@@ -1,9 +1,9 @@
 """Fine-tunes a network from its head downwards, with smaller steps below, so that it forgets less.
 
-As in ULMFiT (Howard and Ruder 2018): first the head alone is trained, then one layer more in each
+As in ULMFiT (Howard and Ruder 2018), the head is trained alone first, then one more layer in each
 stage (`variables_to_train`), and each layer's step is 0.3 of that above it (`LayerwiseDecay`). The
-network reads one kind of digits, and is to learn another from 100 of them. Beside it stand the same
-number of steps with all layers at one rate, from the same weights and from scratch.
+network reads one kind of digits, and learns another kind from 100 of them. It is compared with the
+same number of steps with all layers at one rate, from the same weights and from scratch.
 
 `python examples/surgery/gradual_unfreezing.py` prints a table and writes
 `examples/output/unfreezing.png`.
@@ -25,7 +25,13 @@ LAYERS = ["conv1", "conv2", "hidden", "head"]
 
 
 class Digits(NamedTuple):
-    """What the network was trained on, and what it is to learn."""
+    """Data that the network was trained on, and data that it learns.
+
+    Attributes:
+        old: Held-out digits of the old kind.
+        train: Digits of the new kind to train on.
+        new: Held-out digits of the new kind.
+    """
 
     old: Data
     train: Data
@@ -33,7 +39,7 @@ class Digits(NamedTuple):
 
 
 class Run:
-    """A network, and its accuracies on both kinds of digits, before and after each epoch."""
+    """A network, with its accuracies on both kinds of digits before and after each epoch."""
 
     def __init__(self, digits: Digits, start: Path | None) -> None:
         keras.utils.set_random_seed(1)
@@ -44,9 +50,15 @@ class Run:
         self.old, self.new = [accuracy(self.model, digits.old)], [accuracy(self.model, digits.new)]
 
     def train(self, epochs: int, layers: list[str], decay: float = 1.0) -> None:
-        """Trains these layers, each with `decay` times the rate of the next; the others stay."""
+        """Train these layers only, each with `decay` times the rate of the next.
+
+        Args:
+            epochs: Number of epochs.
+            layers: Names of the layers, from the input to the head.
+            decay: Ratio of the rates of two successive layers.
+        """
         rates = kt.transforms.LayerwiseDecay(decay, layers)
-        # With the same optimizer throughout, what it knows of a variable goes on.
+        # The same optimizer in all stages keeps its state for a variable.
         compiled(self.model, self.optimizer, variables_to_train=layers, gradient_transforms=rates)
         for _ in range(epochs):
             self.model.fit(*self.digits.train, batch_size=20, verbose=0)
@@ -55,7 +67,7 @@ class Run:
 
 
 def main() -> None:
-    """Trains on one kind of digits, fine-tunes in three ways on another, and compares."""
+    """Train on one kind of digits, fine-tune on another in three ways, and compare."""
     chosen = options(__doc__, "unfreezing.png", epochs=3)
     keras.utils.set_random_seed(1)
     (old, old_labels), (new, new_labels) = mnist(), coarse_digits()

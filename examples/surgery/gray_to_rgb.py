@@ -1,8 +1,8 @@
-"""Lets a network that was trained on gray images see colours.
+"""Adapts a network that was trained on gray images to colours.
 
-Its first kernel has one input channel; `InputChannels` makes three of it, which respond to gray in
-three equal channels as the one did. So the network reads gray digits as before, and coloured ones
-after a little training. Beside it stand a new first layer, and a network from scratch, all on the
+Its first kernel has one input channel. `InputChannels` makes three channels that together respond
+to gray like the old one. So the network reads gray digits as before, and coloured ones after a
+little training. It is compared with a new first layer, and with a network from scratch, all on the
 same 300 coloured digits.
 
 `python examples/surgery/gray_to_rgb.py` prints a table and writes
@@ -30,7 +30,7 @@ WAYS: dict[str, Any] = {
 
 
 def coloured(images: np.ndarray) -> np.ndarray:
-    """Gray images, (n, 28, 28, 1), in random colours on random darker ones, (n, 28, 28, 3)."""
+    """Paint gray images (n, 28, 28, 1) in random colours on darker ones, as (n, 28, 28, 3)."""
     rng = np.random.default_rng(3)
     ink = rng.uniform(0.5, 1.0, (len(images), 1, 1, 3))
     paper = rng.uniform(0.0, 0.5, (len(images), 1, 1, 3))
@@ -38,7 +38,7 @@ def coloured(images: np.ndarray) -> np.ndarray:
 
 
 def main() -> None:
-    """Trains on gray images, then on coloured ones in three ways, and compares."""
+    """Train on gray images, then on coloured ones in three ways, and compare."""
     chosen = options(__doc__, "gray_to_rgb.png", epochs=5)
     keras.utils.set_random_seed(1)
     images, labels = mnist()

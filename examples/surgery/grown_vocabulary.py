@@ -1,10 +1,10 @@
-"""Gives a network that goes on with text a vocabulary three times as large, in another order.
+"""Gives a network that continues text a vocabulary three times as large, in another order.
 
-It was trained on some pages of a text with their 500 commonest words; on other pages others are
-common. `Rows` moves the vector of each word that both vocabularies have, and its column in the
-output, to the word's new place. Beside it stand the same vectors left at their old places, where
-other words are now, and a network from scratch. The text is real: the reference of Python's
-language, which comes with Python.
+It was trained on some pages of a text with their 500 commonest words; other pages have other common
+words. `Rows` moves the vector of each word in both vocabularies, and its output column, to the
+word's new index. It is compared with vectors that keep their old indices, which belong to other
+words now, and with a network from scratch. The text is Python's language reference, which comes
+with Python.
 
 `python examples/surgery/grown_vocabulary.py` prints a table and writes
 `examples/output/grown_vocabulary.png`.
@@ -32,28 +32,34 @@ SMALL, LARGE, CONTEXT = 500, 1500, 4
 
 
 def words(pages: list[str]) -> list[str]:
-    """The words and signs of some pages, in lower case."""
+    """Return the words and punctuation of some pages, in lower case."""
     return re.findall(r"\w+|[^\w\s]", "\n".join(topics[page] for page in pages).lower())
 
 
 def vocabulary(text: list[str], size: int, file: Path) -> list[str]:
-    """The commonest words, the commonest first, behind one for all others; also as a text file."""
+    """Return "<other>" and the commonest words in order, and write them to a text file.
+
+    Args:
+        text: The words of the text.
+        size: Number of entries.
+        file: The text file.
+    """
     chosen = ["<other>", *(word for word, _ in Counter(text).most_common(size - 1))]
     file.write_text("\n".join(chosen) + "\n", encoding="utf-8")
     return chosen
 
 
 def pieces(text: list[str], known: list[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Each place of the text: `CONTEXT` words as numbers, and the number of what comes next."""
+    """Return `CONTEXT` words as numbers, and the next word, for each position in the text."""
     number = {word: i for i, word in enumerate(known)}
     codes = np.array([number.get(word, 0) for word in text], "int32")
     windows = np.lib.stride_tricks.sliding_window_view(codes, CONTEXT + 1)
-    windows = windows[windows[:, -1] != 0]  # no prize for "another word"
+    windows = windows[windows[:, -1] != 0]  # "<other>" is not a target
     return windows[:, :-1], windows[:, -1]
 
 
 def network(size: int) -> kt.TrainOpsModel:
-    """Gives logits of the next word, from the vectors of the words before it."""
+    """Return a network from the last words to logits of the next one."""
     inputs = keras.Input((CONTEXT,), dtype="int32")
     x = keras.layers.Embedding(size, 48, name="words")(inputs)
     x = keras.layers.Dropout(0.3)(keras.layers.Flatten()(x))
@@ -66,7 +72,7 @@ def network(size: int) -> kt.TrainOpsModel:
 
 
 def main() -> None:
-    """Trains on some pages with few words, then on others with more in three ways, and compares."""
+    """Train on pages with few words, then on others with more words in three ways, and compare."""
     chosen = options(__doc__, "grown_vocabulary.png", epochs=4)
     keras.utils.set_random_seed(1)
     pages = sorted(topics)

@@ -1,8 +1,9 @@
-"""Gives a transformer that goes on with text a context four times as long.
+"""Gives a transformer that continues text a context four times as long.
 
-It has learned a vector for each of 32 positions. `ResizePositions` stretches them over 128, `Pad`
-keeps them where they are and leaves the other 96 at their initial values. Beside both stands a
-network from scratch. The text is real: the reference of Python's language, which comes with Python.
+It has learned a vector for each of 32 positions. `ResizePositions` stretches them over 128
+positions; `Pad` keeps them in place and leaves the other 96 at their initial values. Both are
+compared with a network from scratch. The text is Python's language reference, which comes with
+Python.
 
 `python examples/surgery/longer_context.py` prints a table and writes
 `examples/output/longer_context.png`.
@@ -25,7 +26,7 @@ from compare import compare, options, show
 import keras_trainops as kt
 
 SHORT, LONG, WIDTH = 32, 128, 64
-CHARACTERS = np.array([10, *range(32, 127)])  # ASCII codes: a line's end, and what is printed
+CHARACTERS = np.array([10, *range(32, 127)])  # ASCII codes: line feed and printable
 POSITIONS = "positions/embeddings"
 WAYS: dict[str, Any] = {
     "positions stretched": {"adapt": {POSITIONS: kt.adapt.ResizePositions(new_grid=LONG)}},
@@ -35,21 +36,28 @@ WAYS: dict[str, Any] = {
 
 
 def text() -> np.ndarray:
-    """The pages that Python's `help()` shows, as places in `CHARACTERS`, int32 (n,)."""
+    """Return the pages of Python's `help()` as indices into `CHARACTERS`, int32 (n,)."""
     codes = np.frombuffer("\n".join(topics[name] for name in sorted(topics)).encode(), "uint8")
     codes = codes[np.isin(codes, CHARACTERS)]
     return np.searchsorted(CHARACTERS, codes).astype("int32")
 
 
 def pieces(codes: np.ndarray, context: int, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Random pieces of the text, (count, context), and for each place what comes next."""
+    """Return random pieces of the text, (count, context), and the next character of each position.
+
+    Args:
+        codes: The text.
+        context: Length of a piece.
+        count: Number of pieces.
+        seed: Seed of the random positions.
+    """
     starts = np.random.default_rng(seed).integers(0, len(codes) - context - 1, count)
     windows = codes[starts[:, None] + np.arange(context + 1)]
     return windows[:, :-1], windows[:, 1:]
 
 
 class Positions(keras.layers.Layer):
-    """Adds a vector for each position."""
+    """Adds a learned vector to each position."""
 
     def build(self, shape: tuple[int | None, ...]) -> None:
         self.embeddings = self.add_weight(
@@ -61,7 +69,7 @@ class Positions(keras.layers.Layer):
 
 
 def transformer(context: int, blocks: int = 2) -> kt.TrainOpsModel:
-    """Gives logits of the next character for each of `context` characters."""
+    """Return a transformer from `context` characters to logits of the next one at each position."""
     layers = keras.layers
     inputs = keras.Input((context,), dtype="int32")
     x = layers.Embedding(len(CHARACTERS), WIDTH, name="characters")(inputs)
@@ -81,7 +89,7 @@ def transformer(context: int, blocks: int = 2) -> kt.TrainOpsModel:
 
 
 def main() -> None:
-    """Trains with a short context, then with a long one in three ways, and compares."""
+    """Train with a short context, then with a long one in three ways, and compare."""
     chosen = options(__doc__, "longer_context.png", epochs=4, pieces=6_000)
     keras.utils.set_random_seed(1)
     codes = text()

@@ -1,9 +1,8 @@
 """Averages the weights of several fine-tuned networks, from their files, without building one.
 
 A "model soup" (Wortsman et al. 2022): networks that were fine-tuned from the same weights, with
-other learning rates and orders of the data, lie in one valley of the loss, and their mean is often
-better than most of them. `average` opens the files side by side and reads one tensor of each at a
-time.
+different learning rates and orders of the data, lie in one valley of the loss, and their mean is
+often better than most of them. `average` opens all files and reads one tensor of each at a time.
 
 `python examples/surgery/model_soup.py` prints a table and writes
 `examples/output/soup.safetensors`.
@@ -26,16 +25,20 @@ import keras_trainops as kt
 
 
 def average(paths: Sequence[Path], output: Path) -> None:
-    """Writes the mean of checkpoints of any format, key by key.
+    """Write the mean of checkpoints of any format, key by key.
+
+    Args:
+        paths: The checkpoints.
+        output: The `.safetensors` file to write.
 
     Raises:
-        ValueError: If they have not the same keys and shapes.
+        ValueError: If their keys or shapes differ.
     """
     with contextlib.ExitStack() as files:
         members = [files.enter_context(kt.open_checkpoint(path)) for path in paths]
         shapes = [{key: member.shape(key) for key in member} for member in members]
         if any(shape != shapes[0] for shape in shapes):
-            raise ValueError(f"These are no checkpoints of one architecture: {paths}")
+            raise ValueError(f"These checkpoints have different keys or shapes: {paths}")
         soup = {
             key: np.mean([member[key] for member in members], axis=0, dtype="float64")
             for key in members[0]
@@ -45,7 +48,7 @@ def average(paths: Sequence[Path], output: Path) -> None:
 
 
 def main() -> None:
-    """Fine-tunes some networks from one, averages them, and compares."""
+    """Fine-tune several networks from one, average them, and compare."""
     chosen = options(__doc__, "soup.safetensors", members=5, epochs=5)
     keras.utils.set_random_seed(1)
     (old, old_labels), (new, new_labels) = mnist(), coarse_digits()

@@ -1,8 +1,8 @@
-"""Gives a network that reads eight digits a head for ten, whose classes have another order.
+"""Gives a network that reads eight digits a head for ten, with its classes in another order.
 
-The columns of the old head go where the names of their classes are in the new one (`Rows`); the two
-new classes keep their initial values. Beside it stand the usual fine-tuning, where the whole head
-starts anew, and a network from scratch, all on the same 200 digits.
+`Rows` moves the columns of the old head to the indices of their classes in the new one; the two new
+classes keep their initial values. It is compared with usual fine-tuning, in which the whole head
+starts anew, and with a network from scratch, all on the same 200 digits.
 
 `python examples/surgery/new_head.py` prints a table and writes `examples/output/new_head.png`.
 """
@@ -21,7 +21,7 @@ from digits import accuracy, compiled, mnist, reader
 import keras_trainops as kt
 
 OLD = ["zero", "one", "two", "three", "four", "five", "six", "seven"]
-NEW = sorted([*OLD, "eight", "nine"])  # eight, five, four, …: no class keeps its number
+NEW = sorted([*OLD, "eight", "nine"])  # eight, five, four, …: every class gets another index
 WAYS: dict[str, Any] = {
     "old classes by name": {
         "adapt": {
@@ -35,7 +35,7 @@ WAYS: dict[str, Any] = {
 
 
 def main() -> None:
-    """Trains on eight classes, then on ten in three ways, and compares."""
+    """Train on eight classes, then on ten in three ways, and compare."""
     chosen = options(__doc__, "new_head.png", epochs=5)
     keras.utils.set_random_seed(1)
     images, digits = mnist()

@@ -1,9 +1,9 @@
-"""Adapters: what tensors of a checkpoint become before they are assigned to a variable.
+"""Adapters convert tensors of a checkpoint before they are assigned to a variable.
 
-`adapt={pattern: adapter}` of `restore` says for which variables; the first pattern that matches
-wins. An adapter is an `Adapter`, a callable that takes the arrays of the keys that lead to the
-variable (one each, in the order of the rename rules) and returns one, or a list of these, one after
-the other.
+`restore(..., adapt={pattern: adapter})` adapts the variables that match the pattern; the first
+matching pattern wins. An adapter is an `Adapter`, a callable from arrays to one array, or a list of
+these, applied in order. A callable gets one array per key that leads to the variable, in the order
+of the rename rules.
 """
 
 from keras_trainops.adapt.base import Adapter, Chain

@@ -1,4 +1,4 @@
-"""The protocol of adapters, their composition, and callables as adapters."""
+"""The `Adapter` protocol, chains of adapters, and callables as adapters."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ Shape: TypeAlias = tuple[int, ...]
 
 
 class Adapter(ABC):
-    """Makes one array, that fits a variable, of the arrays that a checkpoint has for it.
+    """Converts the tensors of a variable's keys into one array that fits the variable.
 
-    An adapter knows arrays and shapes only: neither models nor files. Its `repr` is the call that
-    makes it, for reports and suggestions.
+    An adapter works on arrays and shapes only; it knows neither models nor files. Its `repr` is the
+    call that creates it, for reports and suggestions.
 
     Attributes:
-        gives_way: Whether other rules for the same variable win, wherever they stand.
+        gives_way: If True, other rules for the same variable win, whatever their order.
     """
 
     gives_way: ClassVar[bool] = False
 
     @abstractmethod
     def shape(self, shapes: Sequence[Shape], target: Shape) -> Shape | None:
-        """The shape of the result, told before anything is read.
+        """Return the shape of the result without reading any tensor.
 
         Args:
-            shapes: The shapes of the tensors.
-            target: The shape of the variable.
+            shapes: Shapes of the tensors.
+            target: Shape of the variable.
 
         Returns:
-            The shape; None where only the values tell.
+            The shape, or None if it depends on the values.
 
         Raises:
             ValueError: If tensors of these shapes cannot be adapted; the message says why.
@@ -43,46 +43,46 @@ class Adapter(ABC):
 
     @abstractmethod
     def __call__(self, arrays: Sequence[np.ndarray], target: Shape) -> np.ndarray:
-        """The array to assign.
+        """Return the array to assign.
 
         Args:
             arrays: The tensors, of any numeric dtype.
-            target: The shape of the variable.
+            target: Shape of the variable.
 
         Returns:
-            The array. Of a `numpy.ma.MaskedArray` the masked elements are not assigned: there the
-            variable keeps what it holds.
+            The array. Masked elements of a `numpy.ma.MaskedArray` are not assigned; the variable
+            keeps its values there.
         """
 
     def for_keys(
         self, keys: Sequence[str], shapes: Sequence[Shape], target: Shape
     ) -> tuple[Sequence[str], Adapter | None]:
-        """What to do with the tensors of these keys, where their names decide it.
+        """Choose the order of the tensors and the adapter by the names of the keys.
 
         Args:
             keys: The keys that lead to the variable, in the order of the rename rules.
-            shapes: The shapes of their tensors.
-            target: The shape of the variable.
+            shapes: Shapes of their tensors.
+            target: Shape of the variable.
 
         Returns:
-            The keys in the order in which the adapter gets their tensors, and the adapter; None
-            where the tensor is the variable's value as it is. By default what was given.
+            The keys in the order in which the adapter takes their tensors, and the adapter, or None
+            if the tensor needs no adapter. Default: `keys` and the adapter itself.
 
         Raises:
-            ValueError: If the names do not tell; the message says what to do.
+            ValueError: If the names are ambiguous; the message says what to do.
         """
         return keys, self
 
 
 class OneTensor(Adapter):
-    """What the adapters of one tensor share: more than one is an error."""
+    """Base class of adapters that take exactly one tensor."""
 
     def shape(self, shapes: Sequence[Shape], target: Shape) -> Shape:
         return self._shape(self._only(shapes), target)
 
     def __call__(self, arrays: Sequence[np.ndarray], target: Shape) -> np.ndarray:
         array = self._only(arrays)
-        self._shape(np.shape(array), target)  # which nobody has told yet behind a callable
+        self._shape(np.shape(array), target)  # unchecked so far if it comes from a callable
         return self._adapt(array, target)
 
     @abstractmethod
@@ -94,27 +94,28 @@ class OneTensor(Adapter):
     def _only(self, tensors: Sequence[Any]) -> Any:
         if len(tensors) != 1:
             raise ValueError(
-                f"it takes one tensor, and {len(tensors)} keys lead here. Combine them first, by "
+                f"it takes one tensor, but {len(tensors)} keys lead here. Combine them first, with "
                 "`Concat`, `Stack` or `Sum`"
             )
         return tensors[0]
 
 
 class Chain(Adapter):
-    """Adapters one after the other, first to last; a list of adapters stands for the same.
+    """Applies adapters one after the other; a list of adapters means the same.
 
-    The first gets the tensors of all keys, each other what the one before it made. `Pad`, `Crop`,
-    `Rows` and `InputChannels` bring one axis to the length it has in the variable, so they stand
-    behind `Transpose` and `Reshape`.
+    The first adapter gets the tensors of all keys, every other one the result of its predecessor.
+    `Pad`, `Crop`, `Rows` and `InputChannels` give one axis the length it has in the variable, so
+    put them after `Transpose` and `Reshape`.
 
     Args:
-        adapters: Adapters, or callables from one array (the first: one for each key) to an array.
+        adapters: Adapters, or callables from one array to an array. A callable that comes first
+            gets one array per key.
 
     Raises:
-        ValueError: If there is none, or one is neither adapter nor callable.
+        ValueError: If there are no adapters, or one is neither an adapter nor a callable.
 
     Example:
-        A PyTorch head for 1000 classes, of which a model with 10 takes the first:
+        Restore the first 10 of the 1000 classes of a PyTorch head:
 
         >>> import keras_trainops as kt
         >>> head = kt.adapt.Chain(kt.adapt.Transpose(), kt.adapt.Crop(axis=1))
@@ -124,7 +125,7 @@ class Chain(Adapter):
 
     def __init__(self, *adapters: Adapter | Callable[..., Any]) -> None:
         if not adapters:
-            raise ValueError("A chain of adapters must have at least one. Received: none")
+            raise ValueError("A chain must contain at least one adapter. Received: none")
         steps: list[Adapter] = []
         for adapter in map(as_adapter, adapters):
             steps += adapter.adapters if isinstance(adapter, Chain) else [adapter]
@@ -145,11 +146,11 @@ class Chain(Adapter):
     def for_keys(
         self, keys: Sequence[str], shapes: Sequence[Shape], target: Shape
     ) -> tuple[Sequence[str], Adapter | None]:
-        """As its first adapter, which is the only one that gets what keys lead to."""
+        """Let the first adapter choose; only that one gets the tensors of the keys."""
         keys, first = self.adapters[0].for_keys(keys, shapes, target)
         if first is self.adapters[0]:
             return keys, self
-        return keys, in_turn([*([first] if first else []), *self.adapters[1:]])
+        return keys, chain_of([*([first] if first else []), *self.adapters[1:]])
 
     def __call__(self, arrays: Sequence[np.ndarray], target: Shape) -> np.ndarray:
         for adapter in self.adapters:
@@ -160,13 +161,13 @@ class Chain(Adapter):
         return f"Chain({', '.join(map(repr, self.adapters))})"
 
 
-def in_turn(adapters: Sequence[Adapter]) -> Adapter | None:
-    """The one adapter, several as a chain, or None if there is none."""
+def chain_of(adapters: Sequence[Adapter]) -> Adapter | None:
+    """Return None for no adapters, the adapter itself for one, and a `Chain` for several."""
     return Chain(*adapters) if len(adapters) > 1 else next(iter(adapters), None)
 
 
 class ArrayFunction(Adapter):
-    """A callable on arrays, the shape of whose result is known when it is called."""
+    """Wraps a callable on arrays; the shape of its result is unknown until it is called."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self.function = function
@@ -188,10 +189,13 @@ Adapt: TypeAlias = "Mapping[str, _Value] | Iterable[tuple[paths.Pattern, _Value]
 
 
 def as_adapter(value: Any) -> Adapter:
-    """An adapter, a callable as one, or a list of these as a chain.
+    """Return `value` as an adapter.
+
+    Args:
+        value: An adapter, a callable, or a list of these, which becomes a `Chain`.
 
     Raises:
-        ValueError: If it is none of this.
+        ValueError: If it is none of these.
     """
     if isinstance(value, Adapter):
         return value
@@ -200,16 +204,16 @@ def as_adapter(value: Any) -> Adapter:
     if isinstance(value, (list, tuple)):
         return Chain(*value)
     raise ValueError(
-        "An adapter must be of `keras_trainops.adapt`, as `Transpose()`, a callable from arrays "
-        f"to an array, or a list of these. Received: {value!r}"
+        "An adapter must be an instance from `keras_trainops.adapt` such as `Transpose()`, a "
+        f"callable from arrays to an array, or a list of these. Received: {value!r}"
     )
 
 
 def axis_of(axis: int, shape: Shape) -> int:
-    """`axis` as a number from 0.
+    """Return `axis` as a non-negative index into `shape`.
 
     Raises:
-        ValueError: If a tensor of this shape has no such axis.
+        ValueError: If a tensor of this shape does not have the axis.
     """
     if not -len(shape) <= axis < len(shape):
         raise ValueError(
@@ -219,12 +223,12 @@ def axis_of(axis: int, shape: Shape) -> int:
 
 
 def with_length(shape: Shape, axis: int, length: int) -> Shape:
-    """`shape` with another length of one axis, which is given as a number from 0."""
+    """Return `shape` with another length along `axis`, a non-negative index."""
     return (*shape[:axis], length, *shape[axis + 1 :])
 
 
 def upcast_for_arithmetic(array: np.ndarray) -> np.ndarray:
-    """The array in a dtype to compute with: what is narrow would overflow, or lose digits."""
+    """Cast narrow dtypes to wide ones, because sums would overflow or lose digits."""
     if array.dtype.kind in "bi":
         return array.astype("int64")
     if array.dtype.kind == "u":
@@ -233,10 +237,10 @@ def upcast_for_arithmetic(array: np.ndarray) -> np.ndarray:
 
 
 def whole_numbers(argument: str, values: Iterable[Any]) -> tuple[int, ...]:
-    """`values` as a tuple of integers, of Python's or NumPy's.
+    """Return `values`, integers of Python or NumPy, as a tuple of `int`.
 
     Raises:
-        ValueError: If they are something else.
+        ValueError: If a value is not an integer; the message names `argument`.
     """
     try:
         return tuple(operator.index(value) for value in values)
@@ -247,21 +251,21 @@ def whole_numbers(argument: str, values: Iterable[Any]) -> tuple[int, ...]:
 
 
 def unmasked(array: np.ndarray) -> np.ndarray:
-    """The array, for an adapter that computes with its elements.
+    """Return the array without its mask, for an adapter that computes with all elements.
 
     Raises:
-        ValueError: If some are left to the variable.
+        ValueError: If elements are masked, so that the variable keeps its values there.
     """
     if np.ma.is_masked(array):
         raise ValueError(
-            "it computes with all slices, and an adapter before it leaves some to the variable. "
-            "Put it in front of that one, or give that one a `default`"
+            "it computes with all slices, but an earlier adapter leaves some to the variable. Put "
+            "it before that adapter, or give that adapter a `default`"
         )
     return np.ma.getdata(array)
 
 
-def only_difference(shape: Shape, target: Shape) -> int | None:
-    """The one axis in which two shapes of the same rank differ; None if there is no such."""
+def differing_axis(shape: Shape, target: Shape) -> int | None:
+    """Return the only axis along which two shapes of equal rank differ, or None."""
     if len(shape) != len(target):
         return None
     axes = [axis for axis, (a, b) in enumerate(zip(shape, target, strict=True)) if a != b]

@@ -1,4 +1,4 @@
-"""The first convolution of a network whose inputs have another number of channels."""
+"""The adapter for the first convolution of a network with another number of input channels."""
 
 from __future__ import annotations
 
@@ -15,26 +15,27 @@ from keras_trainops.adapt.base import (
 
 
 class InputChannels(OneTensor):
-    """Fits a convolution's kernel to inputs with more or fewer channels, as grey for RGB.
+    """Fits a convolution's kernel to inputs with more or fewer channels, e.g. RGB to gray.
 
     From `m` channels to `n`:
 
-    * where `n` divides `m`, each gets the sum of those that are `n` apart: of RGB to grey, of all;
-    * else channels are repeated in turn, cut at `n`, and scaled by `m / n`.
+    * If `n` divides `m`, each new channel is the sum of the old channels that are `n` apart; RGB to
+      gray sums all three.
+    * Otherwise the old channels are repeated in turn up to `n` and scaled by `m / n`.
 
-    So where one number divides the other, an input whose channels are all equal gives the same
-    response as before; otherwise nearly.
+    If one number divides the other, an input whose channels are all equal gives the same response
+    as before; otherwise the response is only close.
 
     Args:
-        axis: The axis of the input channels: the last but one of Keras's kernels.
+        axis: Axis of the input channels; in Keras's kernels the second to last.
 
     Example:
         >>> import keras_trainops as kt
         >>> kt.adapt.InputChannels().shape([(7, 7, 3, 64)], target=(7, 7, 1, 64))
         (7, 7, 1, 64)
 
-    References: `adapt_input_conv` of timm (`timm/models/_manipulate.py`), which does the same for
-    RGB; it has one more rule, for stems that turn space into channels.
+    References: `adapt_input_conv` of timm (`timm/models/_manipulate.py`) does the same for RGB, and
+    has one more rule for space-to-depth stems.
     """
 
     def __init__(self, axis: int = -2) -> None:
@@ -44,7 +45,9 @@ class InputChannels(OneTensor):
         axis = axis_of(self.axis, shape)
         length = target[axis_of(self.axis, target)]
         if not shape[axis] or not length:
-            raise ValueError(f"there must be a channel on axis {self.axis} of both")
+            raise ValueError(
+                f"the tensor and the variable need at least one channel on axis {self.axis}"
+            )
         return with_length(shape, axis, length)
 
     def _adapt(self, array: np.ndarray, target: Shape) -> np.ndarray:

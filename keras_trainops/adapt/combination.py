@@ -1,4 +1,4 @@
-"""Adapters between one tensor and several: what one library fuses, another keeps apart."""
+"""Adapters that join several tensors into one, or take a part of a fused tensor."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from keras_trainops.adapt.base import (
 
 
 class _Combination(Adapter):
-    """What adapters of several tensors share; the order is that of the rename rules."""
+    """Base class of adapters that take several tensors, in the order of the rename rules."""
 
     def shape(self, shapes: Sequence[Shape], target: Shape) -> Shape:
         if len(shapes) < 2:
-            raise ValueError("it combines several tensors, and one key leads here")
+            raise ValueError("it combines several tensors, but only one key leads here")
         return self._shape(shapes)
 
     @abstractmethod
@@ -33,17 +33,18 @@ class _Combination(Adapter):
 
     def _require_equal(self, shapes: Sequence[Shape]) -> None:
         if len(set(shapes)) > 1:
-            raise ValueError(f"the tensors must have one shape, and are {_and(shapes)}")
+            raise ValueError(f"the tensors must have the same shape, but are {_joined(shapes)}")
 
 
 class Concat(_Combination):
     """Joins tensors along an axis, in the order of the rename rules that lead to the variable.
 
-    Keys that one rule leads there are in the order of their numbers, if these are all in which they
-    differ, else in that of the checkpoint: write a rule for each where that is not certain.
+    If one rule leads several keys there, they are ordered by their numbers, provided that the keys
+    differ in numbers only; otherwise they keep the order of the checkpoint. To be certain, write
+    one rule per key.
 
     Args:
-        axis: The axis, which the tensors have.
+        axis: An existing axis of the tensors.
 
     Example:
         >>> import keras_trainops as kt
@@ -58,10 +59,11 @@ class Concat(_Combination):
 
     def _shape(self, shapes: Sequence[Shape]) -> Shape:
         axes = [axis_of(self.axis, shape) for shape in shapes]
-        beside = [with_length(shape, axis, 0) for shape, axis in zip(shapes, axes, strict=True)]
-        if len(set(beside)) > 1:
+        others = [with_length(shape, axis, 0) for shape, axis in zip(shapes, axes, strict=True)]
+        if len(set(others)) > 1:
             raise ValueError(
-                f"the tensors must have one shape but for axis {self.axis}, and are {_and(shapes)}"
+                f"the tensors must have the same shape except along axis {self.axis}, but are "
+                f"{_joined(shapes)}"
             )
         return with_length(shapes[0], axes[0], sum(shape[axes[0]] for shape in shapes))
 
@@ -76,10 +78,10 @@ class Stack(_Combination):
     """Joins tensors of one shape along a new axis, in the order of the rename rules.
 
     Args:
-        axis: The place of the new axis in the result.
+        axis: Index of the new axis in the result.
 
     Example:
-        The two biases of a GRU:
+        Stack the two biases of a GRU:
 
         >>> import keras_trainops as kt
         >>> kt.adapt.Stack().shape([(12,), (12,)], target=(2, 12))
@@ -107,7 +109,7 @@ class Sum(_Combination):
     """Adds tensors of one shape.
 
     Example:
-        The two biases of PyTorch's LSTM, of which Keras has the sum:
+        Keras's LSTM has one bias, the sum of the two in PyTorch:
 
         >>> import keras_trainops as kt
         >>> kt.adapt.Sum().shape([(12,), (12,)], target=(12,))
@@ -126,20 +128,21 @@ class Sum(_Combination):
 
 
 class Split(OneTensor):
-    """Takes one part of a tensor that another library fuses, as its query, key and value.
+    """Takes one part of a fused tensor, such as the query of a fused query, key and value.
 
-    A rename rule leads the key to a list of variables, and each has a `Split` of its own.
+    Lead the key to a list of variables with one rename rule, and give each variable its own
+    `Split`.
 
     Args:
-        index: Which part, from 0.
-        parts: How many parts of one length, or their lengths along the axis.
-        axis: The axis along which the parts lie side by side.
+        index: Index of the part, from 0.
+        parts: Number of parts of equal length, or the lengths of the parts along the axis.
+        axis: The axis along which the parts are concatenated.
 
     Raises:
-        ValueError: If there is no such part.
+        ValueError: If `index` is out of range or a length is negative.
 
     Example:
-        The key of PyTorch's `MultiheadAttention`:
+        Take the key from the fused weight of PyTorch's `MultiheadAttention`:
 
         >>> import keras_trainops as kt
         >>> kt.adapt.Split(1, parts=3).shape([(36, 12)], target=(12, 12))
@@ -157,7 +160,9 @@ class Split(OneTensor):
             self.parts = whole_numbers("parts", parts)
         count = self.parts if isinstance(self.parts, int) else len(self.parts)
         if not 0 <= index < count:
-            raise ValueError(f"`index` must be one of {count} parts, from 0. Received: {index=}")
+            raise ValueError(
+                f"`index` must be that of one of {count} parts, from 0. Received: {index=}"
+            )
         if not isinstance(self.parts, int) and min(self.parts) < 0:
             raise ValueError(f"`parts` must be lengths ≥ 0. Received: {parts=}")
 
@@ -169,7 +174,9 @@ class Split(OneTensor):
     def _range(self, length: int) -> tuple[int, int]:
         if isinstance(self.parts, int):
             if length % self.parts:
-                raise ValueError(f"{length} cannot be cut into {self.parts} parts of one length")
+                raise ValueError(
+                    f"{length} cannot be split into {self.parts} parts of equal length"
+                )
             size = length // self.parts
             return self.index * size, (self.index + 1) * size
         if sum(self.parts) != length:
@@ -188,5 +195,5 @@ class Split(OneTensor):
         return f"Split({self.index}, {parts}, axis={self.axis})"
 
 
-def _and(shapes: Sequence[Shape]) -> str:
+def _joined(shapes: Sequence[Shape]) -> str:
     return " and ".join(map(str, shapes))

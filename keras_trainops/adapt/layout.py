@@ -1,4 +1,4 @@
-"""Adapters that keep all elements and bring them into another order or shape."""
+"""Adapters that reorder or reshape a tensor and keep all its elements."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from keras_trainops.adapt.base import (
 class Transpose(OneTensor):
     """Permutes the axes of one tensor.
 
-    Square kernels need it, too, where the other library stores them as (outputs, inputs): that is
-    nothing shapes could tell.
+    Square kernels need it too if the other library stores them as (outputs, inputs); their shapes
+    do not show that.
 
     Args:
-        axes: The order of the tensor's axes; None reverses them.
+        axes: New order of the tensor's axes. Default: reversed.
 
     Raises:
-        ValueError: If `axes` is no permutation.
+        ValueError: If `axes` is not a permutation.
 
     Example:
         >>> import keras_trainops as kt
@@ -46,7 +46,7 @@ class Transpose(OneTensor):
         if self.axes is None:
             return shape[::-1]
         if len(shape) != len(self.axes):
-            raise ValueError(f"it takes {len(self.axes)} axes, and the tensor is {shape}")
+            raise ValueError(f"it takes {len(self.axes)} axes, but the tensor has shape {shape}")
         return tuple(shape[axis] for axis in self.axes)
 
     def _adapt(self, array: np.ndarray, target: Shape) -> np.ndarray:
@@ -60,11 +60,11 @@ class Reshape(OneTensor):
     """Gives one tensor another shape; the elements keep their order.
 
     Args:
-        shape: The new shape, of which one length may be -1, for use in a chain; None: the shape of
-            the variable.
+        shape: The new shape, for use in a chain; one length may be -1. Default: the shape of the
+            variable.
 
     Raises:
-        ValueError: If `shape` is no shape.
+        ValueError: If `shape` is not a valid shape.
 
     Example:
         >>> import keras_trainops as kt
@@ -84,17 +84,13 @@ class Reshape(OneTensor):
             raise ValueError(f"`shape` must be a shape with at most one -1. Received: {shape!r}")
 
     def _shape(self, shape: Shape, target: Shape) -> Shape:
-        wanted = target if self.new_shape is None else self.new_shape
-        size, known = math.prod(shape), math.prod(length for length in wanted if length >= 0)
-        if -1 in wanted and known and size % known == 0:
-            return tuple(size // known if length < 0 else length for length in wanted)
-        if size != known or -1 in wanted:
-            whose = "the variable's " if self.new_shape is None else ""
-            raise ValueError(
-                f"{shape} has {size} elements, and {whose}{wanted} has "
-                f"{'a multiple of ' if -1 in wanted else ''}{known}"
-            )
-        return wanted
+        if self.new_shape is None:
+            _require_size(shape, math.prod(target), f"the variable's {target}")
+            return target
+        if -1 in self.new_shape:
+            return _with_inferred_length(shape, self.new_shape)
+        _require_size(shape, math.prod(self.new_shape), str(self.new_shape))
+        return self.new_shape
 
     def _adapt(self, array: np.ndarray, target: Shape) -> np.ndarray:
         return np.reshape(array, self._shape(array.shape, target))
@@ -103,12 +99,25 @@ class Reshape(OneTensor):
         return f"Reshape({'' if self.new_shape is None else list(self.new_shape)})"
 
 
-class Refold(Reshape):
-    """A `Reshape` of tensors that begin with known axes: of others it would mix the axes.
+def _require_size(shape: Shape, size: int, wanted: str) -> None:
+    if math.prod(shape) != size:
+        raise ValueError(f"{shape} has {math.prod(shape)} elements, but {wanted} has {size}")
+
+
+def _with_inferred_length(shape: Shape, wanted: Shape) -> Shape:
+    """Return `wanted` with the -1 replaced by the length that keeps all elements of `shape`."""
+    size, known = math.prod(shape), math.prod(length for length in wanted if length >= 0)
+    if not known or size % known:
+        raise ValueError(f"{shape} has {size} elements, but {wanted} has a multiple of {known}")
+    return tuple(size // known if length < 0 else length for length in wanted)
+
+
+class ReshapeFrom(Reshape):
+    """A `Reshape` that checks the tensor's first axes; others would get mixed up.
 
     Args:
-        leading: The lengths of the tensor's first axes.
-        shape: As of `Reshape`.
+        leading: Lengths of the tensor's first axes.
+        shape: The new shape, as in `Reshape`.
     """
 
     def __init__(self, leading: Sequence[int], shape: Sequence[int]) -> None:
@@ -122,26 +131,26 @@ class Refold(Reshape):
 
 
 class Gates(OneTensor):
-    """Brings equal blocks along one axis into another order, as the gates of recurrent layers.
+    """Reorders blocks of equal length along one axis, such as the gates of recurrent layers.
 
     Args:
-        order: For each block of the result, the number of the tensor's block that it is.
-        axis: The axis along which the blocks lie side by side.
+        order: For each block of the result, its index in the tensor.
+        axis: The axis along which the blocks are concatenated.
 
     Raises:
-        ValueError: If `order` is no permutation.
+        ValueError: If `order` is not a permutation.
 
     Example:
-        PyTorch's GRU has its gates as reset, update, new; Keras as update, reset, new:
+        PyTorch's GRU orders its gates as reset, update, new; Keras as update, reset, new:
 
         >>> import keras_trainops as kt
         >>> kernel = kt.adapt.Chain(kt.adapt.Transpose(), kt.adapt.Gates([1, 0, 2]))
         >>> kernel.shape([(12, 5)], target=(5, 12))
         (5, 12)
 
-    References: `torch.nn.GRU`, `keras.layers.GRU`. TF1's `LSTMCell` has input, new, forget, output
-    where Keras has input, forget, new, output: `Gates([0, 2, 1, 3])`; besides, it adds its
-    `forget_bias` (1) when it runs.
+    References: `torch.nn.GRU`, `keras.layers.GRU`. TF1's `LSTMCell` orders its gates as input, new,
+    forget, output and Keras as input, forget, new, output: use `Gates([0, 2, 1, 3])`. In addition,
+    `LSTMCell` adds its `forget_bias` (1) at run time.
     """
 
     def __init__(self, order: Sequence[int], axis: int = -1) -> None:
@@ -152,7 +161,9 @@ class Gates(OneTensor):
     def _shape(self, shape: Shape, target: Shape) -> Shape:
         length = shape[axis_of(self.axis, shape)]
         if length % len(self.order):
-            raise ValueError(f"{length} of {shape} cannot be cut into {len(self.order)} blocks")
+            raise ValueError(
+                f"{length} of {shape} cannot be split into {len(self.order)} equal blocks"
+            )
         return shape
 
     def _adapt(self, array: np.ndarray, target: Shape) -> np.ndarray:
@@ -165,21 +176,21 @@ class Gates(OneTensor):
 
 
 def channels_first_flatten(shape: Sequence[int]) -> Chain:
-    """For the kernel of a layer behind `Flatten`, where the other library has channels first.
+    """Return an adapter for the kernel of a layer after `Flatten`, from a channels-first library.
 
-    PyTorch flattens features (channels, height, width), Keras (height, width, channels): the rows
-    of the kernel are to be brought into another order. The kernel must have its inputs on axis 0;
-    PyTorch's is transposed first: `[Transpose(), channels_first_flatten(shape)]`.
+    PyTorch flattens features as (channels, height, width), Keras as (height, width, channels), so
+    the rows of the kernel have another order. The inputs must be on axis 0 of the kernel; transpose
+    PyTorch's first: `[Transpose(), channels_first_flatten(shape)]`.
 
     Args:
-        shape: The shape of the features in Keras, without the batch: (height, width, channels), or
-            any number of axes before the channels.
+        shape: Shape of the features in Keras, without the batch: (height, width, channels), or any
+            number of axes before the channels.
 
     Returns:
         An adapter from (channels · height · width, units) to (height · width · channels, units).
 
     Raises:
-        ValueError: If `shape` has no axis besides the channels.
+        ValueError: If `shape` has no axis other than the channels.
 
     Example:
         >>> import keras_trainops as kt
@@ -195,7 +206,7 @@ def channels_first_flatten(shape: Sequence[int]) -> Chain:
         )
     rank = len(shape)
     return Chain(
-        Refold([math.prod(shape)], [channels, *space, -1]),
+        ReshapeFrom([math.prod(shape)], [channels, *space, -1]),
         Transpose([*range(1, rank), 0, rank]),
         Reshape([math.prod(shape), -1]),
     )

@@ -1,4 +1,4 @@
-"""Position embeddings of another length, or for images of another size."""
+"""The adapter for position embeddings of another length, or for images of another size."""
 
 from __future__ import annotations
 
@@ -24,23 +24,24 @@ _INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos3", "lanczos5")
 class ResizePositions(OneTensor):
     """Interpolates position embeddings to another length or grid, with `keras.ops.image.resize`.
 
-    Embeddings are (positions, width) or (1, positions, width). The positions of an image are those
-    of a grid of patches, row by row, and are interpolated in two dimensions; a grid with one number
-    is a sequence.
+    Embeddings have shape (positions, width) or (1, positions, width). Positions of an image are the
+    cells of a grid of patches, row by row, and are interpolated in two dimensions. A grid given as
+    one number is a sequence.
 
     Args:
-        old_grid: (rows, columns) of the tensor's positions, or their number for a sequence; None: a
-            square grid, or as many as there are where `new_grid` is that of a sequence.
-        new_grid: The same for the variable.
-        prefix_tokens: How many positions in front, as that of a class token, are no part of the
-            grid. They are kept.
-        axis: The axis of the positions.
-        interpolation: "bilinear", "bicubic" or what else `keras.ops.image.resize` takes; "bicubic"
-            is not the same on all backends.
-        antialias: Whether to smooth where there are fewer positions than before.
+        old_grid: Grid of the tensor's positions: (rows, columns), or the length of a sequence.
+            Default: a square grid, or the tensor's length if `new_grid` is a sequence.
+        new_grid: Grid of the variable's positions. Default: a square grid, or the variable's length
+            if `old_grid` is a sequence.
+        prefix_tokens: Number of leading positions outside the grid, such as a class token. They are
+            kept unchanged.
+        axis: Axis of the positions.
+        interpolation: "nearest", "bilinear", "bicubic", "lanczos3" or "lanczos5", as in
+            `keras.ops.image.resize`. Results of "bicubic" differ between backends.
+        antialias: Whether to smooth when the number of positions shrinks.
 
     Raises:
-        ValueError: If a grid, the number of tokens or the interpolation makes no sense.
+        ValueError: If a grid, the number of tokens or the interpolation is invalid.
 
     Example:
         A vision transformer from 224×224 to 384×320 pixels, in patches of 16×16:
@@ -68,10 +69,13 @@ class ResizePositions(OneTensor):
         interpolation: str = "bilinear",
         antialias: bool = False,
     ) -> None:
-        self.old_grid, self.new_grid = _grid("old_grid", old_grid), _grid("new_grid", new_grid)
+        self.old_grid, self.new_grid = (
+            _checked_grid("old_grid", old_grid),
+            _checked_grid("new_grid", new_grid),
+        )
         if self.old_grid and self.new_grid and len(self.old_grid) != len(self.new_grid):
             raise ValueError(
-                "`old_grid` and `new_grid` must have as many dimensions. Received: "
+                "`old_grid` and `new_grid` must have the same number of dimensions. Received: "
                 f"old_grid={old_grid!r}, new_grid={new_grid!r}"
             )
         if prefix_tokens < 0:
@@ -89,29 +93,40 @@ class ResizePositions(OneTensor):
         return with_length(shape, axis, length)
 
     def _grids(self, old: int, new: int) -> tuple[tuple[int, int], tuple[int, int]]:
-        """(rows, columns) of tensor and variable; a sequence is one column."""
-        sequence = len(self.old_grid or self.new_grid or (0, 0)) == 1
+        """Return (rows, columns) of the tensor and of the variable; a sequence is one column.
+
+        Args:
+            old: Number of positions of the tensor, with prefix tokens.
+            new: Number of positions of the variable, with prefix tokens.
+        """
         return (
-            self._whole("old_grid", self.old_grid, old - self.prefix_tokens, sequence),
-            self._whole("new_grid", self.new_grid, new - self.prefix_tokens, sequence),
+            self._grid_of("old_grid", self.old_grid, old - self.prefix_tokens),
+            self._grid_of("new_grid", self.new_grid, new - self.prefix_tokens),
         )
 
-    def _whole(
-        self, argument: str, grid: tuple[int, ...] | None, count: int, sequence: bool
+    def _grid_of(
+        self, argument: str, grid: tuple[int, ...] | None, positions: int
     ) -> tuple[int, int]:
-        side = math.isqrt(max(count, 0))
-        if count < 1 or (grid is None and not sequence and side * side != count):
+        grid = grid or self._default_grid(positions)
+        if positions < 1 or grid is None:
             raise ValueError(
-                f"`{argument}` must be given: {count} positions (without {self.prefix_tokens} "
-                "prefix tokens) are no square grid. For a sequence one grid is a number"
+                f"`{argument}` is required: {positions} positions (without {self.prefix_tokens} "
+                "prefix tokens) are not a square grid. For a sequence, give one grid as a number"
             )
-        grid = grid or ((count,) if sequence else (side, side))
-        if math.prod(grid) != count:
+        if math.prod(grid) != positions:
             raise ValueError(
-                f"`{argument}` must have {count} positions, without {self.prefix_tokens} prefix "
-                f"tokens. Received: {argument}={grid}"
+                f"`{argument}` must have {positions} positions, without {self.prefix_tokens} "
+                f"prefix tokens. Received: {argument}={grid}"
             )
         return (grid[0], math.prod(grid[1:]))
+
+    def _default_grid(self, positions: int) -> tuple[int, ...] | None:
+        """Return the length of a sequence, a square grid, or None if it would not be square."""
+        given = self.old_grid or self.new_grid
+        if given is not None and len(given) == 1:
+            return (positions,)
+        side = math.isqrt(max(positions, 0))
+        return (side, side) if side * side == positions else None
 
     def _adapt(self, array: np.ndarray, target: Shape) -> np.ndarray:
         array, axis = unmasked(array), axis_of(self.axis, array.shape)
@@ -138,11 +153,13 @@ class ResizePositions(OneTensor):
             "interpolation": (self.interpolation, "bilinear"),
             "antialias": (self.antialias, False),
         }
-        given = [f"{name}={value!r}" for name, (value, usual) in options.items() if value != usual]
+        given = [
+            f"{name}={value!r}" for name, (value, default) in options.items() if value != default
+        ]
         return f"ResizePositions({', '.join(given)})"
 
 
-def _grid(argument: str, grid: int | Sequence[int] | None) -> tuple[int, ...] | None:
+def _checked_grid(argument: str, grid: int | Sequence[int] | None) -> tuple[int, ...] | None:
     if grid is None:
         return None
     sizes = whole_numbers(argument, [grid] if isinstance(grid, SupportsIndex) else grid)
@@ -152,7 +169,3 @@ def _grid(argument: str, grid: int | Sequence[int] | None) -> tuple[int, ...] | 
             f"{argument}={grid!r}"
         )
     return sizes
-
-
-def _is_square(count: int) -> bool:
-    return count > 0 and math.isqrt(count) ** 2 == count

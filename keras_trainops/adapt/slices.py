@@ -1,4 +1,4 @@
-"""Adapters that put slices along one axis into other places: other classes, longer or shorter."""
+"""Adapters that move slices along one axis, for more, fewer or reordered classes or positions."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ Default: TypeAlias = "float | str | np.ndarray | Sequence[Any] | Callable[..., A
 
 
 class Pad(OneTensor):
-    """Puts the slices of a shorter tensor into places of a longer variable.
+    """Writes the slices of a shorter tensor into a longer variable.
 
     Args:
         axis: The axis along which the variable is longer.
-        indices: For each slice of the tensor, its place in the variable; None: the first places.
-        default: What the other places get. None: they keep what the variable holds, as its
-            initial values; a number; an array of the other slices in their order, or that
-            broadcasts to them; a Keras initializer or its name, which is called for the whole
-            shape; "mean": the mean of the tensor's slices.
+        indices: Index in the variable for each slice of the tensor. Default: the first slices.
+        default: Value of the other slices: a number; an array that broadcasts to the other slices,
+            in their order; a Keras initializer or its name, called with the shape of the whole
+            result; or "mean", the mean of the tensor's slices. None keeps the variable's values,
+            e.g. its initial ones.
 
     Raises:
-        ValueError: If `indices` are negative or repeated, or `default` is none of this.
+        ValueError: If `indices` are negative or repeated, or `default` is none of these.
 
     Example:
-        Two classes more, whose weights stay as they were initialised:
+        Add two classes, whose weights keep their initial values:
 
         >>> import keras_trainops as kt
         >>> kt.adapt.Pad(axis=-1).shape([(64, 10)], target=(64, 12))
@@ -53,35 +53,35 @@ class Pad(OneTensor):
         length = target[axis_of(self.axis, target)]
         if length < shape[axis]:
             raise ValueError(
-                f"it makes axis {self.axis} longer, and {shape[axis]} slices do not fit into the "
-                f"variable's {length}. `Crop` takes a part of them"
+                f"along axis {self.axis} the tensor has {shape[axis]} slices and the variable only "
+                f"{length}. `Crop` takes a part of them"
             )
         if self.indices is not None:
             require_within(self.indices, length, "variable")
             if len(self.indices) != shape[axis]:
                 raise ValueError(
-                    f"there must be one index for each of {shape[axis]} slices. Received: "
-                    f"{len(self.indices)} indices"
+                    f"`indices` must have length {shape[axis]}, one per slice of the tensor. "
+                    f"Received: {len(self.indices)} indices"
                 )
         require_default(self.default, shape, axis, length - shape[axis])
         return with_length(shape, axis, length)
 
     def _adapt(self, array: np.ndarray, target: Shape) -> np.ndarray:
         axis = axis_of(self.axis, array.shape)
-        places = range(array.shape[axis]) if self.indices is None else self.indices
-        return place(array, axis, target[axis_of(self.axis, target)], places, self.default)
+        indices = range(array.shape[axis]) if self.indices is None else self.indices
+        return scatter(array, axis, target[axis_of(self.axis, target)], indices, self.default)
 
     def __repr__(self) -> str:
-        return call(self, self.axis, indices=self.indices, default=self.default)
+        return constructor_call(self, self.axis, indices=self.indices, default=self.default)
 
 
 class Crop(OneTensor):
-    """Takes some of the slices of a longer tensor.
+    """Takes some slices of a longer tensor.
 
     Args:
         axis: The axis along which the variable is shorter.
-        indices: Which slices, in the order they have in the variable; None: the first ones, as
-            many as the variable has.
+        indices: Indices of the slices to take, in the order of the variable. Default: the first
+            slices, as many as the variable has.
 
     Raises:
         ValueError: If `indices` are negative or repeated.
@@ -103,8 +103,8 @@ class Crop(OneTensor):
         length = target[axis_of(self.axis, target)]
         if length > shape[axis]:
             raise ValueError(
-                f"it makes axis {self.axis} shorter, and the tensor has {shape[axis]} slices of "
-                f"the variable's {length}. `Pad` puts them into the first places"
+                f"along axis {self.axis} the tensor has only {shape[axis]} of the {length} slices "
+                "the variable needs. `Pad` puts them first"
             )
         return with_length(shape, axis, length)
 
@@ -114,33 +114,46 @@ class Crop(OneTensor):
         return np.take(array, first if self.indices is None else self.indices, axis)
 
     def __repr__(self) -> str:
-        return call(self, self.axis, indices=self.indices)
+        return constructor_call(self, self.axis, indices=self.indices)
 
 
-def place(
-    array: np.ndarray, axis: int, length: int, places: Sequence[int], default: Any
+def scatter(
+    array: np.ndarray, axis: int, length: int, indices: Sequence[int], default: Any
 ) -> np.ndarray:
-    """Puts the slices of `array` into `places` of `length`; the rest is default, or masked."""
+    """Write the slices of `array` to `indices` of a longer array.
+
+    Args:
+        array: The slices.
+        axis: A non-negative axis.
+        length: Length of the result along `axis`.
+        indices: Index in the result for each slice.
+        default: Value of the other slices, as returned by `checked_default`; None masks them.
+
+    Returns:
+        The array, masked if some elements have no value. Integers become floats if `default` does
+        not fit into their dtype.
+    """
     shape = with_length(array.shape, axis, length)
-    others = np.setdiff1d(np.arange(length), np.asarray(places, int))
+    others = np.setdiff1d(np.arange(length), np.asarray(indices, int))
     dtype, values = array.dtype, None
     if default is not None and len(others):
         values = _default_values(default, array, shape, axis, others)
-        if dtype.kind in "biu":  # integers for a variable of floats
+        if dtype.kind in "biu":  # stored as integers, for a variable of floats
             dtype = np.result_type(dtype, values)
     result = np.ma.masked_all(shape, dtype)
-    result[_at(axis, places)] = array
+    result[_along(axis, indices)] = array
     if values is not None:
         missing = with_length(shape, axis, len(others))
-        result[_at(axis, others)] = np.ma.array(
+        result[_along(axis, others)] = np.ma.array(
             np.broadcast_to(np.ma.getdata(values), missing).astype(dtype),
-            mask=np.broadcast_to(np.ma.getmaskarray(values), missing),  # a mean of what is masked
+            # The mean of masked slices is masked.
+            mask=np.broadcast_to(np.ma.getmaskarray(values), missing),
         )
     return result if result.mask.any() else result.data
 
 
-def _at(axis: int, places: Sequence[int] | np.ndarray) -> tuple[Any, ...]:
-    return (*[slice(None)] * axis, np.asarray(places, int))
+def _along(axis: int, indices: Sequence[int] | np.ndarray) -> tuple[Any, ...]:
+    return (*[slice(None)] * axis, np.asarray(indices, int))
 
 
 def _default_values(
@@ -149,17 +162,17 @@ def _default_values(
     if isinstance(default, str):  # "mean"
         return np.mean(array, axis, dtype="float64", keepdims=True)
     if callable(default):
-        # For the whole shape: an initializer scales with the number of inputs and outputs.
+        # An initializer scales with the fans of the whole shape, not with those of the new slices.
         whole = keras.ops.convert_to_numpy(default(shape, dtype="float32"))
         return np.take(whole, others, axis)
     return default
 
 
 def checked_default(default: Any) -> Any:
-    """None, "mean", an initializer or an array.
+    """Return `default` as None, "mean", an initializer or an array.
 
     Raises:
-        ValueError: If it is none of this, or the name of no initializer.
+        ValueError: If it is none of these, or names an unknown initializer.
     """
     if default is None or (isinstance(default, str) and default == "mean"):
         return default
@@ -178,10 +191,13 @@ def checked_default(default: Any) -> Any:
 
 
 def require_default(default: Any, shape: Shape, axis: int, others: int) -> None:
-    """Refuses an array that is not for that many slices.
+    """Raise if `default` is an array that does not broadcast to the slices without a value.
 
-    Raises:
-        ValueError: It says what the array must broadcast to.
+    Args:
+        default: Result of `checked_default`.
+        shape: Shape of the tensor.
+        axis: A non-negative axis.
+        others: Number of slices without a value.
     """
     if isinstance(default, np.ndarray):
         wanted = with_length(shape, axis, others)
@@ -191,32 +207,34 @@ def require_default(default: Any, shape: Shape, axis: int, others: int) -> None:
             fits = False
         if not fits:
             raise ValueError(
-                f"`default` must be of shape {wanted}, or broadcast to it: {others} slices have no "
-                f"value. Received: an array of shape {default.shape}"
+                f"`default` must have shape {wanted} or broadcast to it, as {others} slices have "
+                f"no value. Received: an array of shape {default.shape}"
             )
 
 
 def checked_indices(indices: Sequence[int] | None) -> list[int] | None:
-    """`indices` as a list.
+    """Return `indices` as a list; None stays None.
 
     Raises:
-        ValueError: If one is negative or repeated.
+        ValueError: If an index is negative or repeated.
     """
     if indices is None:
         return None
     listed = [*whole_numbers("indices", indices)]
     if len(set(listed)) < len(listed) or any(index < 0 for index in listed):
         raise ValueError(
-            f"`indices` must be places from 0, each once. Received: indices={listed!r}"
+            f"`indices` must be distinct and not negative. Received: indices={listed!r}"
         )
     return listed
 
 
 def require_within(indices: Sequence[int], length: int, whose: str) -> None:
-    """Refuses places that there are not.
+    """Raise if an index is out of range.
 
-    Raises:
-        ValueError: It names the largest.
+    Args:
+        indices: Non-negative indices.
+        length: Length of the axis.
+        whose: Owner of the axis, for the message.
     """
     if indices and max(indices) >= length:
         raise ValueError(
@@ -225,8 +243,14 @@ def require_within(indices: Sequence[int], length: int, whose: str) -> None:
         )
 
 
-def call(adapter: Adapter, axis: int, **options: Any) -> str:
-    """The call that makes `adapter`, for its `repr`."""
+def constructor_call(adapter: Adapter, axis: int, **options: Any) -> str:
+    """Return the call that creates `adapter`, for its `repr`; options that are None are left out.
+
+    Args:
+        adapter: The adapter.
+        axis: Its axis.
+        **options: Its other arguments.
+    """
     given = [f"{name}={_short(value)}" for name, value in options.items() if value is not None]
     return f"{type(adapter).__name__}({', '.join([f'axis={axis}', *given])})"
 

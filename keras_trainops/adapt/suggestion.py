@@ -1,8 +1,8 @@
-"""Which adapter would make tensors fit: a hint in an error, never done unasked.
+"""Suggestions of adapters that make tensors fit, for error messages; never applied unasked.
 
-A hint is followed to the letter. So there is one only where shapes and names leave no other
-reading: not where two axes could be exchanged, and not for several tensors whose order only the
-rename rules tell. What is known of PyTorch's layers is `from_torch`'s to say.
+Users paste a suggestion without checking it. So make one only if shapes and names leave no other
+reading: not if two axes could be swapped, and not for several tensors, whose order only the rename
+rules define. What PyTorch's layers need is up to `from_torch`.
 """
 
 from __future__ import annotations
@@ -11,27 +11,27 @@ import functools
 import itertools
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import keras
 from keras import layers
 
 from keras_trainops import keras_private
-from keras_trainops.adapt.base import Adapter, Chain, Shape, only_difference
+from keras_trainops.adapt.base import Adapter, Chain, Shape, differing_axis
 from keras_trainops.adapt.channels import InputChannels
 from keras_trainops.adapt.layout import Reshape, Transpose
 from keras_trainops.adapt.positions import ResizePositions
 from keras_trainops.adapt.slices import Crop, Pad
-from keras_trainops.adapt.torch_adapters import FromTorch, Unknown, is_torch_key
-from keras_trainops.adapt.torch_layouts import may_be_exchanged, torch_layouts
+from keras_trainops.adapt.torch_adapters import FromTorch, UnknownLayout, is_torch_key
+from keras_trainops.adapt.torch_layouts import axes_may_be_swapped, torch_layouts
 
-_OF_IMAGES = 4  # channels, at most
-_MOST_AXES = 6  # of which all orders are tried
+_MAX_IMAGE_CHANNELS = 4
+_MAX_PERMUTED_AXES = 6  # all their orders are tried
 _FROM_TORCH = "kt.adapt.from_torch(model)"
 
 
 class Hints:
-    """Says which adapters would make tensors fit the variables of one model."""
+    """Suggests adapters for the variables of one model."""
 
     def __init__(self, model: keras.layers.Layer) -> None:
         self._model = model
@@ -45,13 +45,11 @@ class Hints:
 
     @functools.cached_property
     def _owners(self) -> dict[int, keras.layers.Layer]:
-        known = (layers.Dense, layers.Conv1D, layers.Conv2D, layers.Conv3D)
-        return {
-            id(variable): layer
-            for layer in keras_private.all_layers(self._model)
-            if isinstance(layer, known)
-            for variable in layer.weights
-        }
+        owners: dict[int, keras.layers.Layer] = {}
+        for layer in keras_private.all_layers(self._model):
+            if isinstance(layer, (layers.Dense, layers.Conv1D, layers.Conv2D, layers.Conv3D)):
+                owners |= dict.fromkeys(map(id, layer.weights), layer)
+        return owners
 
     def suggest(
         self,
@@ -61,50 +59,73 @@ class Hints:
         pattern: str,
         adapter: Adapter | None = None,
     ) -> str:
-        """What to write so that tensors of these shapes fit.
+        """Return code that makes tensors of these shapes fit.
 
         Args:
             keys: The keys that lead to the variable.
-            shapes: The shapes of their tensors, or of what `adapter` makes of them.
+            shapes: Shapes of their tensors, or of the result of `adapter`.
             variable: The variable.
-            pattern: A pattern that matches it alone.
-            adapter: What there is already.
+            pattern: A pattern that matches only the variable.
+            adapter: The adapter that is already used, if any.
 
         Returns:
-            `adapt=…`; or what is to stand behind `adapter`; empty where nothing is certain.
+            `adapt=…`, or the adapter to append to `adapter`, or "" if nothing is certain.
         """
-        target, owner = tuple(variable.shape), self._owners.get(id(variable))
-        raw = fitting(shapes, target, variable.path, owner)
+        owner = self._owners.get(id(variable))
+        plain = fitting_adapter(shapes, tuple(variable.shape), variable.path, owner)
         if adapter is not None:
-            return f"{_call(raw)} behind it" if raw and not isinstance(raw, Transpose) else ""
+            return f"{_code(plain)} after it" if plain and not isinstance(plain, Transpose) else ""
         pattern = f'{"r" if chr(92) in pattern else ""}"{pattern}"'
-        as_it_is = f"adapt={{{pattern}: {_call(raw)}}}" if raw else ""
-        known = self._torch.get(id(variable))
-        if known is None or isinstance(known, Unknown):
-            return as_it_is
-        as_torch = _as_torch(known, keys, shapes, target, variable.path, owner, pattern)
+        plain_code = f"adapt={{{pattern}: {_code(plain)}}}" if plain else ""
+        torch_adapter = self._torch.get(id(variable))
+        if torch_adapter is None or isinstance(torch_adapter, UnknownLayout):
+            return plain_code
+        torch_code = _torch_code(torch_adapter, keys, shapes, variable, owner, pattern)
         if any(map(is_torch_key, keys)):
-            return as_torch
-        if isinstance(raw, Transpose):  # whoever transposes it may do more
-            as_it_is = ""
-        if as_it_is and as_torch:
-            return as_torch if isinstance(raw, Reshape) and len(shapes[0]) == 1 else ""
-        certain = len(shapes) == 1 and not may_be_exchanged(shapes[0])
-        return as_torch if as_torch and certain else as_it_is
+            return torch_code
+        return _unambiguous(plain, plain_code, torch_code, shapes)
 
 
-def _as_torch(
-    known: FromTorch,
+def _unambiguous(
+    plain: Adapter | None, plain_code: str, torch_code: str, shapes: Sequence[Shape]
+) -> str:
+    """Choose between two suggestions for keys that do not say whether they are PyTorch's.
+
+    Args:
+        plain: The adapter for tensors of other libraries, if any.
+        plain_code: The suggestion for tensors of other libraries; may be "".
+        torch_code: The suggestion for tensors of PyTorch; may be "".
+        shapes: Shapes of the tensors.
+    """
+    if isinstance(plain, Transpose):  # a library that transposes may do more than that
+        plain_code = ""
+    if plain_code and torch_code:
+        return torch_code if isinstance(plain, Reshape) and len(shapes[0]) == 1 else ""
+    certain = len(shapes) == 1 and not axes_may_be_swapped(shapes[0])
+    return torch_code if torch_code and certain else plain_code
+
+
+def _torch_code(
+    torch_adapter: FromTorch,
     keys: Sequence[str],
     shapes: Sequence[Shape],
-    target: Shape,
-    path: str,
+    variable: keras.Variable,
     owner: keras.layers.Layer | None,
     pattern: str,
 ) -> str:
-    """What to write if the tensors are PyTorch's; empty if they do not fit as such."""
+    """Return the suggestion for tensors of PyTorch, or "" if they do not fit as such.
+
+    Args:
+        torch_adapter: The adapter of `from_torch` for the variable.
+        keys: The keys that lead to the variable.
+        shapes: Shapes of their tensors.
+        variable: The variable.
+        owner: See `fitting_adapter`.
+        pattern: A pattern that matches only the variable, quoted.
+    """
+    target = tuple(variable.shape)
     try:
-        _, adapter = known.for_keys(keys, shapes, target)
+        _, adapter = torch_adapter.for_keys(keys, shapes, target)
         shape = None if adapter is None else adapter.shape(shapes, target)
     except ValueError:
         return ""
@@ -112,92 +133,136 @@ def _as_torch(
         return ""
     if shape == target:
         return f"adapt={_FROM_TORCH}"
-    resize = _resizing(shape, target, path, owner)
-    return (
-        f"adapt={{**{_FROM_TORCH}, {pattern}: {_call(Chain(adapter, resize))}}}" if resize else ""
-    )
+    resize = _resizing_adapter(shape, target, variable.path, owner)
+    if resize is None:
+        return ""
+    return f"adapt={{**{_FROM_TORCH}, {pattern}: {_code(Chain(adapter, resize))}}}"
 
 
-def _call(adapter: Adapter) -> str:
-    """What makes it, as Python."""
+def _code(adapter: Adapter) -> str:
     steps = adapter.adapters if isinstance(adapter, Chain) else [adapter]
     calls = [f"kt.adapt.{step!r}" for step in steps]
     return calls[0] if len(calls) == 1 else f"[{', '.join(calls)}]"
 
 
 def in_words(suggestion: str) -> str:
-    """A suggestion as the end of a sentence, with what it decides for the user."""
-    decided = {"Crop(": "takes the first slices", "Pad(": "fills the first slices"}
-    what = [words for name, words in decided.items() if name in suggestion]
-    return f"{suggestion} would fit" + "".join(f", and {words}" for words in what)
+    """Return a suggestion as the end of a sentence that says which slices it keeps."""
+    effects = {"Crop(": "takes the first slices", "Pad(": "fills the first slices"}
+    words = [effect for name, effect in effects.items() if name in suggestion]
+    return f"{suggestion} would fit" + "".join(f", and {effect}" for effect in words)
 
 
-def fitting(
+def fitting_adapter(
     shapes: Sequence[Shape], target: Shape, path: str, owner: keras.layers.Layer | None = None
 ) -> Adapter | None:
-    """The only adapter that makes a tensor of this shape fit, as far as shapes tell.
+    """Return the only adapter that makes a tensor fit, or None if shapes leave a choice.
 
     Args:
-        shapes: The shapes of the tensors; of several nothing is certain.
-        target: The shape of the variable, which is another one.
-        path: The path of the variable.
-        owner: The layer that it is of, where that is known.
+        shapes: Shapes of the tensors. With several tensors nothing is certain.
+        target: Shape of the variable, different from that of the tensor.
+        path: Path of the variable.
+        owner: The layer of the variable, if it is a `Dense` or a convolution.
 
     Example:
-        >>> fitting([(512, 1000)], (512, 10), "head/kernel", keras.layers.Dense(10))
+        >>> fitting_adapter([(512, 1000)], (512, 10), "head/kernel", keras.layers.Dense(10))
         Crop(axis=1)
-        >>> fitting([(8, 8)], (8, 4, 2), "attention/query/kernel")  # transposed or not?
+        >>> fitting_adapter([(8, 8)], (8, 4, 2), "attention/query/kernel")  # transposed or not?
     """
     if len(shapes) != 1:
         return None
-    return _resizing(shapes[0], target, path, owner) or _rearranging(shapes[0], target)
+    resize = _resizing_adapter(shapes[0], target, path, owner)
+    return resize or _rearranging_adapter(shapes[0], target)
 
 
-def _resizing(
+def _resizing_adapter(
     shape: Shape, target: Shape, path: str, owner: keras.layers.Layer | None
 ) -> Adapter | None:
-    """For one axis of another length, if it is one that may have it."""
-    axis = only_difference(shape, target)
+    """Return an adapter for shapes that differ in the length of one axis, if its kind is known.
+
+    Args:
+        shape: Shape of the tensor.
+        target: Shape of the variable.
+        path: Path of the variable.
+        owner: See `fitting_adapter`.
+    """
+    axis = differing_axis(shape, target)
     if axis is None:
         return None
-    old, new = shape[axis], target[axis]
     if isinstance(owner, layers.Dense):
-        if axis == len(shape) - 1:
-            return Crop(axis) if old > new else Pad(axis)
+        return _adapter_of_units(shape, target, axis)
+    if owner is not None:
+        return _adapter_of_channels(shape, target, axis, owner)
+    return _adapter_of_positions(shape, target, axis, path)
+
+
+def _adapter_of_units(shape: Shape, target: Shape, axis: int) -> Adapter | None:
+    if axis != len(shape) - 1:
         return None
-    if owner is not None:  # a convolution
-        of_images = min(old, new) > 0 and max(old, new) <= _OF_IMAGES and owner.groups == 1
-        return InputChannels() if of_images and axis == len(shape) - 2 > 0 else None
-    # A class token in front of a square grid; texts have lengths that are no such numbers.
-    grids = all(math.isqrt(length - 1) ** 2 == length - 1 > 1 for length in (old, new))
+    return Crop(axis) if shape[axis] > target[axis] else Pad(axis)
+
+
+def _adapter_of_channels(
+    shape: Shape, target: Shape, axis: int, convolution: keras.layers.Layer
+) -> Adapter | None:
+    lengths = (shape[axis], target[axis])
+    are_images = min(lengths) > 0 and max(lengths) <= _MAX_IMAGE_CHANNELS
+    is_input_axis = axis == len(shape) - 2 > 0
+    return InputChannels() if are_images and is_input_axis and convolution.groups == 1 else None
+
+
+def _adapter_of_positions(shape: Shape, target: Shape, axis: int, path: str) -> Adapter | None:
+    """Return an adapter for position embeddings with a class token before a square grid.
+
+    Lengths of texts are not numbers of this kind, so that both lengths identify images.
+    """
     is_table = axis == len(shape) - 2 and (len(shape) == 2 or shape[:-2] == (1,))
-    if is_table and grids and ("pos" in path.lower() or len(shape) == 3):
+    are_grids = _is_class_token_and_grid(shape[axis]) and _is_class_token_and_grid(target[axis])
+    if is_table and are_grids and ("pos" in path.lower() or len(shape) == 3):
         return ResizePositions(prefix_tokens=1)
     return None
 
 
-def _rearranging(shape: Shape, target: Shape) -> Adapter | None:
-    """Where only one order of the axes can be merged or divided into those of the variable."""
+def _is_class_token_and_grid(length: int) -> bool:
+    return length > 2 and math.isqrt(length - 1) ** 2 == length - 1
+
+
+def _rearranging_adapter(shape: Shape, target: Shape) -> Adapter | None:
+    """Return an adapter if only one order of the axes merges or splits into the variable's axes.
+
+    Args:
+        shape: Shape of the tensor.
+        target: Shape of the variable.
+    """
     axes = [axis for axis, length in enumerate(shape) if length != 1]
-    if math.prod(shape) != math.prod(target) or 0 in target or len(axes) > _MOST_AXES:
+    if math.prod(shape) != math.prod(target) or 0 in target or len(axes) > _MAX_PERMUTED_AXES:
         return None
-    orders = [
-        order
-        for order in itertools.permutations(axes)
-        if _merged_or_divided([shape[axis] for axis in order], target)
-    ]
+    orders = [o for o in itertools.permutations(axes) if _merges_or_splits(shape, o, target)]
     if len(orders) != 1:
         return None
-    if [*orders[0]] == axes:
-        return Reshape()
-    everywhere = itertools.permutations(range(len(shape)))
-    transposes = [order for order in everywhere if tuple(shape[axis] for axis in order) == target]
-    if len(transposes) != 1:
+    return Reshape() if [*orders[0]] == axes else _only_transpose(shape, target)
+
+
+def _only_transpose(shape: Shape, target: Shape) -> Transpose | None:
+    every_order = itertools.permutations(range(len(shape)))
+    fitting = [axes for axes in every_order if tuple(shape[axis] for axis in axes) == target]
+    if len(fitting) != 1:
         return None
-    (order,) = transposes
-    return Transpose(None if [*order] == [*reversed(range(len(shape)))] else order)
+    is_reversed = fitting[0] == tuple(reversed(range(len(shape))))
+    return Transpose(None if is_reversed else fitting[0])
 
 
-def _merged_or_divided(shape: Sequence[int], target: Shape) -> bool:
-    ends = [{1, *itertools.accumulate(side, operator.mul)} for side in (shape, target)]
-    return ends[0] <= ends[1] or ends[1] <= ends[0]
+def _merges_or_splits(shape: Shape, order: Sequence[int], target: Shape) -> bool:
+    """Return True if the axes in this order merge into those of the target, or split into them.
+
+    Args:
+        shape: Shape of the tensor.
+        order: Its axes in a new order, without axes of length 1.
+        target: Shape of the variable.
+    """
+    products = _cumulative_products([shape[axis] for axis in order])
+    wanted = _cumulative_products(target)
+    return products <= wanted or wanted <= products
+
+
+def _cumulative_products(lengths: Iterable[int]) -> set[int]:
+    return {1, *itertools.accumulate(lengths, operator.mul)}

@@ -1,4 +1,4 @@
-"""What becomes of a PyTorch tensor, where its name and its rows have a say in it."""
+"""Adapters of PyTorch tensors that depend on the names and rows of the tensors."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from keras_trainops.adapt.base import Adapter, Chain, Shape, in_turn
+from keras_trainops.adapt.base import Adapter, Chain, Shape, chain_of
 from keras_trainops.adapt.combination import Split
-from keras_trainops.adapt.layout import Refold, Transpose
+from keras_trainops.adapt.layout import ReshapeFrom, Transpose
 
-# The two tensors of each kind that a recurrent layer has, for the input and for its own state.
+# A recurrent layer has two tensors of each kind, one for the input and one for its own state.
 _INPUT_OR_STATE = re.compile(r"(?<![A-Za-z0-9])(ih|hh)(?![A-Za-z0-9])")
-# Modules of GPT-2 called `Conv1D`, which have (inputs, outputs).
+# The `Conv1D` modules of GPT-2 store (inputs, outputs).
 _GPT2 = re.compile(r"(?:.*[./])?(?:c_attn|c_proj|c_fc|q_attn)[./]weight")
 _LEAVES = re.compile(
     r"weight|running_(mean|var)|in_proj_(weight|bias)|[qkv]_proj_weight"
@@ -23,7 +23,7 @@ _LEAVES = re.compile(
 
 
 def is_torch_key(key: str) -> bool:
-    """Whether a key is one that PyTorch's layers give their tensors.
+    """Return True if a PyTorch layer may have named its tensor like this.
 
     Example:
         >>> is_torch_key("encoder.0.weight"), is_torch_key("encoder/kernel")
@@ -34,10 +34,10 @@ def is_torch_key(key: str) -> bool:
 
 
 class FromTorch(Adapter):
-    """An adapter of `from_torch`, which gives way to the user's own.
+    """An adapter of `from_torch`; it gives way to adapters of the user.
 
     Args:
-        steps: What is done one after the other; nothing if there are none.
+        *steps: Adapters to apply in order. Without any, the tensor stays as it is.
     """
 
     gives_way = True
@@ -48,7 +48,7 @@ class FromTorch(Adapter):
     def for_keys(
         self, keys: Sequence[str], shapes: Sequence[Shape], target: Shape
     ) -> tuple[Sequence[str], Adapter | None]:
-        return keys, in_turn(self.steps)
+        return keys, chain_of(self.steps)
 
     def shape(self, shapes: Sequence[Shape], target: Shape) -> Shape | None:
         return Chain(*self.steps).shape(shapes, target) if self.steps else shapes[0]
@@ -57,11 +57,11 @@ class FromTorch(Adapter):
         return Chain(*self.steps)(arrays, target) if self.steps else arrays[0]
 
     def __repr__(self) -> str:
-        return repr(in_turn(self.steps)) if self.steps else "from_torch"
+        return repr(chain_of(self.steps)) if self.steps else "from_torch"
 
 
-class Kernel(FromTorch):
-    """For the weight of a `Linear`, which is (outputs, inputs)."""
+class LinearWeight(FromTorch):
+    """Adapts the weight of a `Linear`, of shape (outputs, inputs)."""
 
     def for_keys(
         self, keys: Sequence[str], shapes: Sequence[Shape], target: Shape
@@ -69,21 +69,23 @@ class Kernel(FromTorch):
         for key, shape in zip(keys, shapes, strict=True):
             if _GPT2.fullmatch(key) and len(set(shape)) == 1:
                 raise ValueError(
-                    f"{key!r} may be of GPT-2's `Conv1D`, which has (inputs, outputs), or of a "
-                    f"`Linear`, and {shape} fits both. Say it in an entry of `adapt=` of your own: "
-                    "`kt.adapt.Reshape()` for the first, `kt.adapt.Transpose()` for a `Linear`"
+                    f"{key!r} may belong to GPT-2's `Conv1D`, which stores (inputs, outputs), or "
+                    f"to a `Linear`, and {shape} fits both. Add your own entry to `adapt=`: "
+                    "`kt.adapt.Reshape()` for `Conv1D`, `kt.adapt.Transpose()` for `Linear`"
                 )
         return super().for_keys(keys, shapes, target)
 
 
-class Projection(Kernel):
-    """For the weight or bias of a `Linear` whose inputs or outputs are several axes in Keras.
+class LinearProjection(LinearWeight):
+    """Adapts the weight or bias of a `Linear` whose inputs or outputs are several axes in Keras.
 
     Args:
-        inputs: The axes of the inputs in the order in which they are flattened; empty for a bias.
-        outputs: The same for the outputs.
-        order: The order of these axes, inputs first, in the variable.
-        index: Which part of a fused `in_proj_weight` or `in_proj_bias` it is; None: of none.
+        inputs: Lengths of the input axes, in the order in which they are flattened; empty for a
+            bias.
+        outputs: Lengths of the output axes, in the order in which they are flattened.
+        order: Order of these axes in the variable; the axes are numbered inputs first.
+        index: Index of the part to take from a fused `in_proj_weight` or `in_proj_bias`; None if
+            the projection is not part of a fused tensor.
     """
 
     def __init__(
@@ -92,7 +94,7 @@ class Projection(Kernel):
         flat = [math.prod(axes) for axes in (inputs, outputs) if axes]
         steps: list[Adapter] = [Transpose()] if inputs else []
         if len(inputs) > 1 or len(outputs) > 1 or not inputs:
-            steps.append(Refold(flat, [*inputs, *outputs]))
+            steps.append(ReshapeFrom(flat, [*inputs, *outputs]))
         if [*order] != sorted(order):
             steps.append(Transpose(order))
         super().__init__(*steps)
@@ -104,32 +106,33 @@ class Projection(Kernel):
         keys, adapter = super().for_keys(keys, shapes, target)
         leaf, rows = re.split("[./]", keys[0])[-1], math.prod(self.outputs)
         if len(keys) == 1 and self.index is not None and leaf in ("in_proj_weight", "in_proj_bias"):
-            return keys, in_turn([Split(self.index, 3), *self.steps])
+            return keys, chain_of([Split(self.index, 3), *self.steps])
         if len(keys) == 1 and rows and shapes[0][:1] == (3 * rows,):
-            raise ValueError(self._which_order(keys[0], rows))
+            raise ValueError(self._ambiguous_order(keys[0], rows))
         return keys, adapter
 
-    def _which_order(self, key: str, rows: int) -> str:
+    def _ambiguous_order(self, key: str, rows: int) -> str:
         part = "…" if self.index is None else self.index
         heads, size = (self.outputs[0], rows // self.outputs[0])
         transposed, columns = ("kt.adapt.Transpose(), ", "-1, ") if self.inputs else ("", "")
         return (
-            f"{key!r} has three times the {rows} rows of this projection, as query, key and value "
-            "in one tensor have, and its name does not tell in which order they are. Say it in an "
-            f"entry of `adapt=` of your own: `[kt.adapt.Split({part}, 3), {transposed}"
-            "kt.adapt.Reshape()]` where all rows of one come before those of the next, "
+            f"{key!r} has three times the {rows} rows of this projection, like a fused query, key "
+            "and value, but its name does not reveal their order. Add your own entry to `adapt=`: "
+            f"`[kt.adapt.Split({part}, 3), {transposed}kt.adapt.Reshape()]` if all rows of one "
+            "part come before those of the next, "
             f"`[{transposed}kt.adapt.Reshape([{columns}{heads}, {3 * size}]), "
-            f"kt.adapt.Split({part}, 3, axis=-1)]` where each head has its own three (BLOOM, "
+            f"kt.adapt.Split({part}, 3, axis=-1)]` if each head has its own three parts (BLOOM, "
             "GPT-NeoX)"
         )
 
 
-class Biases(FromTorch):
-    """For the two biases of a recurrent layer: that of the input first, whatever the rules say.
+class RecurrentBiases(FromTorch):
+    """Adapts the two biases of a recurrent layer, the input bias first, whatever the rules' order.
 
     Args:
-        steps: What is done with them.
-        ordered: Whether it matters which is which.
+        *steps: Adapters to apply in order.
+        ordered: If True, names that do not identify the two biases are an error; if False, any two
+            names will do.
     """
 
     def __init__(self, *steps: Adapter, ordered: bool) -> None:
@@ -144,12 +147,12 @@ class Biases(FromTorch):
             are_named = any(len(part) > 1 for part in parts)
             if (are_named or self.ordered or len(keys) > 2) and not _is_pair(parts):
                 raise ValueError(
-                    f"{' and '.join(map(repr, keys))} do not tell which is the bias of the input "
-                    "and which that of the state of one layer, as `bias_ih_l0` and `bias_hh_l0` "
-                    "do. Lead these two here, or write an entry of `adapt=` of your own"
+                    f"{' and '.join(map(repr, keys))} do not identify the input bias and the state "
+                    "bias of one layer, as `bias_ih_l0` and `bias_hh_l0` do. Lead these two here, "
+                    "or add your own entry to `adapt=`"
                 )
             keys = ["".join(part) for part in parts]
-        return keys, in_turn(self.steps)
+        return keys, chain_of(self.steps)
 
 
 def _input_first(parts: Sequence[str]) -> bool:
@@ -157,7 +160,7 @@ def _input_first(parts: Sequence[str]) -> bool:
 
 
 def _is_pair(parts: Sequence[Sequence[str]]) -> bool:
-    """Whether they are `ih` and `hh`, in this order, and the same but for that."""
+    """Return True for `ih` and `hh`, in this order, in names that are otherwise equal."""
     if len(parts) != 2 or any(len(part) < 3 for part in parts):
         return False
     words = [part[-2] for part in parts]
@@ -165,10 +168,13 @@ def _is_pair(parts: Sequence[Sequence[str]]) -> bool:
     return words == ["ih", "hh"] and rests[0] == rests[1]
 
 
-class Unknown(FromTorch):
-    """For a variable of a layer whose counterpart in PyTorch is not known.
+class UnknownLayout(FromTorch):
+    """Takes tensors as they are for a layer without a known counterpart in PyTorch.
 
-    It is taken as it is, unless axes could be exchanged and nobody would notice.
+    Raises on a tensor of the variable's shape: its axes may have been exchanged unnoticed.
+
+    Args:
+        owner: The layer, in words.
     """
 
     def __init__(self, owner: str) -> None:
@@ -180,8 +186,8 @@ class Unknown(FromTorch):
     ) -> tuple[Sequence[str], Adapter | None]:
         if list(shapes) == [target]:
             raise ValueError(
-                f"`from_torch` does not know how PyTorch keeps what {self.owner} has, and axes of "
-                "one length do not tell. Say it in an entry of `adapt=` of your own: "
-                "`kt.adapt.Reshape()` takes it as it is, `kt.adapt.Transpose()` transposes it"
+                f"`from_torch` does not know how PyTorch stores the weights of {self.owner}, and "
+                "axes of equal length leave their order open. Add your own entry to `adapt=`: "
+                "`kt.adapt.Reshape()` keeps the order, `kt.adapt.Transpose()` transposes the tensor"
             )
         return keys, None

@@ -1,74 +1,81 @@
-"""How PyTorch's layers keep their tensors, for the Keras layers that do the same."""
+"""Adapters from the tensor layouts of PyTorch's layers to those of the same layers in Keras."""
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from typing import Any, TypeAlias
 
 import keras
 from keras import layers
 
 from keras_trainops import keras_private
-from keras_trainops.adapt.base import Adapter
+from keras_trainops.adapt.base import Adapter, Shape
 from keras_trainops.adapt.combination import Stack, Sum
 from keras_trainops.adapt.layout import (
     Gates,
-    Refold,
     Reshape,
+    ReshapeFrom,
     Transpose,
     channels_first_flatten,
 )
-from keras_trainops.adapt.torch_adapters import Biases, FromTorch, Kernel, Projection, Unknown
+from keras_trainops.adapt.torch_adapters import (
+    FromTorch,
+    LinearProjection,
+    LinearWeight,
+    RecurrentBiases,
+    UnknownLayout,
+)
 from keras_trainops.weight_names import model_weights
 
-# Variables, and what becomes of the tensor of each; None: nothing.
+# Pairs of a variable and the adapter of its tensor; None if the tensor stays as it is.
 _Layout: TypeAlias = "Iterator[tuple[Any, FromTorch | None]]"
 
 
 def from_torch(model: keras.layers.Layer | Iterable[keras.layers.Layer]) -> dict[str, Adapter]:
-    """The adapters that bring PyTorch's tensors into the layout of Keras's layers.
+    """Return adapters from the tensor layouts of PyTorch to those of a model's layers.
 
-    It is about layouts, not names: rename rules say which key is for which variable. Other rules
-    for the same variables win, wherever they stand, as in `{**from_torch(model), "head": ...}`.
+    Adapters convert layouts, not names: rename rules assign keys to variables. Other rules for the
+    same variables win, whatever their order, as in `{**from_torch(model), "head": ...}`.
 
-    * `Dense`, of `Linear`: the weight is transposed. Where its inputs are the flattened features of
-      a convolution they are reordered as well, as channels are flattened first there, and last
-      here; so are those of a `BatchNormalization` there.
-    * `Conv1D` to `Conv3D` and `Conv1DTranspose` to `Conv3DTranspose`: the kernel's axes are put in
-      the order space, then the two of channels.
-    * `DepthwiseConv1D`, `2D`, of a convolution with a group for each channel: (channels ·
-      multiplier, 1, space) becomes (space, channels, multiplier). `SeparableConv1D`, `2D`: the
-      same, and the kernel of the second convolution as above.
-    * `LSTM`, `SimpleRNN` and their cells: weights are transposed, `bias_ih` and `bias_hh` are
-      added.
-    * `GRU`, `GRUCell`: weights are transposed, `bias_ih` and `bias_hh` stacked in this order, and
-      gates reordered.
-    * `EinsumDense`, of `Linear`: transposed and divided into the axes of its equation.
-    * `MultiHeadAttention`: the same for query, key, value and output. `in_proj_weight` and
-      `in_proj_bias` are split before.
-    * Normalizations elsewhere and `Embedding` are the same but for the names.
+    * `Dense`, from `Linear`: transposes the weight. If the inputs are the flattened features of a
+      convolution, it also reorders them, because PyTorch flattens channels first and Keras last. A
+      `BatchNormalization` of such features is reordered too.
+    * `Conv1D` to `Conv3D` and `Conv1DTranspose` to `Conv3DTranspose`: moves the spatial axes of the
+      kernel before its two channel axes.
+    * `DepthwiseConv1D`, `2D`, from a convolution with one group per channel: converts (channels ·
+      multiplier, 1, space) into (space, channels, multiplier). `SeparableConv1D`, `2D`: does the
+      same, and converts the kernel of the second convolution as above.
+    * `LSTM`, `SimpleRNN` and their cells: transposes weights and adds `bias_ih` and `bias_hh`.
+    * `GRU`, `GRUCell`: transposes weights, stacks `bias_ih` and `bias_hh` in this order, and
+      reorders gates.
+    * `EinsumDense`, from `Linear`: transposes the weight and splits it into the axes of the
+      equation.
+    * `MultiHeadAttention`: does the same for query, key, value and output, and first splits
+      `in_proj_weight` and `in_proj_bias`.
+    * `Embedding` and all other normalizations differ in names only.
 
-    Two keys lead to the bias of a recurrent layer; their names tell which is which, the order of
-    the rename rules does not matter. One key, with a list of paths, leads to query, key and value
-    where they are fused. Fused tensors of other names than `torch.nn.MultiheadAttention` gives them
-    are refused, as libraries differ in the order of what is in them; so are square tensors of
-    GPT-2's `Conv1D`, and tensors for layers that are not listed here, of which two axes could be
-    exchanged: an entry of your own says what they are.
+    Lead two keys to the bias of a recurrent layer; their names identify them, so the order of the
+    rename rules does not matter. Lead the key of a fused query, key and value to a list of three
+    paths. Some tensors are rejected, because their layout is ambiguous; write your own entry for
+    them: fused tensors with other names than those of `torch.nn.MultiheadAttention`, as libraries
+    order their parts differently; square tensors of GPT-2's `Conv1D`; and tensors of layers not
+    listed here, if two axes have equal length.
 
-    Which layers stand behind a convolution and `Flatten`, with pooling, activations and dropout
-    between, is told in functional and sequential models only; elsewhere, and where images are
-    flattened as they come in, add `channels_first_flatten`. Nothing is said of what layers compute
-    with: epsilons, paddings and activations must agree.
+    A layer after a convolution and `Flatten`, with pooling, activations and dropout in between, is
+    recognised in functional and sequential models only. Elsewhere, and if input images are
+    flattened directly, add `channels_first_flatten`. The computations of the layers are not
+    compared: epsilons, paddings and activations must agree.
 
     Args:
         model: A built model or layer, or several layers.
 
     Returns:
-        From a pattern that is a variable's whole path, to its adapter, for `adapt=`.
+        A mapping for `adapt=`, from patterns, each the whole path of a variable, to adapters.
 
     Raises:
-        ValueError: If there is something else than layers, or one without variables yet, or a GRU
+        ValueError: If `model` contains anything but layers, a layer without variables, or a GRU
             with `reset_after=False`, which PyTorch does not have.
 
     Example:
@@ -95,36 +102,55 @@ def from_torch(model: keras.layers.Layer | Iterable[keras.layers.Layer]) -> dict
 
 
 def torch_layouts(root: keras.layers.Layer) -> dict[int, FromTorch]:
-    """The adapters for the variables of a layer and of all in it, by `id(variable)`.
+    """Return the adapters for the variables of a layer and its sublayers, by `id(variable)`.
 
     Raises:
-        ValueError: If there is a layer that PyTorch does not have.
+        ValueError: If PyTorch does not have one of the layers.
     """
-    found: dict[int, FromTorch | None] = {}
-    owner_of: dict[int, str] = {}
-    every = [layer for layer in keras_private.all_layers(root) if layer.built]
-    for kinds, layout in _LAYOUTS:  # those of several layers before those of one
-        for layer in every:
-            if isinstance(layer, kinds):
-                for variable, adapter in layout(layer):
-                    found.setdefault(id(variable), adapter)
-    for layer in every:  # the innermost is the last
+    built = [layer for layer in keras_private.all_layers(root) if layer.built]
+    known = _known_layouts(built)
+    adapters = {key: adapter for key, adapter in known.items() if adapter is not None}
+    return adapters | _unknown_layouts(root, built, known)
+
+
+def _known_layouts(built: Iterable[keras.layers.Layer]) -> dict[int, FromTorch | None]:
+    known: dict[int, FromTorch | None] = {}
+    for kinds, layout in _LAYOUTS:  # composite layers come before the layers inside them
+        of_kind = [layer for layer in built if isinstance(layer, kinds)]
+        for variable, adapter in itertools.chain.from_iterable(map(layout, of_kind)):
+            known.setdefault(id(variable), adapter)
+    return known
+
+
+def _unknown_layouts(
+    root: keras.layers.Layer, built: Iterable[keras.layers.Layer], known: Container[int]
+) -> dict[int, FromTorch]:
+    """Return adapters for the variables without a known layout whose axes may be swapped.
+
+    Args:
+        root: The layer.
+        built: The built layers in it, outer layers before inner ones.
+        known: The `id` of each variable with a known layout.
+    """
+    owners: dict[int, str] = {}
+    for layer in built:  # the innermost owner wins
         name = f"{layer.name!r} ({type(layer).__name__})"
-        owner_of |= dict.fromkeys(map(id, layer.weights), name)
-    for variable in root.weights:
-        if id(variable) not in found and may_be_exchanged(variable.shape):
-            found[id(variable)] = Unknown(owner_of.get(id(variable), repr(root.name)))
-    return {key: adapter for key, adapter in found.items() if adapter is not None}
+        owners |= dict.fromkeys(map(id, layer.weights), name)
+    return {
+        id(variable): UnknownLayout(owners.get(id(variable), repr(root.name)))
+        for variable in root.weights
+        if id(variable) not in known and axes_may_be_swapped(variable.shape)
+    }
 
 
-def may_be_exchanged(shape: Sequence[int]) -> bool:
-    """Whether two axes have one length, so that a tensor fits in more than one order of them."""
+def axes_may_be_swapped(shape: Sequence[int]) -> bool:
+    """Return True if two axes have equal length, so that a tensor fits in several axis orders."""
     lengths = [length for length in shape if length != 1]
     return len(set(lengths)) < len(lengths)
 
 
 def _dense(layer: Any) -> _Layout:
-    yield keras_private.kernel_of(layer), Kernel(Transpose(), *_reordering(layer))
+    yield keras_private.kernel_of(layer), LinearWeight(Transpose(), *_reordering(layer))
 
 
 def _batch_norm(layer: Any) -> _Layout:
@@ -135,27 +161,30 @@ def _batch_norm(layer: Any) -> _Layout:
 
 
 def _reordering(layer: keras.layers.Layer) -> list[Adapter]:
-    """What reorders the inputs of a layer if they are the flattened features of a convolution."""
-    flatten = _first_but(_ONE_BY_ONE, layer)
-    if not isinstance(flatten, layers.Flatten) and not (
-        isinstance(flatten, layers.Reshape) and len(flatten.output.shape) == 2
-    ):
+    """Return the adapters for inputs that are flattened features of a convolution, else none."""
+    flatten = _operation_before(layer, skipped=_PER_FEATURE)
+    if not _flattens(flatten):
         return []
-    convolution = _first_but(_IN_PLACE, flatten)
+    convolution = _operation_before(flatten, skipped=_KEEPING_CHANNELS)
     if not isinstance(convolution, _CONVOLUTIONS):
         return []
     features = flatten.input.shape[1:]
     if convolution.data_format == "channels_first":
         if getattr(flatten, "data_format", "") != "channels_first":
-            return []  # they are flattened as in PyTorch
+            return []  # features are flattened as in PyTorch
         features = (*features[1:], features[0])
     return [channels_first_flatten(features)]
 
 
-def _first_but(kinds: tuple[type, ...], layer: Any) -> Any:
-    """The first operation before a layer that is of none of these kinds."""
+def _flattens(operation: Any) -> bool:
+    is_flat = isinstance(operation, layers.Reshape) and len(operation.output.shape) == 2
+    return is_flat or isinstance(operation, layers.Flatten)
+
+
+def _operation_before(layer: Any, skipped: tuple[type, ...]) -> Any:
+    """Return the closest operation before a layer that is not of the skipped kinds."""
     before = keras_private.operation_before(layer)
-    while isinstance(before, kinds):
+    while isinstance(before, skipped):
         before = keras_private.operation_before(before)
     return before
 
@@ -177,8 +206,8 @@ def _separable(layer: Any) -> _Layout:
 def _by_channel(kernel: Any) -> FromTorch:
     *space, channels, multiplier = kernel.shape
     order = [*range(2, 2 + len(space)), 0, 1]
-    theirs = [channels * multiplier, 1, *space]
-    return FromTorch(Refold(theirs, [channels, multiplier, *space]), Transpose(order))
+    torch_shape = [channels * multiplier, 1, *space]
+    return FromTorch(ReshapeFrom(torch_shape, [channels, multiplier, *space]), Transpose(order))
 
 
 def _space_first(rank: int) -> Transpose:
@@ -188,19 +217,19 @@ def _space_first(rank: int) -> Transpose:
 def _summed_biases(cell: Any) -> _Layout:
     yield cell.kernel, FromTorch(Transpose())
     yield cell.recurrent_kernel, FromTorch(Transpose())
-    yield cell.bias, Biases(Sum(), ordered=False)
+    yield cell.bias, RecurrentBiases(Sum(), ordered=False)
 
 
 def _gru(cell: Any) -> _Layout:
     if not cell.reset_after:
         raise ValueError(
-            f"{cell.name!r} has reset_after=False, and PyTorch's GRU resets after the product: "
+            f"{cell.name!r} has reset_after=False, but PyTorch's GRU resets after the product, so "
             "its weights mean something else. Build the layer with reset_after=True"
         )
     gates = Gates([1, 0, 2])  # reset, update, new -> update, reset, new
     yield cell.kernel, FromTorch(Transpose(), gates)
     yield cell.recurrent_kernel, FromTorch(Transpose(), gates)
-    yield cell.bias, Biases(Stack(), gates, ordered=True)
+    yield cell.bias, RecurrentBiases(Stack(), gates, ordered=True)
 
 
 def _attention(layer: Any) -> _Layout:
@@ -209,39 +238,62 @@ def _attention(layer: Any) -> _Layout:
 
 
 def _einsum(layer: Any, index: int | None = None) -> _Layout:
-    """Of an equation that is a `Linear`: what is left of the inputs' axes is not in the kernel."""
-    terms, result = layer.equation.replace(" ", "").split("->")
-    given, axes = terms.split(",")
+    """Yield the layout of an `EinsumDense` whose equation is that of a `Linear`.
+
+    Args:
+        layer: The layer.
+        index: See `LinearProjection`.
+    """
     kernel = keras_private.kernel_of(layer)
-    length = dict(zip(axes, kernel.shape, strict=True))
-    inputs = [axis for axis in given if axis in length and axis not in result]
-    outputs = [axis for axis in result if axis in length and axis not in given]
-    if {*inputs, *outputs} != {*axes} or not inputs or not outputs:
+    axes, inputs, outputs = _kernel_axes(layer.equation)
+    if set(axes) != set(inputs + outputs) or not inputs or not outputs:
         return
-    place = {axis: i for i, axis in enumerate([*inputs, *outputs])}
-    lengths, heads = (tuple(length[axis] for axis in side) for side in (inputs, outputs))
-    yield kernel, Projection(lengths, heads, [place[axis] for axis in axes], index)
+    length_of = dict(zip(axes, kernel.shape, strict=True))
+    input_shape = tuple(length_of[axis] for axis in inputs)
+    output_shape = tuple(length_of[axis] for axis in outputs)
+    order = [(inputs + outputs).index(axis) for axis in axes]
+    yield kernel, LinearProjection(input_shape, output_shape, order, index)
     if layer.bias is not None:
-        bias = tuple(layer.bias.shape)
-        is_whole = bias == heads and len(bias) > 1
-        yield layer.bias, Projection((), bias, range(len(bias)), index) if is_whole else None
+        yield layer.bias, _einsum_bias(tuple(layer.bias.shape), output_shape, index)
+
+
+def _kernel_axes(equation: str) -> tuple[str, str, str]:
+    """Return the axes of the kernel: all, those of the inputs only, and of the outputs only.
+
+    Axes that are not in the kernel are batch axes.
+
+    Example:
+        >>> _kernel_axes("abc,cde->abde")
+        ('cde', 'c', 'de')
+    """
+    terms, result = equation.replace(" ", "").split("->")
+    given, kernel = terms.split(",")
+    inputs = [axis for axis in given if axis in kernel and axis not in result]
+    outputs = [axis for axis in result if axis in kernel and axis not in given]
+    return kernel, "".join(inputs), "".join(outputs)
+
+
+def _einsum_bias(bias: Shape, output: Shape, index: int | None) -> LinearProjection | None:
+    if bias != output or len(bias) == 1:
+        return None
+    return LinearProjection((), bias, range(len(bias)), index)
 
 
 def _embedding(layer: Any) -> _Layout:
     for variable in layer.weights:
-        if variable.name == "embeddings":  # not what LoRA or a reverse has besides
+        if variable.name == "embeddings":  # LoRA and reverse embeddings have other variables
             yield variable, None
 
 
-# Layers that do to each input what they do to it alone, so that its place does not matter.
-_ONE_BY_ONE: tuple[type, ...] = (
+# Layers that treat each feature on its own, so that the order of features does not matter.
+_PER_FEATURE: tuple[type, ...] = (
     *(layers.Activation, layers.ReLU, layers.LeakyReLU, layers.ELU, layers.Identity),
     *(layers.Dropout, layers.AlphaDropout, layers.GaussianDropout, layers.GaussianNoise),
     *(layers.ActivityRegularization, layers.BatchNormalization),
 )
-# Layers after which channels are where they were before.
-_IN_PLACE: tuple[type, ...] = (
-    *_ONE_BY_ONE,
+# Layers that keep the order of channels.
+_KEEPING_CHANNELS: tuple[type, ...] = (
+    *_PER_FEATURE,
     *(layers.PReLU, layers.LayerNormalization, layers.GroupNormalization),
     *(layers.SpatialDropout1D, layers.SpatialDropout2D, layers.SpatialDropout3D),
     *(layers.MaxPooling1D, layers.MaxPooling2D, layers.MaxPooling3D),

@@ -1,4 +1,4 @@
-"""Tensors with a slice for each entry of a vocabulary, moved into another vocabulary."""
+"""The adapter for tensors with one slice per entry of a vocabulary."""
 
 from __future__ import annotations
 
@@ -10,35 +10,43 @@ from typing import TypeAlias
 import numpy as np
 
 from keras_trainops.adapt.base import OneTensor, Shape, axis_of, with_length
-from keras_trainops.adapt.slices import Default, call, checked_default, place, require_default
+from keras_trainops.adapt.slices import (
+    Default,
+    checked_default,
+    constructor_call,
+    require_default,
+    scatter,
+)
 
 Vocabulary: TypeAlias = "str | os.PathLike[str] | Iterable[Hashable]"
 
 
 class Rows(OneTensor):
-    """Moves the slices of a vocabulary's entries to where they stand in another vocabulary.
+    """Moves the slices of a vocabulary's entries to their indices in another vocabulary.
 
-    For the rows of an embedding, the columns of an output layer (`axis=-1`), or both, as
-    `[Rows(words, new_words), Rows(classes, new_classes, axis=1)]`; for a head with other classes,
-    whose names are the vocabularies. An entry may stand anywhere; what only the old vocabulary has
-    is dropped. The `repr`, and so the report, says how many slices were carried over.
+    Use it for the rows of an embedding, for the columns of an output layer (`axis=-1`), or for
+    both, as `[Rows(words, new_words), Rows(classes, new_classes, axis=1)]`. For a head with other
+    classes, the class names are the vocabularies. Entries may be in any order; entries of the old
+    vocabulary alone are dropped. The `repr`, and so the report, says how many slices were carried
+    over.
 
     Args:
-        old_vocabulary: The tensor's entries in order, or the path of a text file with one a line.
-            The tensor may have more slices, as for entries out of the vocabulary: they are dropped.
-        new_vocabulary: The same for the variable.
-        axis: The axis with a slice for each entry.
-        default: What new entries get; see `Pad`. None: they keep what the variable holds, as its
-            initial values.
-        oov: How many slices the variable has behind those of its vocabulary, for entries out of
-            it; they get `default`. (Keras's lookup layers have theirs in front, and in
-            `get_vocabulary()`: with that as the vocabularies they are entries as all others.)
-        old_size: Only the first so many entries of the old vocabulary count; None: all.
-        new_size: The same for the new vocabulary.
+        old_vocabulary: Entries of the tensor in order, or the path of a text file with one entry
+            per line. The tensor may have more slices, e.g. for out-of-vocabulary entries; these
+            are dropped.
+        new_vocabulary: Entries of the variable, in the same form.
+        axis: The axis with one slice per entry.
+        default: Value of new entries; see `Pad`. None keeps the variable's values, e.g. its initial
+            ones.
+        oov: Number of out-of-vocabulary slices after the vocabulary of the variable; they get
+            `default`. (Lookup layers of Keras put theirs first, and list them in
+            `get_vocabulary()`: with such vocabularies they are ordinary entries.)
+        old_size: Number of leading entries of the old vocabulary to use. Default: all.
+        new_size: Number of leading entries of the new vocabulary to use. Default: all.
 
     Raises:
-        ValueError: If a vocabulary has an entry twice or fewer entries than its size, a file cannot
-            be read, or no entry is in both.
+        ValueError: If a vocabulary repeats an entry or has fewer entries than its size, if a file
+            cannot be read, or if the vocabularies have no entry in common.
 
     Example:
         >>> import keras_trainops as kt
@@ -49,7 +57,7 @@ class Rows(OneTensor):
         Rows(2 of 3 slices carried over, axis=0, default=0.0, oov=1)
 
     References: `VocabInfo` of tf.estimator's warm start (`new_vocab_size`, `num_oov_buckets`,
-    `old_vocab_size`, `backup_initializer`, `axis`); there `default` is zeros if not given.
+    `old_vocab_size`, `backup_initializer`, `axis`), where new entries default to zeros.
     """
 
     def __init__(
@@ -66,47 +74,47 @@ class Rows(OneTensor):
             raise ValueError(f"`oov` must be a number of slices ≥ 0. Received: oov={oov}")
         old = _entries("old", old_vocabulary, old_size)
         new = _entries("new", new_vocabulary, new_size)
-        place_of = {entry: i for i, entry in enumerate(old)}
-        moves = [(place_of[entry], i) for i, entry in enumerate(new) if entry in place_of]
+        index_of = {entry: i for i, entry in enumerate(old)}
+        moves = [(index_of[entry], i) for i, entry in enumerate(new) if entry in index_of]
         if not moves:
             raise ValueError(
                 "`old_vocabulary` and `new_vocabulary` must have entries in common. Received: "
                 f"{_shown(old)} and {_shown(new)}"
             )
-        self._sources, self._places = [list(side) for side in zip(*moves, strict=True)]
-        self._old, self._new = len(old), len(new)
+        self._old_indices, self._new_indices = [list(side) for side in zip(*moves, strict=True)]
+        self._old_length, self._new_length = len(old), len(new)
         self.axis, self.default, self.oov = axis, checked_default(default), oov
 
     def _shape(self, shape: Shape, target: Shape) -> Shape:
         axis = axis_of(self.axis, shape)
-        if shape[axis] < self._old:
+        if shape[axis] < self._old_length:
             raise ValueError(
-                f"`old_vocabulary` has {self._old} entries, and axis {self.axis} of the tensor "
-                f"{shape[axis]} slices. With `old_size=` only the first entries count"
+                f"`old_vocabulary` has {self._old_length} entries, but axis {self.axis} of the "
+                f"tensor has only {shape[axis]} slices. `old_size=` limits it to its first entries"
             )
-        length = self._new + self.oov
+        length = self._new_length + self.oov
         wanted = target[axis_of(self.axis, target)]
         if wanted != length:
             raise ValueError(
-                f"`new_vocabulary` has {self._new} entries, which with oov={self.oov} is {length}, "
-                f"and axis {self.axis} of the variable has {wanted} slices"
+                f"`new_vocabulary` has {self._new_length} entries, {length} with oov={self.oov}, "
+                f"but axis {self.axis} of the variable has {wanted} slices"
             )
-        require_default(self.default, shape, axis, length - len(self._places))
+        require_default(self.default, shape, axis, length - len(self._new_indices))
         return with_length(shape, axis, length)
 
     def _adapt(self, array: np.ndarray, target: Shape) -> np.ndarray:
         axis = axis_of(self.axis, array.shape)
-        moved = np.take(array, self._sources, axis)
-        return place(moved, axis, self._new + self.oov, self._places, self.default)
+        kept = np.take(array, self._old_indices, axis)
+        return scatter(kept, axis, self._new_length + self.oov, self._new_indices, self.default)
 
     def __repr__(self) -> str:
-        options = call(self, self.axis, default=self.default, oov=self.oov or None)
-        carried = f"{len(self._places)} of {self._new} slices carried over"
-        return options.replace("(", f"({carried}, ", 1)
+        call = constructor_call(self, self.axis, default=self.default, oov=self.oov or None)
+        carried = f"{len(self._new_indices)} of {self._new_length} slices carried over"
+        return call.replace("(", f"({carried}, ", 1)
 
 
-def _entries(which: str, vocabulary: Vocabulary, size: int | None) -> Sequence[Hashable]:
-    argument = f"`{which}_vocabulary`"
+def _entries(old_or_new: str, vocabulary: Vocabulary, size: int | None) -> Sequence[Hashable]:
+    argument = f"`{old_or_new}_vocabulary`"
     if isinstance(vocabulary, (str, os.PathLike)):
         entries: list[Hashable] = [*_lines(argument, Path(vocabulary))]
     else:
@@ -114,20 +122,24 @@ def _entries(which: str, vocabulary: Vocabulary, size: int | None) -> Sequence[H
     if size is not None:
         if not 0 < size <= len(entries):
             raise ValueError(
-                f"`{which}_size` must be one of 1 … {len(entries)}, the number of entries in "
-                f"{argument}. Received: {which}_size={size}"
+                f"`{old_or_new}_size` must be one of 1 … {len(entries)}, the number of entries in "
+                f"{argument}. Received: {old_or_new}_size={size}"
             )
         entries = entries[:size]
+    _require_distinct(argument, entries)
+    return entries
+
+
+def _require_distinct(argument: str, entries: Sequence[Hashable]) -> None:
     first: dict[Hashable, int] = {}
     for i, entry in enumerate(entries):
         if not isinstance(entry, Hashable):
             raise ValueError(f"{argument} must be a list of words or numbers. Received: {entry!r}")
         if first.setdefault(entry, i) != i:
             raise ValueError(
-                f"{argument} must have each entry once. Received: {entry!r} at {first[entry]} and "
+                f"{argument} must have distinct entries. Received: {entry!r} at {first[entry]} and "
                 f"{i}"
             )
-    return entries
 
 
 def _is_array(vocabulary: object) -> bool:
@@ -135,7 +147,7 @@ def _is_array(vocabulary: object) -> bool:
 
 
 def _lines(argument: str, path: Path) -> list[str]:
-    """The lines of a file; as TensorFlow reads them, only a line feed ends one."""
+    """Read the lines of a file; as in TensorFlow, only a line feed ends a line."""
     try:
         text = path.read_bytes().decode("utf-8", errors="surrogateescape")
     except OSError as error:

@@ -25,7 +25,7 @@ class Jax(Backend):
 
     def needs_our_step(self, model: Any) -> bool:
         """Keras's step hides the optimizer's variables from metrics, where monitors keep norms."""
-        return bool(model.train_ops.monitors)
+        return bool(model.train_ops.norms.monitors)
 
     def run_step(self, step: StepFunction, model: Any, *args: Any) -> Any:
         """Run a stateless step: what it assigns becomes the state that it returns."""

@@ -1,4 +1,4 @@
-"""Callbacks: warm starts, sessions on a log directory, averages, recalibration, plots of norms."""
+"""Callbacks: warm starts, sessions, weight averages, batch-norm recalibration, gradient norms."""
 
 from keras_trainops.callbacks.monitor_board import MonitorBoard
 from keras_trainops.callbacks.recalibrate_batch_norm import RecalibrateBatchNorm

@@ -9,24 +9,24 @@ import keras
 import numpy as np
 
 from keras_trainops.representation import CallRepr
-from keras_trainops.training.optimizer import engine_of
+from keras_trainops.training.optimizers.transformed import engine_of
 from keras_trainops.transforms.monitoring import HISTOGRAM_EDGES, Monitor
 from keras_trainops.values import copy_of
 
 
 class MonitorBoard(CallRepr, keras.callbacks.Callback):
-    """Writes what each `Monitor` of the chain sees as scalars and histograms for TensorBoard.
+    """Write the norms and histograms of each `Monitor` in the chain for TensorBoard.
 
     Works on every backend, with a model that has `TrainOpsMixin` or a plain one whose optimizer is
-    a `TransformedOptimizer`. Beside `keras.callbacks.TensorBoard`, give it a directory of its own.
+    a `TransformedOptimizer`. Next to `keras.callbacks.TensorBoard` it needs its own directory.
 
     Args:
-        log_dir: The directory for the event files.
-        update_freq: `"epoch"` writes after each epoch, a number after so many weight updates at
-            least. Each writing waits for the device.
+        log_dir: Directory for the event files.
+        update_freq: `"epoch"` writes after each epoch, an integer after at least that many weight
+            updates. Each write waits for the device.
 
     Raises:
-        ValueError: If `update_freq` does not fit; when training begins, if there is no `Monitor`.
+        ValueError: If `update_freq` is invalid; when training begins, if there is no `Monitor`.
         ImportError: When training begins, if tensorboardX is not installed.
 
     Example:
@@ -47,7 +47,10 @@ class MonitorBoard(CallRepr, keras.callbacks.Callback):
                 f"update_freq={update_freq!r}"
             )
         self.log_dir, self.update_freq = os.fspath(log_dir), update_freq
-        self._batches = 0
+        self._monitors: list[Monitor] = []
+        self._writer: Any = None
+        self._steps_per_execution = 1
+        self._batches, self._last_step = 0, -1
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         engine = engine_of(self.model.optimizer)
@@ -56,7 +59,7 @@ class MonitorBoard(CallRepr, keras.callbacks.Callback):
         if not self._monitors:
             raise ValueError(
                 "There is no `keras_trainops.transforms.Monitor` among the gradient transforms of "
-                "the model: put one where the gradients are to be watched."
+                "the model: add one at the place whose gradients you want to see."
             )
         try:
             from tensorboardX import SummaryWriter
@@ -65,13 +68,15 @@ class MonitorBoard(CallRepr, keras.callbacks.Callback):
                 "`MonitorBoard` writes with tensorboardX: pip install 'keras-trainops[tensorboard]'"
             ) from error
         self._writer = SummaryWriter(self.log_dir)
-        # Kept, as on JAX each `self.model` takes the state from the device.
-        self._steps = self.model.steps_per_execution
-        self._written = -1
+        # Read once: on JAX each use of `self.model` fetches the state from the device.
+        self._steps_per_execution = self.model.steps_per_execution
+        self._last_step = -1
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         self._batches += 1
-        if self.update_freq != "epoch" and self._batches * self._steps >= int(self.update_freq):
+        if self.update_freq == "epoch":
+            return
+        if self._batches * self._steps_per_execution >= int(self.update_freq):
             self._batches = 0
             self._write()
 
@@ -84,9 +89,9 @@ class MonitorBoard(CallRepr, keras.callbacks.Callback):
 
     def _write(self) -> None:
         step = int(copy_of(self.model.optimizer.iterations))
-        if step == self._written:
+        if step == self._last_step:
             return
-        self._written = step
+        self._last_step = step
         for monitor in self._monitors:
             norms = copy_of(monitor.norms)
             for i, label in enumerate(monitor.labels):
@@ -95,6 +100,7 @@ class MonitorBoard(CallRepr, keras.callbacks.Callback):
                     self._add_histogram(f"{label}/elements", copy_of(monitor.counts)[i], step)
 
     def _add_histogram(self, tag: str, counts: np.ndarray, step: int) -> None:
+        """Write the number of elements in each bin of `HISTOGRAM_EDGES`, without empty ends."""
         (filled,) = np.nonzero(counts)
         if len(filled) == 0:
             return

@@ -1,4 +1,4 @@
-"""Exact batch-norm statistics when training ends."""
+"""Exact batch-norm statistics at the end of training."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from keras_trainops.updates.recalibration import recalibrate_batch_norm
 
 
 class RecalibrateBatchNorm(CallRepr, keras.callbacks.Callback):
-    """Gives batch normalisations, when training ends, the exact moments over data (precise BN).
+    """Replace batch-norm statistics by exact moments over data at the end of training (precise BN).
 
-    `μ = Σ n_b μ_b / N` and `v = Σ n_b (v_b + μ_b²) / N − μ²` of the batches' means and biased
-    variances, in place of moving averages over weights that have changed meanwhile. The weights
-    stay as they are. `keras_trainops.updates.recalibrate_batch_norm` does it without `fit`.
+    `μ = Σ n_b μ_b / N` and `v = Σ n_b (v_b + μ_b²) / N − μ²`, with the means `μ_b` and biased
+    variances `v_b` of the batches, replace moving averages that belong to earlier weights. The
+    weights do not change. Outside of `fit`, use `keras_trainops.updates.recalibrate_batch_norm`.
 
     Args:
-        data: What `fit` takes as `x`: arrays, a dataset, a `PyDataset`; of `(x, y)` the `x` is
-            used.
-        steps: How many batches; None: all there are.
-        batch_size: Examples in a batch of arrays; None: 32.
-        layer_by_layer: Whether each layer gets a pass of its own, so that the statistics are those
-            of one batch of all data; else deeper layers see what earlier ones normalise batch by
-            batch.
-        verbose: 1 shows the progress, and says how long it took.
+        data: The same as `x` of `fit`: arrays, a dataset or a `PyDataset`. `x` is used of `(x, y)`.
+        steps: Number of batches to use, None for all.
+        batch_size: Number of samples per batch of arrays, None for 32.
+        layer_by_layer: If True, each layer gets its own pass over the data, and its statistics are
+            those of one batch of all data. If False, deeper layers see the outputs of earlier ones
+            normalised batch by batch.
+        verbose: 1 shows a progress bar and the time taken.
 
     Raises:
-        ValueError: When training ends, if there is nothing to recalibrate, or no data.
+        ValueError: If `steps` is less than 1; when training ends, if there are no layers to
+            recalibrate, or no data.
 
     Example:
         >>> import numpy as np, keras_trainops as kt

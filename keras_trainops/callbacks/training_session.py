@@ -13,46 +13,51 @@ import keras
 
 from keras_trainops.representation import CallRepr
 from keras_trainops.scalars import check_number, check_whole
-from keras_trainops.session.run import Run, Settings, announce
+from keras_trainops.session.run import Run
+from keras_trainops.session.session import Session, announce, withdraw
+from keras_trainops.session.settings import Settings
 
 
 class TrainingSession(CallRepr, keras.callbacks.Callback):
-    """Keeps a run in a log directory: interrupted anywhere, it ends as if it never had been.
+    """Save training to a log directory and resume it, as if it had never been interrupted.
 
-    The same program, run again, goes on where the last complete checkpoint stands: weights,
-    optimizer with the state of transforms and updates, seeds, metrics of the running epoch, epoch
-    and batch, the state of other callbacks. With data whose order can be repeated the result is bit
-    for bit that of the uninterrupted run. A model with `TrainOpsMixin` goes on within an epoch; a
-    plain `keras.Model` at its beginning, so that its checkpoints wait for the end of an epoch, and
-    other callbacks there begin anew. See the page "Sessions" of the documentation.
+    Run the same program again and it continues from the last complete checkpoint: weights, the
+    optimizer with the state of transforms and updates, seeds, metrics of the current epoch, epoch
+    and batch, and the state of other callbacks. If the order of the data is repeatable, the result
+    is bit for bit that of an uninterrupted run. A model with `TrainOpsMixin` resumes within an
+    epoch. A plain `keras.Model` resumes at the beginning of one: its checkpoints wait for the end
+    of an epoch, and do not include the state of other callbacks. See the page "Sessions" of the
+    documentation.
 
-    Checkpoints are written aside in the background, synced, renamed and, when read, verified. A
-    `WarmStart` beside it is skipped when a run is resumed. A SIGTERM has one written and raises
-    `SessionInterrupted`.
+    Checkpoints are written in the background under a temporary name, synced, renamed, and verified
+    when they are read. A `WarmStart` in the same list is skipped in a resumed run. SIGTERM saves a
+    checkpoint and raises `SessionInterrupted`.
 
     Args:
-        logdir: The directory: `checkpoints/`, event files for TensorBoard, and `session.log`. One
-            run at a time may have it. A relative one is meant from where the program stands now.
-        save_seconds: A checkpoint is written after so many seconds, or None.
-        save_steps: The same after so many steps (batches), whichever comes first, or None. There
-            is always one at the end.
-        summary_steps: Loss, metrics, learning rate, steps per second and norms of a `Monitor` are
-            written for TensorBoard every so many steps (needs tensorboardX), or None.
-        keep: How many checkpoints are kept.
-        stop_at_step: Training stops after so many steps of all runs together, or None.
-        verbose: 1 prints what happens, apart from each checkpoint; 0 nothing. All of it stands in
-            `session.log`.
+        logdir: Directory for `checkpoints/`, event files for TensorBoard, and `session.log`. Only
+            one run at a time can use it. A relative path is resolved now, not when training begins.
+        save_seconds: Number of seconds between checkpoints, or None.
+        save_steps: Number of steps (batches) between checkpoints, or None. A checkpoint is saved
+            when either limit is reached, and at the end of training.
+        summary_steps: Number of steps between summaries for TensorBoard, or None: loss, metrics,
+            learning rate, steps per second and norms of each `Monitor`. Needs tensorboardX.
+        keep: Number of checkpoints to keep.
+        stop_at_step: Step after which training stops, counted over all runs on the directory, or
+            None.
+        verbose: 1 prints what happens, except for each checkpoint; 0 prints nothing. `session.log`
+            has all of it.
 
     Attributes:
-        step: The steps until now, of all runs on the directory.
+        step: Number of steps trained by all runs on the directory.
 
     Raises:
-        ValueError: If an argument does not fit, or there are two sessions; when training begins, if
-            the epoch that is resumed has no such batch any more.
-        RuntimeError: When training begins, if another run has the directory; it is named.
-        RestoreError: When training begins, if the directory is of another model; nothing changed.
-        OSError: If the directory cannot be written, or the final checkpoint; when training begins,
-            if there are checkpoints and all are damaged.
+        ValueError: If an argument is invalid, or there are two sessions; when training begins, if
+            the resumed epoch no longer has the next batch.
+        RuntimeError: When training begins, if another run uses the directory; the message names it.
+        RestoreError: When training begins, if the directory is of another model; nothing was
+            changed.
+        OSError: If the directory or the final checkpoint cannot be written; when training begins,
+            if there are checkpoints and all of them are damaged.
 
     Example:
         >>> import keras_trainops as kt
@@ -80,7 +85,7 @@ class TrainingSession(CallRepr, keras.callbacks.Callback):
         if verbose not in (0, 1):
             raise ValueError(f"`verbose` must be 0 or 1. Received: {verbose=}")
         self._settings = Settings(
-            _directory(logdir),
+            _absolute(logdir),
             check_number("save_seconds", save_seconds, "> 0", lambda n: n > 0, optional=True),
             check_whole("save_steps", save_steps, 1, optional=True),
             check_whole("summary_steps", summary_steps, 1, optional=True),
@@ -88,102 +93,107 @@ class TrainingSession(CallRepr, keras.callbacks.Callback):
             check_whole("stop_at_step", stop_at_step, 1, optional=True),
             verbose,
         )
-        self._run: Run | None = None
-        self._opening = _Opening(self)
-        self._arranged = False
+        self._session = Session(self._settings)
+        self._first_half = _FirstHalf(self)
+        self._is_accompanied = False
+        self._others: list[Any] = []
 
     @property
     def step(self) -> int:
-        """The steps until now, of all runs on the directory."""
-        return 0 if self._run is None else self._run.step
+        """Number of steps trained by all runs on the directory."""
+        return self._session.step
 
     @contextmanager
     def accompany(self, model: keras.Model, callbacks: list[Any]) -> Iterator[list[Any]]:
-        """Used by a model with the mixin: surrounds its `fit`.
+        """Surround the `fit` of a model with the mixin.
 
-        Others stand between the session's two halves, so that they find the state put back when
-        training begins, and have all seen the end of an epoch when theirs is saved.
+        The other callbacks come between two halves of the session. So they find the state restored
+        when training begins, and the session saves their state once all have seen the end of an
+        epoch.
+
+        Args:
+            model: The model.
+            callbacks: The callbacks that `fit` was given.
+
+        Returns:
+            A context manager that gives the callbacks for `fit` to use.
         """
-        others = [c for c in callbacks if c is not self]
-        if not any(isinstance(c, keras.callbacks.History) for c in others):
-            others.append(keras.callbacks.History())
-        run = self._new_run()
-        self._arranged, self._others = True, others
+        self._others = [c for c in callbacks if c is not self]
+        if not any(isinstance(c, keras.callbacks.History) for c in self._others):
+            self._others.append(keras.callbacks.History())
+        self._session = Session(self._settings)
+        self._is_accompanied = True
         try:
-            run.open()
-            yield [self._opening, *others, self]
+            self._session.open()
+            yield [self._first_half, *self._others, self]
         except BaseException as error:
-            self._close(run, error)
+            self._close(error)
             raise
         finally:
-            self._close(run)
-            self._arranged = False
+            self._close()
+            self._is_accompanied, self._others = False, []
 
     def see_data(self, iterator: Any) -> None:
-        """Used by a model with the mixin: follows its data."""
-        assert self._run is not None
-        self._run.see_data(iterator)
+        """Follow the data of a model with the mixin.
 
-    def _new_run(self) -> Run:
-        self._run = Run(self._settings)
-        return self._run
+        Args:
+            iterator: Keras's iterator over the epochs.
+        """
+        self._session.follow_data(iterator)
 
-    def _close(self, run: Run, error: BaseException | None = None) -> None:
-        run.close(error)
+    def _close(self, error: BaseException | None = None) -> None:
+        self._session.close(error)
         if self._model is not None:
-            announce(self._model, None)
+            withdraw(self._model)
 
     def begin(self) -> Run:
-        """Begins, if it has not begun; others that come earlier in the list may want it to."""
-        run = self._run
-        if run is None or not run.is_open:
-            run = self._new_run()
-            run.open()
+        """Return the run, and begin it first if no callback earlier in the list did so."""
+        if self._session.is_over:
+            self._session = Session(self._settings)
         try:
-            run.begin(lambda: self.model, self.params)
+            return self._run()
         except BaseException as error:
-            self._close(run, error)
+            self._close(error)
             raise
-        return run
+
+    def _run(self) -> Run:
+        return self._session.begin(lambda: self.model, self.params)
 
     def set_model(self, model: keras.Model) -> None:
         super().set_model(model)
         announce(model, self.begin)
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        self.begin().start_neighbours(self._others if self._arranged else [])
+        self.begin().track_callbacks(self._others)
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        assert self._run is not None
-        self._run.begin_epoch(epoch)
+        self._run().begin_epoch(epoch)
 
     def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        # At a batch's *end* Keras would wait for the device to bring the logs, in every step.
-        if not self._arranged:
-            self._opening.on_train_batch_begin(batch)
+        # Not at the end of a batch: Keras would wait for the device to get the logs in every step.
+        if not self._is_accompanied:
+            self._run().before_batch(batch)
 
     def on_test_begin(self, logs: dict[str, Any] | None = None) -> None:
-        if not self._arranged:
-            self._opening.on_test_begin()
+        if not self._is_accompanied and self._session.is_running:  # else `evaluate` outside `fit`
+            self._run().after_batches()
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        assert self._run is not None
-        if not self._arranged:
-            self._opening.on_epoch_end(epoch)
-        self._run.end_epoch(epoch, logs or {})
+        if not self._is_accompanied:
+            self._run().after_batches()
+        self._run().end_epoch(epoch, logs or {})
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
-        assert self._run is not None
-        self._run.end()
-        if not self._arranged:
-            self._close(self._run)
+        self._run().end()
+        if not self._is_accompanied:
+            self._close()
 
 
-def _directory(logdir: str | os.PathLike[str]) -> Path:
-    """The directory, wherever the program goes later.
+def _absolute(logdir: str | os.PathLike[str]) -> Path:
+    """Return the absolute path, which does not depend on a later working directory.
 
     Raises:
-        ValueError: If it is no local one.
+        ValueError: If it is a URL.
     """
     name = os.fspath(logdir)
     if re.match(r"[A-Za-z][\w+.-]+://", name):
@@ -191,7 +201,7 @@ def _directory(logdir: str | os.PathLike[str]) -> Path:
     return Path(name).expanduser().absolute()
 
 
-class _Opening(keras.callbacks.Callback):
+class _FirstHalf(keras.callbacks.Callback):
     """The half of a session that comes before all other callbacks."""
 
     def __init__(self, session: TrainingSession) -> None:
@@ -202,16 +212,10 @@ class _Opening(keras.callbacks.Callback):
         self._session.begin()
 
     def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        run = self._session._run
-        assert run is not None
-        run.before_batch(batch)
+        self._session._run().before_batch(batch)
 
     def on_test_begin(self, logs: dict[str, Any] | None = None) -> None:
-        run = self._session._run
-        assert run is not None
-        run.after_batches()
+        self._session._run().after_batches()
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        run = self._session._run
-        assert run is not None
-        run.after_batches()
+        self._session._run().after_batches()

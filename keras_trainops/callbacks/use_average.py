@@ -1,4 +1,4 @@
-"""Evaluating with averaged weights, and ending with them."""
+"""Averaged weights for validation, and at the end of training."""
 
 from __future__ import annotations
 
@@ -16,38 +16,36 @@ from keras_trainops.updates.swap import Swap
 
 
 class UseAverage(CallRepr, keras.callbacks.Callback):
-    """Shows averaged weights to validation and, as an epoch ends, to all other callbacks.
+    """Use averaged weights for validation, and show them to other callbacks as an epoch ends.
 
-    The averages are in the model from the validation until every other callback has seen the end of
-    the epoch, wherever this one stands in the list: `EarlyStopping` and `ModelCheckpoint` keep the
-    weights that the validation measured. In an epoch without a validation they come in when the
-    epoch ends. Then the model has its own weights back, and trains as it would have without this
-    callback, bit for bit; they come back as well where anything fails. Weights that another
-    callback assigned meanwhile stay as it assigned them.
+    The averages are in the model from the validation until all other callbacks have seen the end of
+    the epoch, at any position in the list: `EarlyStopping` and `ModelCheckpoint` keep the weights
+    that the validation measured. In an epoch without validation the averages come in when the epoch
+    ends. Then the model gets its own weights back, also after an error, and training continues bit
+    for bit as without this callback. Weights that another callback assigned meanwhile are kept.
 
-    What resumes a run has the model's own weights at all times, and the averages beside them:
-    `TrainingSession` and `keras.callbacks.BackupAndRestore`. Callbacks that act after a batch see
-    the model's own weights, but `evaluate`, wherever a callback calls it, uses the averages.
+    Callbacks that resume a run, `TrainingSession` and `keras.callbacks.BackupAndRestore`, always
+    save the model's own weights, and the averages separately. Callbacks that act after a batch see
+    the model's own weights, but `evaluate` uses the averages wherever a callback calls it.
 
-    When training ends the model has its own weights, with `finalize=True` the averages, or what
-    another callback gives it, such as the best of `EarlyStopping`, which counts for more. To
+    After training the model has its own weights, or the averages if `finalize=True`. Weights that
+    another callback assigns then, such as the best ones of `EarlyStopping`, take precedence. To
     evaluate outside of `fit` use `with average.swapped(): model.evaluate(...)`.
 
     Args:
-        average: The `MovingAverage` or `StochasticWeightAverage`, which is among the model's
-            updates; None: the one that is.
-        finalize: Whether the averages are written into the weights when training ends, before
-            other callbacks are told of that.
-        recalibrate: Data, as `fit` takes them, from which batch-norm statistics are computed for
-            the averaged weights, where they are used; None: the statistics stay as they are. See
-            `RecalibrateBatchNorm`.
-        steps: How many batches of these data; None: all.
-        only_validation: Whether other callbacks see the model's own weights as an epoch ends, and
-            the averages are there for the validation alone.
+        average: The `MovingAverage` or `StochasticWeightAverage` among the model's updates. None
+            uses the only one.
+        finalize: If True, write the averages to the weights when training ends, before other
+            callbacks see `on_train_end`.
+        recalibrate: Data, as for `fit`, to compute batch-norm statistics for the averaged weights
+            whenever they are used. None keeps the statistics. See `RecalibrateBatchNorm`.
+        steps: Number of batches of these data to use, None for all.
+        only_validation: If True, the averages are used for validation only, and other callbacks
+            see the model's own weights as an epoch ends.
 
     Raises:
-        ValueError: When training begins, if the model has no such average, or several, or there are
-            two of these callbacks.
+        ValueError: If `average` is of another class; when training begins, if the model does not
+            have exactly one such average, or there are two of these callbacks.
 
     Example:
         >>> import keras, keras_trainops as kt
@@ -80,15 +78,24 @@ class UseAverage(CallRepr, keras.callbacks.Callback):
 
     @contextmanager
     def accompany(self, model: keras.Model, callbacks: list[Any]) -> Iterator[list[Any]]:
-        """Used by a model with the mixin: stands before and behind the others in its `fit`."""
-        arranged: list[Any] = [_First(self)]
+        """Surround the `fit` of a model with the mixin with callbacks that swap the weights.
+
+        Args:
+            model: The model.
+            callbacks: The callbacks that `fit` was given.
+
+        Returns:
+            A context manager that gives the callbacks for `fit` to use.
+        """
+        arranged: list[Any] = [_BeforeOthers(self)]
         if self.only_validation:
             arranged += callbacks
         else:
-            for own, group in groupby(callbacks, _resumes):
-                arranged += [_Out(self) if own else _In(self), *group]
+            for needs_own_weights, group in groupby(callbacks, _resumes):
+                swap = _SwapOut(self) if needs_own_weights else _SwapIn(self)
+                arranged += [swap, *group]
         try:
-            yield [*arranged, _Out(self)]
+            yield [*arranged, _SwapOut(self)]
         finally:
             self._swap.leave()
 
@@ -101,27 +108,27 @@ class UseAverage(CallRepr, keras.callbacks.Callback):
             averages = [u for u in averages if u is self.average]
         if len(averages) != 1:
             raise ValueError(
-                f"`UseAverage` needs one average among the updates of {model.name!r}, and there "
-                f"are {len(averages)}: pass it to `compile(updates=[LayerUpdates(), average])` or "
-                "to `model.add_update`, and name it here where there are several."
+                f"`UseAverage` needs one average among the updates of {model.name!r}, but there "
+                f"are {len(averages)}: pass one to `compile(updates=[LayerUpdates(), average])` or "
+                "to `model.add_update`, and pass it as `average` here if there are several."
             )
         self._in_use = averages[0]
-        state.evaluation = self._averaged
+        state.fit.evaluation = self._averaged
 
     def enter(self) -> None:
-        """Puts the averages into the model, unless they are there."""
+        """Put the averages into the model, unless they are there already."""
         if not self._swap.is_in:
-            model = self.model  # on JAX it brings the variables up to date first
+            model = self.model  # on JAX this synchronizes the variables first
             changes = batch_statistics(model) if self._data is not None else []
             self._swap.enter(self._in_use.averages(), lambda: self._recalibrate(model), changes)
 
     def leave(self) -> None:
-        """Gives the model its own weights back, but for those that somebody assigned meanwhile."""
+        """Give the model its own weights back, except for those assigned meanwhile."""
         self._swap.leave(keep_assigned=True)
 
     @contextmanager
     def _averaged(self) -> Iterator[None]:
-        """An evaluation that a callback asks for: it may be at a time when averages are in."""
+        """Surround an evaluation by another callback, which may see the averages already."""
         if self._swap.is_in:
             yield
             return
@@ -136,21 +143,21 @@ class UseAverage(CallRepr, keras.callbacks.Callback):
             recalibrate_batch_norm(model, self._data, self._steps)
 
     def finish(self) -> None:
-        """Writes the averages into the model for good, if it is to; evaluations are its own now."""
+        """End the use of averages in evaluations, and finalize them if the user asked for it."""
         model: Any = self.model
-        model.train_ops.evaluation = None
+        model.train_ops.fit.evaluation = None
         if self.finalize:
             self._in_use.finalize()
             self._recalibrate(model)
 
 
 def _resumes(callback: Any) -> bool:
-    """Whether a callback keeps what training goes on from, and so the model's own weights."""
+    """Return True if a callback saves a run to resume, and so needs the model's own weights."""
     return isinstance(callback, keras.callbacks.BackupAndRestore)
 
 
-class _First(keras.callbacks.Callback):
-    """What a `UseAverage` does before all other callbacks, wherever it stands itself."""
+class _BeforeOthers(keras.callbacks.Callback):
+    """The part of `UseAverage` that acts before all other callbacks."""
 
     def __init__(self, use: UseAverage) -> None:
         super().__init__()
@@ -163,8 +170,8 @@ class _First(keras.callbacks.Callback):
         self._use.finish()
 
 
-class _In(keras.callbacks.Callback):
-    """Behind it callbacks see the averages as an epoch ends."""
+class _SwapIn(keras.callbacks.Callback):
+    """Show the averages to the callbacks after it as an epoch ends."""
 
     def __init__(self, use: UseAverage) -> None:
         super().__init__()
@@ -174,8 +181,8 @@ class _In(keras.callbacks.Callback):
         self._use.enter()
 
 
-class _Out(keras.callbacks.Callback):
-    """Behind it callbacks see the model's own weights as an epoch ends."""
+class _SwapOut(keras.callbacks.Callback):
+    """Show the model's own weights to the callbacks after it as an epoch ends."""
 
     def __init__(self, use: UseAverage) -> None:
         super().__init__()

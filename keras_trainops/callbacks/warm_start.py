@@ -15,34 +15,36 @@ from keras_trainops.restoring.naming.rules import Rename
 from keras_trainops.restoring.planning.options import Reaction
 from keras_trainops.restoring.planning.report import RestoreReport
 from keras_trainops.restoring.restore import Source, restore
-from keras_trainops.session.run import run_on
+from keras_trainops.session.session import run_on
 
 
 class WarmStart(CallRepr, keras.callbacks.Callback):
-    r"""Loads weights when training begins, before the first step: all of them, or none.
+    r"""Load weights when training begins, before the first step: all of them, or none.
 
-    It runs once; a second `fit` does not load again, and a run that is resumed (the optimizer has
-    made updates already) skips it and says so. Lazily built models need `TrainOpsMixin`, or to be
-    called on a batch before.
+    A second `fit` does not load them again. A resumed run, in which the optimizer has made updates
+    already, skips the callback and says so. Lazily built models need `TrainOpsMixin`, or a call on
+    a batch before `fit`.
 
     Args:
         source: The path of a checkpoint (see `open_checkpoint`), a mapping from name to array, or
             another Keras model.
-        rename: From checkpoint key to variable path; see `restore`.
-        include: Patterns of the variables to restore; None: all.
+        rename: Mapping from checkpoint key to variable path; see `restore`.
+        include: Patterns of the variables to restore, None for all.
         exclude: Patterns of the variables to leave at their initial values.
-        adapt: From pattern to adapter; see `restore`.
+        adapt: Mapping from pattern to adapter; see `restore`.
         on_missing: "error", "warn" or "ignore"; see `restore`.
         on_unexpected: "error", "warn" or "ignore"; see `restore`.
         on_mismatch: "error", "warn" or "ignore"; see `restore`.
-        include_optimizer: Whether to restore the optimizer's state as well; see `restore`.
-        verbose: 1 prints the report and, where it takes long, a progress bar; 0 nothing.
+        include_optimizer: If True, restore the optimizer's state as well; see `restore`.
+        verbose: 1 prints the report and, if loading takes long, a progress bar; 0 prints nothing.
 
     Attributes:
-        report: The `RestoreReport`, None before it ran or where it was skipped.
+        report: The `RestoreReport`, None before weights were loaded, and if that was skipped.
 
     Raises:
-        RestoreError: When training begins, if anything does not fit; no variable was changed.
+        ValueError: If `include` or `exclude` is not a valid pattern.
+        RestoreError: When training begins, if checkpoint and model do not match; no variable was
+            changed.
 
     Example:
         >>> import keras_trainops as kt
@@ -87,19 +89,19 @@ class WarmStart(CallRepr, keras.callbacks.Callback):
         self._done = False
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        """Restores, once."""
+        """Load the weights, unless that was done before or the run is resumed."""
         if self._done:
             return
-        # `self.model` and no other reference: on JAX it brings the variables up to date first.
+        # Only `self.model` synchronizes the variables on JAX; another reference does not.
         model = self.model
-        run = run_on(model)  # a session puts its state back first, wherever it stands in the list
+        run = run_on(model)  # begins the session, which restores its state first
         updates = _updates_made(model)
         if run is not None and run.resumed:
-            self._skip(f"the session goes on from step {run.step}.", run.log.note)
+            self._skip(f"the session resumes from step {run.step}.", run.log.write)
         elif updates:
             self._skip(
-                f"the optimizer has made {updates} updates, so this run is resumed and keeps its "
-                "weights."
+                f"the optimizer has made {updates} updates, so this is a resumed run, which keeps "
+                "its weights."
             )
         else:
             self.report = _restore(model, self._source, self._options)
@@ -107,9 +109,9 @@ class WarmStart(CallRepr, keras.callbacks.Callback):
                 model.start_updates(anew=True)
         self._done = True
 
-    def _skip(self, why: str, note: Callable[[str], None] = lambda message: None) -> None:
-        message = f"WarmStart skipped: {why}"
-        note(message)
+    def _skip(self, reason: str, log: Callable[[str], None] = lambda message: None) -> None:
+        message = f"WarmStart skipped: {reason}"
+        log(message)
         if self._options["verbose"]:
             print(message, flush=True)
 
@@ -122,6 +124,7 @@ def _updates_made(model: keras.Model) -> int:
 
 
 def _restore(model: keras.Model, source: Source, options: dict[str, Any]) -> RestoreReport:
+    """Restore, and say why a model without variables could not be built."""
     try:
         return restore(model, source, **options)
     except RestoreError as error:

@@ -1,7 +1,7 @@
-"""Checkpoints of every format as one lazy mapping, and the formats.
+"""Checkpoints of every format behind one lazy mapping.
 
-A new format is a module in `formats/` and a line of `FORMATS` in `open.py`; one of your own is
-registered with `register_format`.
+A built-in format is a module in `formats/` and an entry of `FORMATS` in `open.py`. Register a
+format of your own with `register_format`.
 """
 
 from keras_trainops.checkpoints.checkpoint import Checkpoint

@@ -1,4 +1,4 @@
-"""Sizes and kinds of arrays, without the arrays."""
+"""Sizes in memory and kinds of dtypes."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import numpy as np
 
 
 def nbytes(shape: Iterable[int], dtype: np.dtype) -> int:
-    """The size of an array in memory, exact where NumPy's own integers would overflow."""
+    """Return the size of an array in bytes; NumPy's own integers could overflow."""
     return math.prod(int(n) for n in shape) * dtype.itemsize
 
 
 def is_real(dtype: np.dtype) -> bool:
-    """Whether values of this dtype are real numbers, those of `ml_dtypes` among them."""
+    """Return True for dtypes of real numbers, including those of `ml_dtypes`."""
     return dtype.kind in "biuf" or dtype.name.startswith(("bfloat16", "float8"))

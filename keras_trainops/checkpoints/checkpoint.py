@@ -1,4 +1,4 @@
-"""The one protocol of checkpoint readers, and how a format is recognised."""
+"""The protocol of checkpoints: a lazy mapping from key to array."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from keras_trainops.errors import RestoreError
 
 T = TypeVar("T")
 Memory: TypeAlias = "Callable[[tuple[int, ...], np.dtype], np.ndarray]"
-PIECE = 1 << 18  # elements: 1 MB of float32 stays in a processor's cache while it is looked at
+PIECE = 1 << 18  # elements: 1 MB of float32 fits into a processor's cache
 
 
 class Checkpoint(Mapping[str, np.ndarray]):
@@ -26,11 +26,11 @@ class Checkpoint(Mapping[str, np.ndarray]):
     or call `close()`.
 
     Attributes:
-        location: Where it was opened, as the user gave it.
-        format: What it is, for people, as in "TF2 object-based checkpoint".
-        training_state: Keys that are no weights: optimizer slots, counters, seeds.
-        checksums: Whether `_read` checks the tensor's checksum. Plain bytes then only count as
-            checked where their extent has the checksum too.
+        location: The path or prefix, as the user gave it.
+        format: A description of the format, such as "TF2 object-based checkpoint".
+        training_state: Keys of optimizer slots, counters and seeds rather than weights.
+        checksums: If True, `_read` verifies checksums. Plain bytes then count as verified only if
+            their extent has a checksum.
     """
 
     format: str = ""
@@ -41,11 +41,12 @@ class Checkpoint(Mapping[str, np.ndarray]):
         self.location = location
         self._fingerprint = Fingerprint(files)
 
-    # A reader answers these; any exception of all but the first becomes a `RestoreError`.
+    # Subclasses implement these. `_call` turns their exceptions into `RestoreError`, except those
+    # of `_keys`.
 
     @abstractmethod
     def _keys(self) -> Mapping[str, Any]:
-        """What the reader knows under each key, in the order of the file."""
+        """Return a mapping from key to the reader's own data, in the order of the file."""
 
     @abstractmethod
     def _shape(self, key: str) -> tuple[int, ...]: ...
@@ -54,32 +55,33 @@ class Checkpoint(Mapping[str, np.ndarray]):
     def _dtype(self, key: str) -> np.dtype: ...
 
     def _extent(self, key: str) -> Extent | None:
-        """Where the tensor lies as plain bytes of `_dtype`; None where `_read` has to be asked."""
+        """Return the place of a tensor stored as plain bytes of `_dtype`; None to use `_read`."""
         return None
 
     @abstractmethod
     def _read(self, key: str) -> np.ndarray:
-        """The tensor, checked as the format allows, in an array that nobody else holds."""
+        """Return the tensor, verified as far as the format allows, in an array of its own."""
 
     def shape(self, key: str) -> tuple[int, ...]:
-        """The shape of the tensor under `key`, without reading it."""
-        return self._ask(self._shape, key)
+        """Return the shape of the tensor under `key` without reading it."""
+        return self._call(self._shape, key)
 
     def dtype(self, key: str) -> np.dtype:
-        """The dtype of the tensor under `key`, without reading it."""
-        return self._ask(self._dtype, key)
+        """Return the dtype of the tensor under `key` without reading it."""
+        return self._call(self._dtype, key)
 
     def __getitem__(self, key: str) -> np.ndarray:
-        return self._ask(self._fetch, key)
+        return self._call(self._fetch, key)
 
     def again(self, key: str, memory: Memory = aligned) -> np.ndarray:
-        """The tensor that `pieces` has been through, without looking at its checksum again.
+        """Read a tensor that `pieces` has verified, without verifying its checksum again.
 
         Args:
-            key: Its key.
-            memory: Makes the array that is filled, where the tensor lies as plain bytes.
+            key: The tensor's key.
+            memory: Returns the array to fill, given its shape and dtype. Only used for tensors
+                that are stored as plain bytes.
         """
-        return self._ask(functools.partial(self._fetch_plain, memory), key)
+        return self._call(functools.partial(self._fetch_plain, memory), key)
 
     def _fetch(self, key: str) -> np.ndarray:
         return self._read(key) if self.checksums else self._fetch_plain(aligned, key)
@@ -93,43 +95,41 @@ class Checkpoint(Mapping[str, np.ndarray]):
         return array
 
     def in_pieces(self, key: str) -> bool:
-        """Whether `pieces` reads the tensor piece by piece, and so may be called in threads."""
-        return self._ask(self._checked_extent, key) is not None
+        """Return True if `pieces` reads the tensor piece by piece, and so may run in threads."""
+        return self._call(self._verifiable_extent, key) is not None
 
-    def _checked_extent(self, key: str) -> Extent | None:
-        """Where plain bytes lie that are as well checked as those of `_read`."""
+    def _verifiable_extent(self, key: str) -> Extent | None:
+        """Return the extent if reading it verifies as much as `_read` does."""
         extent = self._extent(key)
         if extent is None or not self.checksums:
             return extent
         return extent if extent.checksum is not None and can_check() else None
 
     def pieces(self, key: str) -> Iterator[np.ndarray]:
-        """The elements in C order, `PIECE` at a time; a piece is valid until the next is asked for.
+        """Yield the elements in C order, `PIECE` at a time.
 
-        What the checksum says is known behind the last.
-
-        Where the tensor lies as plain bytes, no more than a piece of it is in memory.
+        A piece is valid until the next one is requested. The checksum is verified after the last
+        piece. If the tensor is stored as plain bytes, only one piece is in memory at a time.
         """
-        extent = self._ask(self._checked_extent, key)
+        extent = self._call(self._verifiable_extent, key)
         if extent is None:
-            elements = self[key].reshape(-1)
-            yield from (elements[i : i + PIECE] for i in range(0, elements.size, PIECE))
+            yield from pieces_of(self[key])
             return
         size = math.prod(self.shape(key))
         buffer = np.empty(min(size, PIECE), self.dtype(key))
         checksum = Checksum(extent.checksum)
         for start in range(0, size, PIECE):
             piece = buffer[: size - start]
-            self._ask(functools.partial(_read_piece, extent, piece, start), key)
+            self._call(functools.partial(_read_piece, extent, piece, start), key)
             checksum.add(piece)
             yield piece
-        self._ask(lambda key: checksum.require(), key)
+        self._call(lambda key: checksum.require(), key)
 
     def require_unchanged(self) -> None:
-        """Refuses to go on where somebody has written to the files since they were opened.
+        """Raise if the files were written to since they were opened.
 
         Raises:
-            RestoreError: It names the files.
+            RestoreError: If a file has changed; the message names the files.
         """
         changed = self._fingerprint.changed()
         if changed:
@@ -137,11 +137,11 @@ class Checkpoint(Mapping[str, np.ndarray]):
                 f"{self.location!r} was changed while it was read: {', '.join(map(repr, changed))}."
             )
 
-    def _ask(self, question: Callable[[str], T], key: str) -> T:
+    def _call(self, method: Callable[[str], T], key: str) -> T:
         if key not in self._keys():
             raise KeyError(key)
         try:
-            return question(key)
+            return method(key)
         except RestoreError:
             raise
         except Exception as error:  # each library has its own classes for damaged data
@@ -159,7 +159,7 @@ class Checkpoint(Mapping[str, np.ndarray]):
         return key in self._keys()
 
     def close(self) -> None:
-        """Closes the file. The arrays already read stay valid."""
+        """Close the file. Arrays that were read stay valid."""
 
     def __enter__(self) -> Checkpoint:
         return self
@@ -174,6 +174,13 @@ class Checkpoint(Mapping[str, np.ndarray]):
 
     def __repr__(self) -> str:
         return f"<{self.format} {self.location!r}: {len(self)} tensors>"
+
+
+def pieces_of(array: np.ndarray) -> Iterator[np.ndarray]:
+    """Yield the elements of an array in C order, `PIECE` at a time."""
+    elements = array.reshape(-1)
+    for start in range(0, elements.size, PIECE):
+        yield elements[start : start + PIECE]
 
 
 def _read_piece(extent: Extent, piece: np.ndarray, start: int, key: str) -> None:

@@ -1,19 +1,21 @@
-"""What two checkpoints differ in: keys, shapes, dtypes and values."""
+"""Compare two checkpoints: keys, shapes, dtypes and values."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
 from keras_trainops.checkpoints.arrays import is_real
 from keras_trainops.checkpoints.checkpoint import Checkpoint
 
+_Pairs: TypeAlias = Iterable[tuple[np.ndarray, np.ndarray]]
+
 
 class Unlike(NamedTuple):
-    """A key whose tensors have other shapes, or other dtypes (by name)."""
+    """A key with different shapes, or different dtypes (by name), in the two checkpoints."""
 
     key: str
     first: tuple[int, ...] | str
@@ -21,16 +23,16 @@ class Unlike(NamedTuple):
 
 
 class Difference(NamedTuple):
-    """How far the values of two tensors of one shape are apart.
+    """Differences between the values of two tensors of one shape.
 
     Attributes:
-        key: Their key.
-        unequal: How many values differ by more than the tolerance; NaN equals NaN.
-        size: How many there are.
-        absolute: The largest difference of two finite values, infinite if float64 has no room for
-            it; 0 for text and other values that are no numbers.
-        relative: The largest such difference as a part of the larger value's magnitude.
-        non_finite: How many differ in that they are NaN or infinite, in one of the two at least.
+        key: The tensors' key.
+        unequal: Number of values that differ by more than the tolerance; NaN equals NaN.
+        size: Number of values.
+        absolute: Largest difference of two finite values; infinite if it overflows float64, and 0
+            for values that are not numbers.
+        relative: Largest difference divided by the larger magnitude of the two values.
+        non_finite: Number of differences in which at least one value is NaN or infinite.
     """
 
     key: str
@@ -43,13 +45,13 @@ class Difference(NamedTuple):
 
 @dataclass
 class Comparison:
-    """What differs between two checkpoints.
+    """Differences between two checkpoints.
 
     Attributes:
-        only_first, only_second: Keys that only one has.
-        shapes, dtypes: Keys of both whose tensors differ in shape, and in dtype.
-        values: Keys of both whose values differ, the largest absolute difference first.
-        equal: How many keys have the same values, shape and dtype in both.
+        only_first, only_second: Keys of only one of the two.
+        shapes, dtypes: Common keys with different shapes, and with different dtypes.
+        values: Common keys with different values, the largest absolute difference first.
+        equal: Number of keys with equal shape, dtype and values.
     """
 
     only_first: list[str] = field(default_factory=list)
@@ -61,9 +63,14 @@ class Comparison:
 
     @property
     def same(self) -> bool:
-        """Whether nothing differs."""
+        """True if nothing differs."""
         unlike = (self.only_first, self.only_second, self.shapes, self.dtypes, self.values)
         return not any(unlike)
+
+
+class _Tolerance(NamedTuple):
+    absolute: float
+    relative: float
 
 
 def compare(
@@ -75,61 +82,73 @@ def compare(
     relative: float = 0.0,
     progress: Callable[[int], None] = lambda nbytes: None,
 ) -> Comparison:
-    """Compares two checkpoints tensor by tensor, each piece by piece.
+    """Compare two checkpoints tensor by tensor, piece by piece.
 
-    Two numbers differ if `|a - b| > absolute + relative * |b|`, as for `numpy.isclose`; other
-    values, as text, if they are not equal. The order of bytes makes no other dtype.
+    Numbers differ if `|a - b| > absolute + relative * |b|`, as in `numpy.isclose`; other values,
+    such as text, if they are not equal. Byte order does not count as a difference of dtypes.
 
     Args:
-        first: One checkpoint.
-        second: The other, `b` above.
-        leave_out: Keys that are not compared.
-        absolute: See above.
-        relative: See above.
-        progress: Is told how many bytes of the first were compared.
+        first: The checkpoint of `a`.
+        second: The checkpoint of `b`.
+        leave_out: Keys to ignore.
+        absolute: The absolute tolerance.
+        relative: The relative tolerance.
+        progress: Called with the number of bytes after each piece of the first checkpoint.
+
+    Returns:
+        The differences.
 
     Raises:
         RestoreError: If a tensor cannot be read.
     """
-    ours = [key for key in first if key not in leave_out]
-    theirs = [key for key in second if key not in leave_out]
-    found = Comparison(
-        only_first=[key for key in ours if key not in second],
-        only_second=[key for key in theirs if key not in first],
-    )
-    for key in (key for key in ours if key in second):
-        shape = first.shape(key)
-        dtype, other = (file.dtype(key).newbyteorder("=") for file in (first, second))
-        if shape != second.shape(key):
-            found.shapes.append(Unlike(key, shape, second.shape(key)))
+    ours, theirs = _without(leave_out, first), _without(leave_out, second)
+    found = Comparison(only_first=_without(second, ours), only_second=_without(first, theirs))
+    tolerance = _Tolerance(absolute, relative)
+    for key in ours:
+        if key not in second:
             continue
-        if dtype != other:
-            found.dtypes.append(Unlike(key, dtype.name, other.name))
-        pairs = _told(first.pieces(key), second.pieces(key), progress)
-        if _is_number(dtype) and _is_number(other):
-            difference = _difference(key, pairs, absolute, relative)
-        else:
-            difference = _difference_of_others(key, pairs)
-        if difference.unequal:
-            found.values.append(difference)
-        elif dtype == other:
-            found.equal += 1
+        dtypes = (first.dtype(key).newbyteorder("="), second.dtype(key).newbyteorder("="))
+        if first.shape(key) != second.shape(key):
+            found.shapes.append(Unlike(key, first.shape(key), second.shape(key)))
+            continue
+        pairs = _pairs(first.pieces(key), second.pieces(key), progress)
+        _add(found, _difference(key, pairs, dtypes, tolerance), dtypes)
     found.values.sort(key=lambda d: (d.non_finite > 0, d.absolute, d.relative), reverse=True)
     return found
 
 
-def _told(
+def _without(others: Collection[str], keys: Iterable[str]) -> list[str]:
+    return [key for key in keys if key not in others]
+
+
+def _add(found: Comparison, difference: Difference, dtypes: tuple[np.dtype, np.dtype]) -> None:
+    one, other = dtypes
+    if one != other:
+        found.dtypes.append(Unlike(difference.key, one.name, other.name))
+    if difference.unequal:
+        found.values.append(difference)
+    elif one == other:
+        found.equal += 1
+
+
+def _pairs(
     first: Iterable[np.ndarray], second: Iterable[np.ndarray], progress: Callable[[int], None]
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Pieces of both, of which `progress` is told once they were looked at."""
+    """Yield pieces of both tensors; report each to `progress` once it was compared."""
     for one, other in zip(first, second, strict=True):
         yield one, other
         progress(one.nbytes)
 
 
 def _difference(
-    key: str, pairs: Iterable[tuple[np.ndarray, np.ndarray]], absolute: float, relative: float
+    key: str, pairs: _Pairs, dtypes: tuple[np.dtype, np.dtype], tolerance: _Tolerance
 ) -> Difference:
+    if all(map(_is_number, dtypes)):
+        return _difference_of_numbers(key, pairs, tolerance)
+    return _difference_of_others(key, pairs)
+
+
+def _difference_of_numbers(key: str, pairs: _Pairs, tolerance: _Tolerance) -> Difference:
     unequal = size = non_finite = 0
     largest, largest_part = 0.0, 0.0
     for one, other in pairs:
@@ -137,10 +156,11 @@ def _difference(
         both = np.isfinite(a) & np.isfinite(b)
         odd = ~both & ~((a == b) | (np.isnan(a) & np.isnan(b)))
         non_finite += int(odd.sum())
-        with np.errstate(over="ignore", invalid="ignore"):  # two values at the ends of float64
-            apart = _apart(one, other)[both]
+        with np.errstate(over="ignore", invalid="ignore"):  # values at both ends of float64
+            apart = _distance(one, other)[both]
             a, b = np.abs(a[both]), np.abs(b[both])
-            unequal += int((apart > absolute + relative * b).sum()) + int(odd.sum())
+            allowed = tolerance.absolute + tolerance.relative * b
+            unequal += int((apart > allowed).sum()) + int(odd.sum())
             magnitude = np.maximum(a, b)
             parts = np.divide(apart, magnitude, out=np.zeros_like(apart), where=magnitude > 0)
         size += one.size
@@ -149,30 +169,30 @@ def _difference(
     return Difference(key, unequal, size, largest, largest_part, non_finite)
 
 
-def _difference_of_others(key: str, pairs: Iterable[tuple[np.ndarray, np.ndarray]]) -> Difference:
+def _difference_of_others(key: str, pairs: _Pairs) -> Difference:
     unequal = size = 0
     for one, other in pairs:
-        # As objects, since NumPy has no comparison for some pairs of dtypes, as text and numbers.
+        # As objects: NumPy cannot compare some pairs of dtypes, such as text and numbers.
         unequal += int((one.astype(object) != other.astype(object)).sum())
         size += one.size
     return Difference(key, unequal, size, 0.0, 0.0, 0)
 
 
 def _is_number(dtype: np.dtype) -> bool:
-    """Whether values of this dtype are numbers, real or not, those of `ml_dtypes` among them."""
+    """Return True for dtypes of real or complex numbers, including those of `ml_dtypes`."""
     return dtype.kind in "biufc" or (dtype.kind == "V" and dtype.type is not np.void)
 
 
-def _apart(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """Distances in float64, in which no two different integers are 0 apart."""
+def _distance(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Return `|one - other|` in float64; it is never 0 for different integers."""
     integers = one.dtype.kind in "biu" and other.dtype.kind in "biu"
-    if integers and np.result_type(one, other).kind != "f":  # as that of int64 and uint64 is
+    if integers and np.result_type(one, other).kind != "f":  # int64 and uint64 promote to float64
         high, low = np.maximum(one, other), np.minimum(one, other)
-        # Modulo 2**64 the difference is right even where int64 has no room for it.
+        # Modulo 2**64 the difference is right even if it overflows int64.
         return (high.astype(np.uint64) - low.astype(np.uint64)).astype(np.float64)
     return np.abs(_wide(one) - _wide(other))
 
 
 def _wide(values: np.ndarray) -> np.ndarray:
-    """In float64 or, if they are no real numbers, complex128."""
+    """Convert real numbers to float64, others to complex128."""
     return values.astype(np.float64 if is_real(values.dtype) else np.complex128)

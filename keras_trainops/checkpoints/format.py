@@ -1,4 +1,4 @@
-"""The protocol of checkpoint formats: how one is recognised, opened and written."""
+"""Checkpoint formats: how to recognise, open and write one."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _HEAD = 16  # bytes
 
 
 class Candidate:
-    """A path whose format is sought. Each property reads the disk once, when first asked for.
+    """A path whose format is unknown. Each property reads the disk once, on first access.
 
     Attributes:
-        location: The path as text; for TensorFlow checkpoints a prefix of file names.
+        location: The path as text; it may be the prefix of a TensorFlow checkpoint.
         path: The same as a `Path`, which may not exist.
     """
 
@@ -30,7 +30,7 @@ class Candidate:
 
     @functools.cached_property
     def is_directory(self) -> bool:
-        """Whether the path is a directory."""
+        """True if the path is a directory."""
         return self.path.is_dir()
 
     @functools.cached_property
@@ -91,11 +91,11 @@ class Writer(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Format:
-    """A checkpoint format, as `register_format` takes it.
+    """A checkpoint format; see `register_format`.
 
     Attributes:
         name: Its name in messages, in the plural: "GGUF files".
-        recognise: Returns whether a path is of this format. It must not raise for other formats.
+        recognise: Returns True if a path is of this format. Must not raise for other formats.
         open: Returns the checkpoint at a path.
         suffix: The file name ending under which `write` writes, such as `.npz`.
         write: Writes a file of this format; None if it can only be read.

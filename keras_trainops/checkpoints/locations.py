@@ -1,4 +1,4 @@
-"""What a user gives as a path, as the path of something on this machine."""
+"""Turn what a user passes as a path into the path of something on this machine."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import urllib.request
 
 from keras_trainops.errors import RestoreError
 
-# `pathlib` makes one slash of two; a single letter is a drive of Windows.
+# One slash is enough, as `pathlib` merges two. A single letter would be a Windows drive.
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):(/+)(.*)", re.DOTALL)
 _DOWNLOADS = {
     "gs": "`gcloud storage cp`",
@@ -20,13 +20,18 @@ _DOWNLOADS = {
 
 
 def location_of(path: str | bytes | os.PathLike[str] | os.PathLike[bytes]) -> str:
-    """The path as text, with `~` expanded, a `file://` URL decoded, and no `/` behind a file.
+    """Return the path as text.
+
+    Expands `~`, decodes `file://` URLs, and removes a slash after the name of a file.
 
     Args:
-        path: What the user gave. A prefix of a TensorFlow checkpoint is no file by itself.
+        path: The user's path. It need not exist: it may be the prefix of a TensorFlow checkpoint.
+
+    Returns:
+        A local path or prefix.
 
     Raises:
-        RestoreError: If it is empty, no path at all, or one of another machine (`gs://…`).
+        RestoreError: If it is empty, not a valid path, or on another machine (`gs://…`).
 
     Example:
         >>> location_of(b"run/model.keras")
@@ -51,8 +56,9 @@ def _without_scheme(text: str) -> str:
         host = "" if len(slashes) != 2 else rest.partition("/")[0]
         if host in ("", "localhost"):
             return urllib.request.url2pathname("/" + rest.removeprefix(host).lstrip("/"))
-    with_what = _DOWNLOADS.get(scheme.lower())
+    tool = _DOWNLOADS.get(scheme.lower())
+    hint = f" (for example with {tool})" if tool else ""
     raise RestoreError(
         f"'{scheme}://{rest}' is not on this machine, and remote paths are not read. Download it "
-        f"first{f' (with {with_what}, say)' if with_what else ''}, and pass the path of the copy."
+        f"first{hint}, and pass the path of the copy."
     )

@@ -1,4 +1,4 @@
-"""Formats in the order in which they are tried, and opening a path of any of them."""
+"""The registry of formats, and `open_checkpoint`."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ _registered: list[Format] = []
 
 
 def register_format(new: Format) -> None:
-    """Make `open_checkpoint`, and everything that opens checkpoints, try a format of your own.
+    """Register a format with `open_checkpoint` and everything else that opens checkpoints.
 
     Registered formats are tried before the built-in ones, the latest first. Registering a format
     again under the same name replaces it.
@@ -71,23 +71,23 @@ def known_formats() -> tuple[Format, ...]:
 
 
 def open_checkpoint(path: str | bytes | os.PathLike[str] | os.PathLike[bytes]) -> Checkpoint:
-    """Opens a checkpoint of any supported format, recognised by content and not by its name.
+    """Open a checkpoint of any supported format, recognised by content, not by name.
 
     Formats: TF1 name-based checkpoints, TF2 object-based checkpoints, SavedModel directories,
     `.weights.h5` and its shards, `.keras` (file or directory), legacy Keras HDF5 (weights or whole
     model), `.npz`, `.npy`, `.safetensors` and its index, PyTorch state dicts, Orbax directories,
-    and what a `TrainingSession` saved: its log directory means the newest checkpoint in it.
+    and checkpoints of a `TrainingSession` (its log directory opens the newest one).
 
     Args:
         path: A file, a directory, or the prefix of a TensorFlow checkpoint, on this machine. `~`
-            is expanded, and a `file://` URL is a path.
+            and `file://` URLs are expanded.
 
     Returns:
         A lazy `Mapping` from key to `numpy.ndarray`, with `shape(key)` and `dtype(key)`.
 
     Raises:
-        RestoreError: If there is nothing at `path`, it is on another machine (`gs://…`), no regular
-            file, damaged, or of no supported format.
+        RestoreError: If `path` does not exist, is on another machine (`gs://…`), or is not a
+            regular file; if it is damaged or its format is not supported.
 
     Example:
         >>> import numpy as np
@@ -101,7 +101,7 @@ def open_checkpoint(path: str | bytes | os.PathLike[str] | os.PathLike[bytes]) -
         with contextlib.ExitStack() as refused:
             checkpoint = refused.enter_context(_recognise(text).open(text))
             refuse_unsafe_names(checkpoint, text)
-            refused.pop_all()  # it stays open
+            refused.pop_all()  # leaves it open
             return checkpoint
     except RestoreError:
         raise
@@ -117,10 +117,10 @@ def _recognise(text: str) -> Format:
         if known.recognise(candidate):
             return known
     if candidate.is_directory:
-        raise RestoreError(_no_checkpoint(text, _listing(candidate.path)))
+        raise RestoreError(_unsupported(text, _listing(candidate.path)))
     if not candidate.path.exists():
         raise RestoreError(_missing(candidate.path))
-    raise RestoreError(_no_checkpoint(text, _reading_of(candidate.head)))
+    raise RestoreError(_unsupported(text, _describe(candidate.head)))
 
 
 def _missing(path: Path) -> str:
@@ -136,7 +136,7 @@ def _listing(directory: Path, count: int = 8) -> str:
     return f"The directory {str(directory)!r} holds: {', '.join(names[:count]) or 'nothing'}{more}."
 
 
-def _reading_of(head: bytes) -> str:
+def _describe(head: bytes) -> str:
     if not head:
         return "The file is empty."
     if head.startswith(b"PK"):
@@ -150,15 +150,15 @@ def _reading_of(head: bytes) -> str:
         return "It is a MATLAB file. Pass arrays instead: `scipy.io.loadmat` makes a mapping of it."
     if not head.translate(None, string.printable.encode()):
         return (
-            f"It starts with the bytes {head!r}: text. Of a table of numbers pass arrays instead, "
-            "as `numpy.loadtxt` makes them."
+            f"It starts with the bytes {head!r}: text. If it is a table of numbers, pass arrays "
+            "instead, such as those of `numpy.loadtxt`."
         )
     return f"It starts with the bytes {head!r}."
 
 
-def _no_checkpoint(text: str, found: str) -> str:
+def _unsupported(text: str, found: str) -> str:
     *names, last = dict.fromkeys(known.name for known in known_formats())
     return (
-        f"{text!r} is no checkpoint of a supported format. {found} Supported are "
+        f"{text!r} is not a checkpoint of a supported format. {found} Supported are "
         f"{', '.join(names)} and {last}."
     )

@@ -1,4 +1,4 @@
-"""What the values of a tensor are like, told piece by piece."""
+"""Statistics of a tensor's values, computed piece by piece."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import numpy as np
 
 
 class Statistics(NamedTuple):
-    """Of the finite values of a tensor; None where it has none.
+    """Statistics of the finite values of a tensor; None if it has no finite value.
 
     Attributes:
-        minimum, maximum, mean, std: Of the finite values, computed in float64; `std` is that of
-            the whole population (`ddof=0`).
-        nan, infinite: How many values are NaN, and infinite.
+        minimum, maximum, mean, std: Computed in float64; `std` is the population standard
+            deviation (`ddof=0`).
+        nan, infinite: Number of NaN and of infinite values.
     """
 
     minimum: float | None
@@ -27,17 +27,23 @@ class Statistics(NamedTuple):
 
 
 def statistics(pieces: Iterable[np.ndarray]) -> Statistics:
-    """The statistics of real numbers that come in pieces; no more than one is held.
+    """Compute the statistics of real numbers, holding one piece at a time.
+
+    Args:
+        pieces: Arrays of real numbers, of any shape.
+
+    Returns:
+        The statistics of all values.
 
     Example:
         >>> import numpy as np
         >>> statistics([np.array([1.0, np.nan]), np.array([3.0, np.inf])])
         Statistics(minimum=1.0, maximum=3.0, mean=2.0, std=1.0, nan=1, infinite=1)
 
-    References: Chan, Golub & LeVeque (1979), to combine means and squares of parts.
+    References: Chan, Golub & LeVeque (1979), for combining the means and squares of parts.
     """
     count, nan, infinite = 0, 0, 0
-    mean, squares = 0.0, 0.0  # of the deviations from the mean; both as multiples of `unit`
+    mean, squares = 0.0, 0.0  # `squares` of deviations from the mean; both in multiples of `unit`
     unit = float(np.finfo(np.float64).tiny)
     low, high = math.inf, -math.inf
     for piece in pieces:
@@ -48,7 +54,7 @@ def statistics(pieces: Iterable[np.ndarray]) -> Statistics:
         if not finite.size:
             continue
         low, high = min(low, float(finite.min())), max(high, float(finite.max()))
-        # A power of two near the largest magnitude, so that no square or sum leaves float64.
+        # A power of two near the largest magnitude keeps squares and sums within float64.
         larger = max(unit, 2.0 ** (math.frexp(max(-low, high))[1] - 1))
         mean, squares, unit = mean * (unit / larger), squares * (unit / larger) ** 2, larger
         finite /= unit
@@ -59,6 +65,6 @@ def statistics(pieces: Iterable[np.ndarray]) -> Statistics:
         count = total
     if not count:
         return Statistics(None, None, None, None, nan, infinite)
-    mean = min(max(mean * unit, low), high)  # what rounding may have led out of them
+    mean = min(max(mean * unit, low), high)  # rounding may have moved it outside
     std = min(math.sqrt(squares / count) * unit, high / 2 - low / 2)
     return Statistics(low, high, mean, std, nan, infinite)

@@ -1,4 +1,4 @@
-"""Which names are no weights: optimizer slots, counters, averages and seeds."""
+"""Recognise training state by name: optimizer slots, counters, averages and seeds."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ _COUNTERS = re.compile(
     r"(?:.*/)?(?:global_step|save_counter|beta\d?_power(?:_\d+)?|seed_generator_state"
     r"|current_loss_scale|good_steps|num_batches_tracked)"
 )
-# TF1 names a slot after its variable (`conv/weights/Adam`), and so an average.
+# TF1 names a slot or an average after its variable (`conv/weights/Adam`).
 _OPTIMIZER = (
     r"(?:AdamW?|Adamax|Adagrad|AdagradDA|Adadelta|Ftrl|Momentum|RMS[Pp]rop|LARSOptimizer|LAMB"
     r"|Nadam|SGD)(?:_\d+)?"
 )
 _SLOT = re.compile(rf"{_OPTIMIZER}|ExponentialMovingAverage(?:_\d+)?|adam_[mv]")
-# An optimizer of Keras in a graph, as Estimators have it, the other way round:
-# `training/Adam/conv/weights/m`, and its numbers as `training/Adam/beta_1`.
+# Keras optimizers in a graph (Estimators) put the variable's name second
+# (`training/Adam/conv/weights/m`), and their hyperparameters beside it (`training/Adam/beta_1`).
 _IN_GRAPH = re.compile(rf"((?:.*/)?{_OPTIMIZER}/)(.+)/\w+")
-# The counter of updates by which an optimizer of Keras is found among named tensors.
-OPTIMIZER_COUNTERS = frozenset({"_iterations", "iterations", "iter", "iteration"})
-# Where training programs keep their own state beside the weights.
+# A Keras optimizer among named tensors is recognised by its counter of updates.
+_OPTIMIZER_COUNTERS = frozenset({"_iterations", "iterations", "iter", "iteration"})
+# Top-level names under which training programs save their own state beside the weights.
 _PLACES = re.compile(
     r"(?:optimizers?|opt|opt_state|optim|optimizer_(?:state|states|state_dict|variables|weights)"
     r"|metrics_variables|lr_schedulers?|scheduler|scaler|amp|rng_state|random_state)"
@@ -28,37 +28,48 @@ _PLACES = re.compile(
 
 
 def is_counter(name: str) -> bool:
-    """Whether a tensor of this name counts steps, scales a loss or seeds random numbers."""
+    """Return True for names of step counters, loss scales and random seeds."""
     return _COUNTERS.fullmatch(name) is not None
 
 
 def by_name(names: Iterable[str]) -> frozenset[str]:
-    """The names that are training state, as far as names tell.
+    """Return the names that are recognisably training state.
 
-    That is: counters; what hangs on a variable as its slot or average does; what lies beside an
-    optimizer's counter of updates or beside its slots; what lies in a place that training programs
-    keep for it.
+    These are: counters; names below a variable that are called like a slot or an average; names
+    beside an optimizer's counter of updates or its slots; and names below a top-level name that
+    training programs use for their state.
+
+    Args:
+        names: All names of a checkpoint.
+
+    Returns:
+        A subset of the names.
 
     Example:
         >>> sorted(by_name(["w", "w/Adam", "w/bias", "global_step", "optimizer/0/exp_avg"]))
         ['global_step', 'optimizer/0/exp_avg', 'w/Adam']
     """
     known = set(names)
-    optimizers = {
-        f"{parent}/"
-        for parent, _, leaf in (name.rpartition("/") for name in known)
-        if parent and leaf in OPTIMIZER_COUNTERS
-    }
-    below = (_IN_GRAPH.fullmatch(name) for name in known)
-    optimizers |= {match[1] for match in below if match and match[2] in known}
+    optimizers = tuple(optimizer_scopes(known) | _graph_optimizer_scopes(known))
     return frozenset(
         name
         for name in known
         if is_counter(name.replace(".", "/"))  # PyTorch's names are dotted
         or _is_slot(name, known)
-        or name.startswith(tuple(optimizers))
+        or name.startswith(optimizers)
         or _PLACES.fullmatch(name.partition("/")[0])
     )
+
+
+def optimizer_scopes(names: Iterable[str]) -> set[str]:
+    """Return the scopes, ending in `/`, that hold an optimizer's counter of updates."""
+    split = (name.rpartition("/") for name in names)
+    return {f"{scope}/" for scope, _, leaf in split if scope and leaf in _OPTIMIZER_COUNTERS}
+
+
+def _graph_optimizer_scopes(names: set[str]) -> set[str]:
+    matches = map(_IN_GRAPH.fullmatch, names)
+    return {match[1] for match in matches if match is not None and match[2] in names}
 
 
 def _is_slot(name: str, known: set[str]) -> bool:

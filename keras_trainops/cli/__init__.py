@@ -1,7 +1,7 @@
 """The command line: `keras-trainops`, or `python -m keras_trainops`.
 
-A file per command; what they do is done in the rooms below. Keras is only imported by those that
-need a model.
+Each command has a module, which calls the rest of the library. Only commands that need a model
+import Keras.
 """
 
 from __future__ import annotations
@@ -19,36 +19,39 @@ from keras_trainops.cli.output import RefusedError, print_json
 
 _EXIT_CODES = """\
 exit codes:
-  0    all is well: listed, planned without a problem, the same, converted
-  1    the answer is no: a restore would be refused, files differ, something
+  0    success: listed, planned without problems, equal, converted
+  1    negative result: a restore would be refused, files differ, something
        is ambiguous, a pattern matches nothing, a conversion is refused
-  2    it cannot be told: no such file, a damaged or unknown one, a rule or an
-       argument that makes no sense
+  2    error: no such file, a damaged file or an unknown format, an invalid
+       rule or argument
   130  interrupted (Ctrl-C)
-  141  whoever was to read the output went away, as in `| head`
+  141  the reader of the output went away, as in `| head`
 
-With --json one JSON document is all that is printed to stdout; of an error it
-is {"error": ...}. Messages go to stderr.
+With --json, stdout is a single JSON document; after an error it is
+{"error": ...}. Messages go to stderr.
 """
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command line.
+    """Run the command line.
+
+    Args:
+        arguments: The arguments; by default those of the process.
 
     Returns:
-        The exit code, as `--help` has it. (`argparse` itself exits with 2 where the arguments make
-        no sense.)
+        The exit code; `--help` lists them. (`argparse` itself exits with 2 if the arguments are
+        invalid.)
     """
     options = _parser().parse_args(arguments)
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # for what its encoding lacks
+        sys.stdout.reconfigure(errors="backslashreplace")  # for unencodable characters
     try:
         code = _run(options)
-        if sys.stdout is not None:  # as it is where it was closed, and `print` does nothing
+        if sys.stdout is not None:  # None if it was closed; then `print` does nothing
             sys.stdout.flush()
         return code
     except BrokenPipeError:
-        # Python flushes once more as it ends, which would fail again.
+        # Python flushes again at exit, which would fail.
         with contextlib.suppress(AttributeError, OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
@@ -59,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(options: argparse.Namespace) -> int:
     try:
         return int(options.run(options))
-    except BrokenPipeError:  # an `OSError` that is no matter of the command's
+    except BrokenPipeError:  # an `OSError` that `main` handles
         raise
     except RefusedError as refused:
         return _fail(refused, 1, options.json)
@@ -68,7 +71,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _fail(error: Exception, code: int, as_json: bool) -> int:
-    if sys.stderr is not None:  # `print` would take stdout
+    if sys.stderr is not None:  # with None, `print` would write to stdout
         print(error, file=sys.stderr)
     if as_json:
         print_json({"error": str(error)})
@@ -78,8 +81,8 @@ def _fail(error: Exception, code: int, as_json: bool) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="keras-trainops",
-        description="Looks into checkpoints of any supported format, and says how they would be "
-        "restored into a Keras model.",
+        description="Inspects, compares and converts checkpoints of any supported format, and "
+        "plans how to restore them into a Keras model.",
         epilog=_EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -1,10 +1,9 @@
-"""`keras-trainops convert FILE OUT`: a checkpoint in another format, or under other names."""
+"""`keras-trainops convert FILE OUT`: write a checkpoint in another format or with other names."""
 
 from __future__ import annotations
 
 import argparse
 import os
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,9 +17,9 @@ from keras_trainops.cli.model import (
     add_imports,
     add_restore_options,
     load_model,
+    needs_model,
     rename_rules,
     restore_arguments,
-    says_more_than_names,
 )
 from keras_trainops.cli.output import FILE_HELP, RefusedError, print_json, progress_bar, size_text
 from keras_trainops.errors import RestoreError
@@ -33,14 +32,15 @@ _KERAS = ".weights.h5"
 
 
 def add(commands: Any, common: argparse.ArgumentParser) -> None:
-    """Adds the command to the parser."""
+    """Add the command to the parser."""
     parser = commands.add_parser(
         "convert",
         parents=[common],
         help="write a checkpoint in another format",
         description="Writes the weights of a checkpoint to OUT: a .safetensors or .npz file, one "
-        "tensor at a time, or the .weights.h5 of a model. With --model they are restored into the "
-        "model first, and OUT has the names of its variables. OUT is written whole or not at all.",
+        "tensor at a time, or the .weights.h5 of a model. With --model, the weights are first "
+        "restored into the model, and OUT has the names of its variables. OUT is written whole or "
+        "not at all.",
     )
     parser.add_argument("file", metavar="FILE", help=FILE_HELP)
     parser.add_argument("out", metavar="OUT", help="the new file: .safetensors, .npz, .weights.h5")
@@ -53,13 +53,14 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    ending = _ending(options)
+    suffix = _suffix(options.out)
+    _require_consistent(options, suffix)
     out = _target(options)
     with open_checkpoint(options.file) as checkpoint:
         if options.model is None:
-            written = _write(out, ending, checkpoint, _names(checkpoint, options))
+            written = _write(out, suffix, checkpoint, _names(checkpoint, options))
         else:
-            written = _write_model(out, ending, checkpoint, options)
+            written = _write_model(out, suffix, checkpoint, options)
     size = out.stat().st_size
     if options.json:
         print_json({"out": options.out, "tensors": written, "bytes": size})
@@ -68,33 +69,42 @@ def _run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _ending(options: argparse.Namespace) -> str:
-    """How OUT ends, which says what it is to be.
+def _suffix(out: str) -> str:
+    """Return the suffix of OUT, which selects the format.
 
     Raises:
-        ValueError: If that is unknown, or the options do not go with it.
+        ValueError: If it is unknown.
     """
-    ending = next((e for e in (*_WRITERS, _KERAS) if options.out.endswith(e)), None)
-    if ending is None:
-        known = ", ".join([*_WRITERS, _KERAS])
-        raise ValueError(f"OUT must end in one of {known}. Received: {options.out!r}")
-    if ending == _KERAS and options.model is None:
-        raise ValueError(f"A {_KERAS} file is that of a model: which, `--model` has to say.")
-    if options.model is not None and options.all:
-        raise ValueError("`--all` does not go with `--model`: a model has no training state.")
-    if options.model is None and (options.modules or says_more_than_names(options)):
-        raise ValueError(
-            "Without `--model` there are no variables: `--rename 'KEY => NAME'` is all that can "
-            "be said."
-        )
-    return ending
+    known = (*_WRITERS, _KERAS)
+    for suffix in known:
+        if out.endswith(suffix):
+            return suffix
+    raise ValueError(f"OUT must end in one of {', '.join(known)}. Received: {out!r}")
+
+
+def _require_consistent(options: argparse.Namespace, suffix: str) -> None:
+    """Raise if the options contradict each other.
+
+    Raises:
+        ValueError: If an option needs `--model`, or excludes it.
+    """
+    if options.model is None:
+        if suffix == _KERAS:
+            raise ValueError(f"Writing {_KERAS} needs `--model`.")
+        if options.modules or needs_model(options):
+            raise ValueError(
+                "Without `--model` there are no variables, so the only option for names is "
+                "`--rename 'KEY => NAME'`."
+            )
+    elif options.all:
+        raise ValueError("`--all` cannot be used with `--model`: a model has no training state.")
 
 
 def _target(options: argparse.Namespace) -> Path:
-    """The file to be written: of a link what it points to, which need not be there.
+    """Return the file to write; a link is followed, even if its target does not exist.
 
     Raises:
-        RefusedError: If something is in its place.
+        RefusedError: If something exists at OUT.
         ValueError: If its directory does not exist.
     """
     out = Path(os.path.realpath(options.out))
@@ -108,32 +118,37 @@ def _target(options: argparse.Namespace) -> Path:
 
 
 def _names(checkpoint: Checkpoint, options: argparse.Namespace) -> dict[str, str]:
-    """From name in the new file to key.
+    """Return a mapping from the name in the new file to the key.
 
     Raises:
-        RefusedError: If a rule matches nothing, or two keys would have one name.
+        RefusedError: If a rule matches nothing, or two keys would get the same name.
     """
     keys = [key for key in checkpoint if options.all or key not in checkpoint.training_state]
     rules = rename_rules(options.rename)
-    if rules is None:
-        return {key: key for key in keys}
+    return {key: key for key in keys} if rules is None else _renamed(keys, rules)
+
+
+def _renamed(keys: list[str], rules: Mapping[str, str | None] | str) -> dict[str, str]:
     from keras_trainops.restoring.naming.rules import apply_rules
 
     renaming = apply_rules(rules, keys)
-    names = [(str(target), entry.key) for entry in renaming.renamed for target in entry.addresses]
-    repeated = [name for name, count in Counter(name for name, _ in names).items() if count > 1]
+    keys_of: dict[str, list[str]] = {}
+    for entry in renaming.renamed:
+        for target in entry.addresses:
+            keys_of.setdefault(str(target), []).append(entry.key)
+    repeated = [name for name, sources in keys_of.items() if len(sources) > 1]
     problems = renaming.problems + [f"Several keys are to be called {name!r}." for name in repeated]
     if problems:
         raise RefusedError("\n".join(problems))
-    return dict(names)
+    return {name: key for name, (key,) in keys_of.items()}
 
 
-def _write(out: Path, ending: str, checkpoint: Checkpoint, names: Mapping[str, str]) -> int:
+def _write(out: Path, suffix: str, checkpoint: Checkpoint, names: Mapping[str, str]) -> int:
     _refuse_unsafe(names)
     total = sum(nbytes(checkpoint.shape(key), checkpoint.dtype(key)) for key in names.values())
     with written_aside(out) as aside, progress_bar(total, "writing") as progress:
         try:
-            _WRITERS[ending](aside, checkpoint, names, progress)
+            _WRITERS[suffix](aside, checkpoint, names, progress)
         except UnwritableError as error:
             raise RefusedError(str(error)) from error
         checkpoint.require_unchanged()
@@ -141,18 +156,22 @@ def _write(out: Path, ending: str, checkpoint: Checkpoint, names: Mapping[str, s
 
 
 def _refuse_unsafe(names: Iterable[str]) -> None:
-    """Refuses to write a file that readers would refuse."""
+    """Raise if readers would refuse the new file.
+
+    Raises:
+        RefusedError: If a name would lead elsewhere when used as a path.
+    """
     for name in names:
         try:
             refuse_unsafe_names([name], "OUT")
         except RestoreError as error:
             raise RefusedError(
-                f"No tensor may be called {name!r}: taken for a path, it leads elsewhere."
+                f"No tensor may be called {name!r}: used as a path, it leads elsewhere."
             ) from error
 
 
 def _write_model(
-    out: Path, ending: str, checkpoint: Checkpoint, options: argparse.Namespace
+    out: Path, suffix: str, checkpoint: Checkpoint, options: argparse.Namespace
 ) -> int:
     rename_rules(options.rename)
     model = load_model(options.model, options.modules)
@@ -169,19 +188,19 @@ def _write_model(
     except kt.RestoreError as error:
         _require_readable(checkpoint)
         raise RefusedError(str(error)) from error
-    if ending == _KERAS:
+    if suffix == _KERAS:
         with written_aside(out) as aside:
             model.save_weights(aside)
         return len(model.weights)
     values = _of_model(model)
-    return _write(out, ending, values, {key: key for key in values})
+    return _write(out, suffix, values, {key: key for key in values})
 
 
 def _require_readable(checkpoint: Checkpoint) -> None:
-    """Reads it all again: values that do not fit are an answer, but damage is none.
+    """Read everything again, as damaged files are errors and not refusals.
 
     Raises:
-        RestoreError: If a tensor cannot be read, or the files change meanwhile.
+        RestoreError: If a tensor cannot be read, or a file has changed.
     """
     for key in checkpoint:
         for _ in checkpoint.pieces(key):

@@ -1,4 +1,4 @@
-"""`keras-trainops diff FILE FILE`: what two checkpoints differ in."""
+"""`keras-trainops diff FILE FILE`: compare two checkpoints."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from keras_trainops.cli.output import FILE_HELP, print_columns, print_json, prog
 
 
 def add(commands: Any, common: argparse.ArgumentParser) -> None:
-    """Adds the command to the parser."""
+    """Add the command to the parser."""
     parser = commands.add_parser(
         "diff",
         parents=[common],
@@ -23,10 +23,14 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
     parser.add_argument("first", metavar="FILE", help=FILE_HELP)
     parser.add_argument("second", metavar="FILE", help="another one")
     parser.add_argument(
-        "--atol", type=_tolerance, default=0.0, metavar="A", help="let values differ by A"
+        "--atol", type=_tolerance, default=0.0, metavar="A", help="absolute tolerance"
     )
     parser.add_argument(
-        "--rtol", type=_tolerance, default=0.0, metavar="R", help="and by R times the second's"
+        "--rtol",
+        type=_tolerance,
+        default=0.0,
+        metavar="R",
+        help="relative tolerance, of the second's values",
     )
     parser.add_argument("--all", action="store_true", help="compare training state as well")
     parser.set_defaults(run=_run)

@@ -1,4 +1,4 @@
-"""`keras-trainops inspect FILE`: what is in a checkpoint."""
+"""`keras-trainops inspect FILE`: list the tensors of a checkpoint."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _HEADINGS = ("minimum", "maximum", "mean", "std", "NaN", "infinite")
 
 
 def add(commands: Any, common: argparse.ArgumentParser) -> None:
-    """Adds the command to the parser."""
+    """Add the command to the parser."""
     parser = commands.add_parser(
         "inspect",
         parents=[common],
@@ -35,11 +35,11 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--stats",
         action="store_true",
-        help="read the tensors, one at a time: minimum, maximum, mean and standard deviation of "
-        "the finite values, and how many are not finite",
+        help="read the tensors, one at a time: show minimum, maximum, mean and standard deviation "
+        "of the finite values, and count the others",
     )
     parser.add_argument(
-        "--depth", type=_depth, metavar="N", help="show N levels, and what is below them as a sum"
+        "--depth", type=_depth, metavar="N", help="show N levels of the tree, and the totals below"
     )
     parser.set_defaults(run=_run)
 
@@ -66,16 +66,18 @@ def _size(checkpoint: Checkpoint, key: str) -> int:
 
 
 def _statistics(checkpoint: Checkpoint) -> dict[str, Statistics]:
-    """Of all tensors of real numbers."""
+    """Compute the statistics of all tensors of real numbers."""
     keys = [key for key in checkpoint if is_real(checkpoint.dtype(key))]
     found = {}
     with progress_bar(sum(_size(checkpoint, key) for key in keys), "reading") as progress:
         for key in keys:
-            found[key] = statistics(_told(checkpoint, key, progress))
+            found[key] = statistics(_reported_pieces(checkpoint, key, progress))
     return found
 
 
-def _told(checkpoint: Checkpoint, key: str, progress: Callable[[int], None]) -> Iterator[Any]:
+def _reported_pieces(
+    checkpoint: Checkpoint, key: str, progress: Callable[[int], None]
+) -> Iterator[Any]:
     for piece in checkpoint.pieces(key):
         yield piece
         progress(piece.nbytes)
@@ -107,7 +109,13 @@ def _title(checkpoint: Checkpoint) -> str:
 
 @dataclass
 class _Node:
-    """A part of the tree: what keys have in common, or a key."""
+    """A node of the tree: a common part of keys, or a key.
+
+    Attributes:
+        children: The nodes below, by label.
+        key: The key that ends here, if any.
+        tensors, bytes: Totals of the tensors at and below the node.
+    """
 
     children: dict[str, _Node] = field(default_factory=dict)
     key: str | None = None
@@ -143,21 +151,27 @@ def _texts(found: Statistics) -> tuple[str, ...]:
 
 
 def _tree(checkpoint: Checkpoint) -> _Node:
-    """Keys by their components, which end in `/` or `.`."""
+    """Arrange the keys in a tree by their components, which end in `/` or `.`."""
     root = _Node()
     for key in checkpoint:
         node, size = root, _size(checkpoint, key)
         for part in re.split(r"(?<=[/.])(?=.)", key):
             node = node.children.setdefault(part, _Node())
             node.tensors, node.bytes = node.tensors + 1, node.bytes + size
-        if node.children or node.key is not None:  # `a/` beside `a/b`
+        if node.children or node.key is not None:  # such as `a/` beside `a/b`
             node = node.children.setdefault("", _Node(tensors=1, bytes=size))
         node.key = key
     return root
 
 
 def _lines(node: _Node, depth: int | None, guide: str = "") -> Iterator[tuple[str, _Node]]:
-    """Each line of the tree below a node: its text and what it stands for."""
+    """Yield the lines of the tree below a node: the text and its node.
+
+    Args:
+        node: The root.
+        depth: The number of levels to show; None for all.
+        guide: Indentation of the lines.
+    """
     children = list(node.children.items())
     for i, (label, child) in enumerate(children):
         last = i == len(children) - 1

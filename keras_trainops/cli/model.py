@@ -1,4 +1,4 @@
-"""`keras-trainops plan` and `suggest`: a checkpoint beside a model, which a Keras file holds."""
+"""`keras-trainops plan` and `suggest`: fit a checkpoint to a model in a Keras file."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from keras_trainops.cli.output import FILE_HELP, RefusedError, print_json
+from keras_trainops.registration import register_classes
 
 if TYPE_CHECKING:
     import keras
@@ -19,13 +20,13 @@ _SELECTIONS = ("include", "exclude", "on_missing", "on_unexpected", "on_mismatch
 
 
 def add_plan(commands: Any, common: argparse.ArgumentParser) -> None:
-    """Adds `plan` to the parser."""
+    """Add `plan` to the parser."""
     parser = commands.add_parser(
         "plan",
         parents=[common],
-        help="say what a restore would do",
-        description="Says what `restore` would do, without reading or changing a value. Exits with "
-        "1 if it would be refused.",
+        help="show what a restore would do",
+        description="Shows what `restore` would do, without reading or changing a value. Exits "
+        "with 1 if it would be refused.",
     )
     _add_files(parser)
     add_restore_options(parser)
@@ -33,12 +34,12 @@ def add_plan(commands: Any, common: argparse.ArgumentParser) -> None:
 
 
 def add_suggest(commands: Any, common: argparse.ArgumentParser) -> None:
-    """Adds `suggest` to the parser."""
+    """Add `suggest` to the parser."""
     parser = commands.add_parser(
         "suggest",
         parents=[common],
         help="suggest rename rules",
-        description="Suggests rename rules as Python, to be checked and pasted. Exits with 1 if "
+        description="Suggests rename rules as Python code to check and paste. Exits with 1 if "
         "nothing was found, or if something is ambiguous.",
     )
     _add_files(parser)
@@ -53,14 +54,14 @@ def _add_files(parser: argparse.ArgumentParser) -> None:
 
 
 def add_imports(parser: argparse.ArgumentParser) -> None:
-    """Adds the option that makes classes of the user's known to Keras."""
+    """Add the option that registers the user's own classes with Keras."""
     parser.add_argument(
         "--import",
         dest="modules",
         action="append",
         default=[],
         metavar="MODULE",
-        help="import a module before the model is loaded: one that registers its layers; may be "
+        help="import a module that registers custom layers before loading the model; may be "
         "given several times",
     )
 
@@ -72,7 +73,7 @@ def _add_selection(parser: argparse.ArgumentParser) -> None:
             action="append",
             type=_pattern,
             metavar="PATTERN",
-            help=f"{what} variables of the model that it matches; may be given several times",
+            help=f"{what} variables of the model that match; may be given several times",
         )
 
 
@@ -86,7 +87,7 @@ def _pattern(text: str) -> str:
 
 
 def add_restore_options(parser: argparse.ArgumentParser) -> None:
-    """Adds what `restore` takes as arguments."""
+    """Add the arguments of `restore`."""
     add_rename(parser)
     _add_selection(parser)
     for option, what in (
@@ -104,41 +105,48 @@ def add_restore_options(parser: argparse.ArgumentParser) -> None:
         type=_pattern,
         default=[],
         metavar="PATTERN",
-        help="give tensors the shape of the variables that it matches; may be given several times",
+        help="reshape tensors to the variables that match; may be given several times",
     )
 
 
 def add_rename(parser: argparse.ArgumentParser) -> None:
-    """Adds rename rules."""
+    """Add the option for rename rules."""
     parser.add_argument(
         "--rename",
         action="append",
         default=[],
         metavar="'KEY => PATH'",
-        help="lead keys that this regular expression matches to a path (\\1 is its first group, "
-        "\\g<1+1> the number in it plus one); nothing behind the arrow leaves them out; may be "
-        "given several times, the first that matches counts; or: auto",
+        help="map keys that match a regular expression to a path (\\1 is the first group, "
+        "\\g<1+1> the number in it plus one); an empty path leaves them out; may be given several "
+        "times, the first match counts; or: auto",
     )
 
 
-def says_more_than_names(options: argparse.Namespace) -> bool:
-    """Whether there are options that only mean something beside a model."""
+def needs_model(options: argparse.Namespace) -> bool:
+    """Return True if there are options that need a model."""
     given = [getattr(options, name) for name in _SELECTIONS]
     return any([*given, options.from_torch, options.reshape, options.rename == ["auto"]])
 
 
 def rename_rules(texts: list[str]) -> dict[str, str | None] | str | None:
-    """The rules that `--rename` was given.
+    """Parse the rules of `--rename`.
+
+    Args:
+        texts: The values of the option.
+
+    Returns:
+        Mapping from pattern to path, or None as the path to leave keys out; "auto"; or None if
+        there are no rules.
 
     Raises:
-        ValueError: If a text is no rule, or if two are for the same keys.
+        ValueError: If a text is not a rule, or two rules have the same pattern.
     """
     if texts == ["auto"]:
         return "auto"
     rules: dict[str, str | None] = {}
     for text in texts:
-        whole = f"{text} "  # the path may be nothing
-        arrow = " => " if " => " in whole else "=>"  # then `(?<=>)` in an expression is none
+        whole = f"{text} "  # the path may be empty
+        arrow = " => " if " => " in whole else "=>"  # `(?<=>)` in a pattern is not an arrow then
         key, found, path = (part.strip() for part in whole.partition(arrow))
         if not found or not key:
             raise ValueError(
@@ -151,7 +159,7 @@ def rename_rules(texts: list[str]) -> dict[str, str | None] | str | None:
 
 
 def restore_arguments(options: argparse.Namespace, model: keras.Model) -> dict[str, Any]:
-    """What the options say, as arguments of `restore`."""
+    """Convert the options to arguments of `restore`."""
     import keras_trainops as kt
 
     adapt: dict[str, Any] = {pattern: kt.adapt.Reshape() for pattern in options.reshape}
@@ -166,38 +174,45 @@ def restore_arguments(options: argparse.Namespace, model: keras.Model) -> dict[s
 
 
 def load_model(file: str, modules: list[str]) -> keras.Model:
-    """The model of a Keras file, not compiled.
+    """Load a model without compiling it.
+
+    Args:
+        file: Path of a `.keras` file or another whole model.
+        modules: Names of modules to import first.
+
+    Returns:
+        The model.
 
     Raises:
         ValueError: If a module cannot be imported, or Keras cannot load the file.
     """
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # its remarks are about nobody's files
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's remarks do not help users
     import keras
 
-    importlib.import_module("keras_trainops.serializable")  # the model may be one of ours
+    register_classes()  # registers our classes
     for module in modules:
         if os.getcwd() not in sys.path:
             sys.path.insert(0, os.getcwd())  # as `python -m` does
         try:
             importlib.import_module(module)
-        except Exception as error:  # of any class: it is code of the user's
+        except Exception as error:  # of any class, as it is the user's code
             reason = f"{type(error).__name__}: {error}"
             raise ValueError(f"Cannot import {module!r} ({reason})") from error
     if not os.path.exists(file):
         raise ValueError(f"There is no model at {file!r}.")
     try:
         return keras.saving.load_model(file, compile=False)
-    except Exception as error:  # of any class: a configuration can be wrong in any way
+    except Exception as error:  # of any class, as configurations can be wrong in any way
         reason = str(error).strip().partition("\n")[0]
         raise ValueError(
-            f"Keras cannot load a model from {file!r} ({type(error).__name__}: {reason}). It has "
-            "to be a whole model, as of `model.save('model.keras')`; layers of your own are made "
-            "known with `--import MODULE`."
+            f"Keras cannot load a model from {file!r} ({type(error).__name__}: {reason}). It must "
+            "be a whole model, as saved by `model.save('model.keras')`; register custom layers "
+            "with `--import MODULE`."
         ) from error
 
 
 def _plan(options: argparse.Namespace) -> int:
-    rename_rules(options.rename)  # what is wrong with them is told before Keras takes its time
+    rename_rules(options.rename)  # reports errors before the slow import of Keras
     model = load_model(options.model, options.modules)
     import keras_trainops as kt
 
@@ -218,7 +233,7 @@ def _suggest(options: argparse.Namespace) -> int:
         found = kt.suggest_rename(model, options.file, **selection)
     except kt.RestoreError:
         raise
-    except ValueError as error:  # the patterns are valid, but one of them matches nothing
+    except ValueError as error:  # a valid pattern that matches nothing
         raise RefusedError(str(error)) from error
     if options.json:
         print_json(found.to_dict())

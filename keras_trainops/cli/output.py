@@ -1,4 +1,4 @@
-"""What commands print."""
+"""Output shared by the commands."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ FILE_HELP = "a file, a directory, or the prefix of a TensorFlow checkpoint"
 
 
 class RefusedError(Exception):
-    """The answer of a command is no: exit code 1."""
+    """The command refuses or fails to find something; exit with code 1."""
 
 
 def print_json(document: Any) -> None:
-    """Prints one document, in ASCII, which any encoding has; null is for what is not finite."""
+    """Print a JSON document in ASCII, which any encoding supports; NaN and infinity become null."""
     print(json.dumps(_finite(document), indent=2, allow_nan=False))
 
 
 def _finite(value: Any) -> Any:
-    """The same with None for numbers that are NaN or infinite: JSON has none of them."""
+    """Replace NaN and infinite numbers by None, as JSON does not have them."""
     if isinstance(value, dict):
         return {key: _finite(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple)):
@@ -31,7 +31,10 @@ def _finite(value: Any) -> Any:
 
 
 def size_text(nbytes: int) -> str:
-    """A size for people, in decimal units.
+    """Format a size in decimal units.
+
+    Args:
+        nbytes: The size in bytes.
 
     Example:
         >>> size_text(512), size_text(48_300), size_text(1_080_000_000)
@@ -47,11 +50,11 @@ def size_text(nbytes: int) -> str:
 
 
 def print_columns(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> None:
-    """Prints rows as aligned columns.
+    """Print rows as aligned columns.
 
     Args:
-        rows: The cells, as many in each row.
-        right: The numbers of the columns that are aligned on the right.
+        rows: The cells; all rows have the same number.
+        right: Indices of the columns to align on the right.
     """
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
@@ -64,11 +67,14 @@ def print_columns(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> N
 
 @contextlib.contextmanager
 def progress_bar(total: int, what: str) -> Iterator[Callable[[int], None]]:
-    """Gives a function to be told of bytes that were done; a terminal shows how many.
+    """Yield a function to report progress to; show a progress bar if stderr is a terminal.
 
     Args:
-        total: How many there are.
-        what: What is done with them.
+        total: Total number of bytes.
+        what: The label of the bar.
+
+    Yields:
+        A function to call with the number of bytes processed since the last call.
     """
     if sys.stderr is None or not sys.stderr.isatty():
         yield lambda nbytes: None

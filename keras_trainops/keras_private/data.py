@@ -1,4 +1,4 @@
-"""Keras's private API of the data that `fit` takes: the same on all backends.
+"""Private Keras API of the data that `fit` takes.
 
 `tests/test_keras_private.py` holds each use to the behaviour relied on here.
 """
@@ -14,7 +14,7 @@ from keras.src.trainers import data_adapters
 
 
 class _Ahead:
-    """An iterator that can tell whether there is more."""
+    """An iterator that can look ahead."""
 
     def __init__(self, iterator: Iterator[Any]) -> None:
         self._iterator = iterator
@@ -41,24 +41,23 @@ class Trainer(Protocol):
 
 
 class EpochData:
-    """The data of one `fit`, as Keras's loop over epochs takes them.
+    """The data of one `fit`, as Keras's loop over epochs takes it.
 
-    A *pass* is one iteration over the data. Keras makes one for each epoch, and with
-    `steps_per_epoch` goes on with it in the next; TensorFlow's datasets and Keras's loop make some
-    that are never used.
+    A *pass* is one iteration over the data. Keras makes one for each epoch, and continues it in the
+    next epoch with `steps_per_epoch`. Some passes are never used.
 
     Args:
         iterator: Keras's iterator over epochs, which is followed from now on.
-        listener: Told of what happens: `pass_made()` before a pass is made, `pass_used()` before
-            its first batch, `epoch_begins()`, `skipped()` before the first batch that is not, and
-            `batch_taken()` before one is taken, where it may draw random numbers before callbacks
-            are told of it.
+        listener: Its methods are called: `pass_made()` before a pass is made, `pass_used()` before
+            its first batch, `epoch_begins()`, `skipped()` before the first batch that is not
+            skipped, and `batch_taken()` before a batch is taken that may draw random numbers
+            earlier than callbacks are called.
         trainer: How the backend's trainer takes data.
 
     Attributes:
-        kind: What the data are: the name of Keras's adapter for them.
-        passes: How many passes have drawn an order of a dataset.
-        trained: The batches of this epoch that were trained on.
+        kind: The name of Keras's adapter for the data.
+        passes: The number of passes that have drawn an order of a dataset.
+        trained: The number of batches of this epoch that were trained on.
     """
 
     def __init__(self, iterator: Any, listener: Any, trainer: Trainer) -> None:
@@ -120,17 +119,17 @@ class EpochData:
             )
 
     def has_more(self) -> bool:
-        """Whether there is another batch in this epoch, as far as that can be told."""
+        """Return whether this epoch has another batch, as far as that is known."""
         return self._ahead is None or self._ahead.has_more()
 
     @property
     def shuffled(self) -> bool | str:
-        """Whether `fit` shuffles them; "batch" within each batch."""
+        """Whether `fit` shuffles the data; "batch" if within each batch."""
         return getattr(self._adapter, "_shuffle", False)
 
     @property
     def source(self) -> Any:
-        """The dataset or loader that they come from, None where there is none."""
+        """The dataset or loader that the data come from; None if there is none."""
         for name in ("_dataset", "_dataloader", "py_dataset"):
             if hasattr(self._adapter, name):
                 return getattr(self._adapter, name)
@@ -138,7 +137,7 @@ class EpochData:
 
     @property
     def batch_size(self) -> int | None:
-        """How many samples a batch has, None where Keras does not know."""
+        """The number of samples in a batch; None if Keras does not know."""
         try:
             size = self._adapter.batch_size
         except (AttributeError, IndexError, ValueError):  # of a dataset shared among replicas
@@ -147,11 +146,11 @@ class EpochData:
 
     @property
     def steps_per_execution(self) -> int:
-        """How many batches are trained on between callbacks."""
+        """The number of batches between calls of callbacks."""
         return self._of.steps_per_execution
 
     def goes_on(self, within: bool) -> bool:
-        """Whether the next batch comes from the pass that there is.
+        """Return whether the next batch comes from the current pass.
 
         Args:
             within: Whether an epoch is running.
@@ -159,12 +158,12 @@ class EpochData:
         return within or bool(self._of.steps_per_epoch and self._of._current_iterator is not None)
 
     def passes_before(self, within: bool) -> int:
-        """How many passes drew an order before the one that the next batch comes from."""
+        """Return how many passes drew an order before the pass of the next batch."""
         has_drawn = self._eager or within or self._of._current_iterator is self._current
         return self.passes - int(self.goes_on(within) and has_drawn)
 
     def taken(self, within: bool, announced: bool) -> int:
-        """How many batches were taken from the pass that the next batch comes from.
+        """Return how many batches were taken from the pass of the next batch.
 
         Args:
             within: Whether an epoch is running.
@@ -175,7 +174,7 @@ class EpochData:
         return self._of._steps_seen - (self.steps_per_execution if announced else 0)
 
     def repeat(self, passes: int, epochs: int) -> None:
-        """Brings datasets that change from pass to pass, or epoch to epoch, to where they were."""
+        """Replay passes and epochs so that stateful datasets reach the saved point."""
         if self.kind == "TFDatasetAdapter":
             for _ in range(passes - self.passes):
                 iter(self._pass() if self._eager else self.source)
@@ -186,11 +185,11 @@ class EpochData:
                 self.source.on_epoch_end()
 
     def skip(self, batches: int) -> None:
-        """Has the epoch that begins leave out its first batches."""
+        """Make the next epoch leave out its first batches."""
         self._skip = batches
 
     def go_on_with_a_pass(self, batches: int) -> None:
-        """Makes the pass that epochs with `steps_per_epoch` share, and leaves batches of it out."""
+        """Make the pass that epochs with `steps_per_epoch` share, and skip batches of it."""
         iterator = iter(self._make())
         self._of._current_iterator = iterator
         self._see(iterator)
@@ -199,7 +198,7 @@ class EpochData:
 
 
 def batches(data: Any, batch_size: int | None = None) -> Iterator[Any]:
-    """The inputs of each batch of what `fit` takes, in order; of `(x, y)` the `x`."""
+    """Yield the inputs of each batch of data that `fit` accepts; the `x` of `(x, y)`."""
     if isinstance(data, tuple):
         data, *_ = data
     adapter = data_adapters.get_data_adapter(data, batch_size=batch_size)

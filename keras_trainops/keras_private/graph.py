@@ -1,11 +1,11 @@
-"""Keras's private API of graphs: which layers a functional model feeds, and lookup layers in it.
+"""Private Keras API of graphs of layers, and of lookup layers.
 
-`tests/test_keras_private.py` holds each use to the behaviour relied on here, as it does those in
-`_keras.py`.
+`tests/test_keras_private.py` holds each use to the behaviour relied on here.
 """
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import keras
@@ -14,19 +14,20 @@ from keras_trainops.keras_private.model import all_layers
 
 
 def operation_before(operation: Any) -> Any:
-    """What an operation of a functional model takes its first input from; None if nothing is known.
+    """Return the operation that an operation of a functional model takes its first input from.
 
-    Of a model within the model, the last operation in it.
+    None if it is not known; inside a nested model, the last operation of that model.
     """
-    parents = [parent for node in operation._inbound_nodes for parent in node.parent_nodes]
-    before = parents[0].operation if parents else None
+    parents = itertools.chain(*(node.parent_nodes for node in operation._inbound_nodes))
+    first = next(parents, None)
+    before = None if first is None else first.operation
     while isinstance(before, keras.Model) and getattr(before, "outputs", None):
         before = before.outputs[0]._keras_history.operation
     return before
 
 
 def vocabulary_layers(model: keras.Model) -> list[Any]:
-    """The layers of a model that look words or numbers up in a vocabulary."""
+    """Return the layers of a model that look words or numbers up in a vocabulary."""
     kinds = tuple(
         getattr(keras.layers, name)
         for name in ("StringLookup", "IntegerLookup", "TextVectorization")
@@ -37,23 +38,22 @@ def vocabulary_layers(model: keras.Model) -> list[Any]:
 
 
 def vocabulary_of(layer: Any) -> tuple[str, ...]:
-    """The entries of a lookup layer by index, special ones included; none before it has any."""
+    """Return the entries of a lookup layer by index, including special ones."""
     if not len(layer.get_vocabulary(include_special_tokens=False)):
         return ()
     return tuple(str(entry) for entry in layer.get_vocabulary())
 
 
 def idf_of(layer: Any) -> Any:
-    """The tf-idf weights of a lookup layer by index; None where it has none."""
+    """Return the tf-idf weights of a lookup layer by index; None if it has none."""
     weights = getattr(getattr(layer, "_lookup_layer", layer), "idf_weights_const", None)
     return None if weights is None else weights.numpy()
 
 
 def first_variables_behind(layer: Any) -> list[Any] | None:
-    """The first layers with variables that a functional model feeds with a layer's output.
+    """Return the first layers with variables that a functional model feeds a layer's output to.
 
-    Returns:
-        The layers, or None where the layer is in no graph.
+    None if the layer is not in a graph.
     """
     if not layer._outbound_nodes:
         return None

@@ -1,7 +1,6 @@
-"""Every use of Keras's private API that is the same on all backends.
+"""Private Keras API of models and layers.
 
-What only one backend needs stands in `training/steps/`. `tests/test_keras_private.py` holds each
-use to the behaviour relied on here, so that a new Keras that changes one fails a test with a name.
+`tests/test_keras_private.py` holds each use to the behaviour relied on here.
 """
 
 from __future__ import annotations
@@ -13,17 +12,17 @@ from keras.src.backend.common import global_state
 
 
 def all_layers(model: keras.Model) -> list[keras.layers.Layer]:
-    """The model and all layers in it, however deep."""
+    """Return the model and all layers in it, however deep."""
     return list(model._flatten_layers())
 
 
 def own_variables(layer: keras.layers.Layer) -> list[keras.Variable]:
-    """The weights that a layer made or was given itself, in the order in which it saves them."""
+    """Return the weights that a layer itself made or was given, in the order it saves them."""
     return [*layer._trainable_variables, *layer._non_trainable_variables]
 
 
 def unbuilt_layers(model: keras.Model) -> tuple[str, ...]:
-    """The names of layers that will have variables but, never called, have none yet."""
+    """Return the names of layers that will have variables but have not been called yet."""
     return tuple(
         layer.name
         for layer in all_layers(model)
@@ -32,32 +31,32 @@ def unbuilt_layers(model: keras.Model) -> tuple[str, ...]:
 
 
 def forget_losses(model: keras.Model) -> None:
-    """Has layers forget the losses of the step before, which a stateless call does not.
+    """Clear the losses that layers kept from the previous step; stateless calls do not.
 
-    Layers know their losses by `id`. One that is freed may have the `id` of a new one of another
-    layer, which is then dropped.
+    Layers know their losses by `id`. A new loss may get the `id` of a freed one of another layer,
+    and would then be dropped.
     """
     model._clear_losses()
 
 
 def kernel_of(layer: Any) -> keras.Variable:
-    """The variable of a layer's kernel; with LoRA `layer.kernel` is computed from several."""
+    """Return the variable of a layer's kernel; with LoRA `layer.kernel` is not a variable."""
     return layer.kernel if isinstance(layer.kernel, keras.Variable) else layer._kernel
 
 
 def seeds(model: keras.Model) -> list[keras.Variable]:
-    """The states of the seed generators in a model's layers, which Keras's files leave out."""
+    """Return the states of seed generators in a model's layers, which Keras's files leave out."""
     weights = {id(v) for v in model.weights}
     return [v for v in model.variables if id(v) not in weights and v.name == "seed_generator_state"]
 
 
 def call_in_training(model: Any, x: Any) -> Any:
-    """A forward pass as Keras's training step makes it."""
+    """Make a forward pass as Keras's training step does."""
     return model(x, training=True) if model._call_has_training_arg else model(x)
 
 
 def track_loss(model: Any, loss: Any, batch_size: Any) -> None:
-    """Adds a batch's loss to the mean that the logs hold."""
+    """Add the loss of a batch to the mean in the logs."""
     model._loss_tracker.update_state(loss, sample_weight=batch_size)
 
 
@@ -67,21 +66,21 @@ def compute_loss(model: Any, x: Any, y: Any, sample_weight: Any, y_pred: Any) ->
 
 
 def build_metrics(model: Any, data_batch: Any) -> None:
-    """Creates the variables of losses and metrics, from the shapes of a batch alone."""
+    """Create the variables of losses and metrics from the shapes of a batch."""
     model._symbolic_build(data_batch=data_batch)
 
 
 def start_at_epoch(model: Any, epoch: int | None) -> None:
-    """Has the `fit` that is about to begin its epochs begin with this one; None: with its own."""
+    """Make the `fit` that is about to start its epochs start at `epoch`; None: at its own."""
     model._initial_epoch = epoch
 
 
 def global_seed() -> keras.Variable | None:
-    """The state of the seeds that `keras.random` takes where it is given none, if any were."""
+    """Return the state of the seeds that `keras.random` uses by default; None if none were used."""
     generator = global_state.get_global_attribute("global_seed_generator")
     return None if generator is None else generator.state
 
 
 def random_seed() -> int | None:
-    """What `keras.utils.set_random_seed` was given last."""
+    """Return the seed of the last `keras.utils.set_random_seed`."""
     return global_state.get_global_attribute("global_random_seed")

@@ -15,7 +15,7 @@ from keras.src.utils import tracking
 
 
 def trained_by(optimizer: keras.optimizers.Optimizer) -> list[keras.Variable]:
-    """The variables that a built optimizer was built for."""
+    """Return the variables that a built optimizer was built for."""
     return list(optimizer._trainable_variables)
 
 
@@ -23,10 +23,10 @@ def trained_by(optimizer: keras.optimizers.Optimizer) -> list[keras.Variable]:
 def replaced(
     optimizer: keras.optimizers.Optimizer, method: str, replacement: Callable[..., Any]
 ) -> Iterator[None]:
-    """Within it, and on this thread, calls of an optimizer's method reach `replacement`.
+    """Redirect calls of `optimizer.<method>` to `replacement`, on the current thread only.
 
-    On the thread: the replicas of a strategy are traced in turns, each by a thread of its own.
-    Outside of it the optimizer is as Keras made it, whoever uses it.
+    The replicas of a strategy are traced in turns, each by its own thread. Outside the context the
+    optimizer is as Keras made it, for everybody who uses it.
     """
     stand_in = optimizer.__dict__.get(method)
     if stand_in is None:
@@ -42,7 +42,7 @@ def replaced(
 
 
 class _StandIn:
-    """A method of one object, which threads have replaced for themselves for a while."""
+    """A method of one object, which threads replace for themselves."""
 
     def __init__(self, own: Callable[..., Any]) -> None:
         self._own = own
@@ -57,61 +57,63 @@ class _StandIn:
 def applying(
     optimizer: keras.optimizers.Optimizer, apply_batch: Callable[..., None]
 ) -> AbstractContextManager[None]:
-    """Has `apply_batch(gradients, variables)` do what `optimizer` does with unscaled gradients.
+    """Make `optimizer` call `apply_batch(gradients, variables)` with its unscaled gradients.
 
-    What is left to Keras's `apply` before it: to drop variables without a gradient, and unscaling;
-    and after it: constraints, and counting.
+    Keras's `apply` still drops variables without gradients and unscales first; it applies
+    constraints and counts afterwards.
     """
     return replaced(optimizer, "_backend_apply_gradients", apply_batch)
 
 
 def batch_count(optimizer: keras.optimizers.Optimizer) -> keras.Variable:
-    """The count of batches; with accumulation `iterations`, of weight updates, is a part of it."""
+    """Return the count of batches; with accumulation, `iterations` counts weight updates."""
     return optimizer._iterations
 
 
 def accumulators(
     optimizer: keras.optimizers.Optimizer, variables: Iterable[keras.Variable]
 ) -> list[keras.Variable]:
-    """The sums of gradients of an optimizer that accumulates, for these of its variables."""
+    """Return the sums of gradients of an accumulating optimizer, for these of its variables."""
     return [optimizer._accumulated_gradients[optimizer._get_variable_index(v)] for v in variables]
 
 
 def gradient_sums(optimizer: Any) -> list[keras.Variable]:
-    """The sums of gradients that an optimizer, or one inside it, adds up over batches."""
+    """Return the sums of gradients that an optimizer, or one inside it, keeps over batches."""
     inside = [getattr(optimizer, "inner_optimizer", None), *getattr(optimizer, "optimizers", ())]
     sums = list(getattr(optimizer, "_accumulated_gradients", ()))
-    return [*sums, *(v for part in inside if part is not None for v in gradient_sums(part))]
+    for part in inside:
+        sums += [] if part is None else gradient_sums(part)
+    return sums
 
 
 def accumulate(
     optimizer: keras.optimizers.Optimizer, gradients: list[Any], sums: list[keras.Variable]
 ) -> None:
-    """Adds one batch's gradients to the sums."""
+    """Add the gradients of one batch to the sums."""
     optimizer._backend_increment_gradient_accumulators(gradients, sums)
 
 
 def step(
     optimizer: keras.optimizers.Optimizer, gradients: list[Any], variables: list[keras.Variable]
 ) -> None:
-    """One weight update as the optimizer makes it: its own clip, weight decay, the step."""
+    """Update the weights as the optimizer does: its own clip, weight decay, the step."""
     clipped = optimizer._clip_gradients(gradients)
     optimizer._apply_weight_decay(variables)
     optimizer._backend_update_step(clipped, variables, optimizer.learning_rate)
 
 
 def update_averages(optimizer: keras.optimizers.Optimizer) -> None:
-    """What `use_ema` does in every batch."""
+    """Update the averages, as `use_ema` does in every batch."""
     optimizer._update_model_variables_moving_average(optimizer._trainable_variables)
 
 
 def overwrite_with_averages(optimizer: keras.optimizers.Optimizer) -> None:
-    """What `ema_overwrite_frequency` does every so many weight updates."""
+    """Overwrite weights with averages, as `ema_overwrite_frequency` does now and then."""
     optimizer._overwrite_model_variables_with_average_value(optimizer._trainable_variables)
 
 
 def slot_lists(optimizer: keras.optimizers.Optimizer) -> dict[str, list[Any]]:
-    """What a built optimizer keeps per variable, by the name of the attribute."""
+    """Return the slots of a built optimizer, one per variable, by the name of the attribute."""
     count = len(trained_by(optimizer))
     return {
         name: list(value)
@@ -125,11 +127,11 @@ def slot_lists(optimizer: keras.optimizers.Optimizer) -> dict[str, list[Any]]:
 
 
 def variable_tracker(variables: list[keras.Variable]) -> Any:
-    """What adds to the list each variable that becomes an attribute of an optimizer."""
+    """Return a tracker that adds each variable assigned to an optimizer's attribute to a list."""
     is_variable = lambda value: isinstance(value, keras.Variable)  # noqa: E731
     return tracking.Tracker({"variables": (is_variable, variables)})
 
 
 def untracked() -> AbstractContextManager[None]:
-    """Within it Keras does not track what becomes an attribute."""
+    """Keep Keras from tracking attributes that are assigned."""
     return tracking.DotNotTrackScope()

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -16,7 +17,7 @@ import keras
 from keras_trainops.keras_private import optimizer_steps
 
 _BUILT_FOR = ("_trainable_variables", "_trainable_variables_indices")
-# What an optimizer in front of another reads of it though its name is private.
+# Private attributes that an optimizer in front of another shows as its own.
 _SHOWN = (
     *_BUILT_FOR,
     *("_iterations", "_learning_rate", "_model_variables_moving_average"),
@@ -25,10 +26,10 @@ _SHOWN = (
 
 
 class InFront(keras.optimizers.Optimizer):
-    """An optimizer in front of another that looks like it: what it has not itself, the other has.
+    """An optimizer in front of another one that it looks like.
 
-    Its own are its name, whether it is built and what a subclass keeps; all the rest, the learning
-    rate, the count of updates, slots and hyperparameters, is read and written there.
+    Its name, `built` and the attributes of subclasses are its own. Everything else is read from and
+    written to the other: the learning rate, the count of updates, slots and hyperparameters.
     """
 
     inner_optimizer: keras.optimizers.Optimizer
@@ -58,7 +59,7 @@ class InFront(keras.optimizers.Optimizer):
 
 
 def _store(optimizer: Any, variables: Iterable[keras.Variable]) -> None:
-    """Has an optimizer track these variables as its own, and no others."""
+    """Make an optimizer track exactly these variables as its own."""
     vars(optimizer).pop("_tracker", None)
     optimizer._variables = []  # TensorFlow tracks what is appended
     optimizer._tracker = optimizer_steps.variable_tracker(optimizer._variables)
@@ -67,7 +68,7 @@ def _store(optimizer: Any, variables: Iterable[keras.Variable]) -> None:
 
 
 def _twin(optimizer: Any) -> Any:
-    """Another object with the same attributes; what TensorFlow tracks in it is its own."""
+    """Return another object with the same attributes, and TensorFlow tracking of its own."""
     twin = object.__new__(type(optimizer))
     for name, value in vars(optimizer).items():
         vars(twin)[name] = copy.copy(value) if name.startswith("_self_") else value
@@ -77,7 +78,7 @@ def _twin(optimizer: Any) -> Any:
 
 
 class _BuildTogether:
-    """`build` of a stand-in: it builds whom it stands in for, and takes over what that keeps."""
+    """`build` of a stand-in: builds the original, and takes over its attributes."""
 
     def __init__(self, original: Any, stand_in: Any) -> None:
         self.original, self._stand_in = original, stand_in
@@ -95,10 +96,10 @@ class _BuildTogether:
 
 
 def with_another_inside(optimizer: Any, inner: keras.optimizers.Optimizer) -> Any:
-    """What stands in for a LossScaleOptimizer, with another optimizer inside.
+    """Return a stand-in for a LossScaleOptimizer with another optimizer inside.
 
-    It is of the same class and has the same attributes and variables, those it is built with too.
-    `optimizer` stays as it is, and its loss scale moves as the other's does.
+    It has the same class, attributes and variables, including those created when it is built.
+    `optimizer` is not changed, except that its loss scale is shared.
     """
     built_with = vars(optimizer).get("build")
     original = built_with.original if isinstance(built_with, _BuildTogether) else optimizer
@@ -110,14 +111,14 @@ def with_another_inside(optimizer: Any, inner: keras.optimizers.Optimizer) -> An
 
 
 def unbuilt(optimizer: Any) -> Any:
-    """The same optimizer as it was before it was built, with all that its user has set.
+    """Return the optimizer as it was before it was built, with everything its user has set.
 
-    Nothing is made from a configuration, which may not tell everything. `build` it for other
-    variables, and then call `take_over`.
+    It is not made from `get_config`, which may be incomplete. `build` it for other variables, then
+    call `take_over`.
     """
     new = _twin(optimizer)
     for name in [name for name in vars(new) if name.startswith("_self_")]:
-        del vars(new)[name]  # what TensorFlow tracks: it begins anew
+        del vars(new)[name]  # TensorFlow's tracking starts anew
     for name, empty in (*zip(_BUILT_FOR, ([], {}), strict=True), ("built", False)):
         if name in vars(new):
             vars(new)[name] = empty
@@ -131,7 +132,7 @@ def unbuilt(optimizer: Any) -> Any:
 
 
 class _BuildByParts:
-    """`build` of a MultiOptimizer made of another: each variable goes to the part it was with."""
+    """`build` of a MultiOptimizer made from another: each variable keeps its part."""
 
     def __init__(self, old: Any, new: Any) -> None:
         self._old, self._new = old, new
@@ -151,32 +152,54 @@ class _BuildByParts:
         try:
             new.build(variables)
         finally:
-            new._optimizer_map = old._optimizer_map  # which is what a file keeps
+            new._optimizer_map = old._optimizer_map  # the one that files keep
 
 
 def take_over(new: Any, old: Any) -> None:
-    """Gives an optimizer of `unbuilt` copies of the variables that its `build` did not make."""
-    slots = {id(v) for values in optimizer_steps.slot_lists(old).values() for v in values}
+    """Give an optimizer made by `unbuilt` copies of the variables that `build` did not create.
+
+    Args:
+        new: The new optimizer, built.
+        old: The optimizer that it was made from.
+    """
+    slots = set(map(id, itertools.chain(*optimizer_steps.slot_lists(old).values())))
     own = {id(v): v for v in old._variables if id(v) not in slots}
-    copies: dict[int, keras.Variable] = {}
-
-    def copied(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: copied(each) for key, each in value.items()}
-        if isinstance(value, (list, tuple)) and not hasattr(value, "_fields"):
-            return [copied(each) for each in value]
-        if id(value) in own and id(value) not in copies:
-            copies[id(value)] = _copy_of(value, old.name)
-        return copies.get(id(value), value)
-
+    copies = _Copies(own, old.name)
     with optimizer_steps.untracked():
         for name, value in list(vars(new).items()):
             if name in ("_variables", *_BUILT_FOR) or name.startswith("_self_"):
                 continue
             if any(id(each) in own for each in _within(value)):
-                setattr(new, name, copied(value))
+                setattr(new, name, copies.of(value))
     made = list(new._variables)
-    _store(new, [*(copies[key] for key in own if key in copies), *made])
+    _store(new, [*copies.made_in_order(), *made])
+
+
+class _Copies:
+    """Copies of variables, one for each however often it occurs.
+
+    Args:
+        own: The variables, by `id`.
+        scope: The name scope of the copies.
+    """
+
+    def __init__(self, own: dict[int, keras.Variable], scope: str) -> None:
+        self._own, self._scope = own, scope
+        self._made: dict[int, keras.Variable] = {}
+
+    def of(self, value: Any) -> Any:
+        """Return a value, or a container of values, with copies in place of the variables."""
+        if isinstance(value, dict):
+            return {key: self.of(each) for key, each in value.items()}
+        if isinstance(value, (list, tuple)) and not hasattr(value, "_fields"):
+            return [self.of(each) for each in value]
+        if id(value) in self._own and id(value) not in self._made:
+            self._made[id(value)] = _copy_of(value, self._scope)
+        return self._made.get(id(value), value)
+
+    def made_in_order(self) -> list[keras.Variable]:
+        """Return the copies made so far, in the order of the variables."""
+        return [self._made[key] for key in self._own if key in self._made]
 
 
 def _within(value: Any) -> Iterator[Any]:
@@ -198,24 +221,24 @@ def _copy_of(variable: keras.Variable, scope: str) -> keras.Variable:
 
 
 def optimizer_variables(optimizer: Any) -> list[keras.Variable]:
-    """The variables that the optimizer itself has, without those of others inside it."""
+    """Return the optimizer's own variables, without those of optimizers inside it."""
     return list(optimizer._variables)
 
 
 def inside(optimizer: Any) -> list[Any]:
-    """The optimizers that one consists of: what it wraps, or the parts of a MultiOptimizer."""
+    """Return the optimizer that one wraps, or the parts of a MultiOptimizer."""
     inner = vars(optimizer).get("inner_optimizer")
     return list(getattr(optimizer, "optimizers", ())) if inner is None else [inner]
 
 
 def all_of(optimizer: Any) -> list[Any]:
-    """An optimizer and all inside it."""
-    return [optimizer, *(each for part in inside(optimizer) for each in all_of(part))]
+    """Return an optimizer and all optimizers inside it."""
+    return [optimizer, *itertools.chain(*map(all_of, inside(optimizer)))]
 
 
 @contextmanager
 def shadowed(optimizer: Any, method: str, function: Callable[..., Any]) -> Iterator[None]:
-    """Within it, on every thread, calls of an optimizer's method reach `function`."""
+    """Redirect calls of `optimizer.<method>` to `function`, on every thread."""
     attributes, missing = vars(optimizer), object()
     own = attributes.get(method, missing)
     attributes[method] = function
@@ -231,11 +254,11 @@ def shadowed(optimizer: Any, method: str, function: Callable[..., Any]) -> Itera
 def excluded_from_decay(
     optimizer: Any, variables: Sequence[keras.Variable]
 ) -> tuple[list[int], str | None, bool]:
-    """What `exclude_from_weight_decay` was told.
+    """Return the variables that `exclude_from_weight_decay` excluded.
 
     Returns:
-        The positions among `variables` of those excluded; the expression for names of others; and
-        whether variables are excluded that are not among them.
+        Their positions among `variables`; the regular expression for names; and whether other
+        variables are excluded too.
     """
     keys = set(getattr(optimizer, "_exclude_from_weight_decay", ()))
     pattern = getattr(optimizer, "_exclude_from_weight_decay_pattern", None)
@@ -245,10 +268,10 @@ def excluded_from_decay(
 
 
 def track_apart(model: Any) -> None:
-    """Has TensorFlow's checkpoints keep a model's optimizer under a name that is free.
+    """Make TensorFlow's checkpoints keep a model's optimizer under a name that nobody uses.
 
-    `tf.train.Checkpoint(model, optimizer=...)` refuses any `optimizer` but the one that the model
-    has under this name: so it takes the user's own as well as the one around it.
+    `tf.train.Checkpoint(model, optimizer=...)` refuses an `optimizer` other than the one the model
+    tracks under this name. This way it accepts the user's own as well as the one around it.
     """
     if hasattr(model, "_delete_tracking"):
         model._delete_tracking("optimizer")

@@ -18,10 +18,10 @@ from keras_trainops.keras_private.model import all_layers
 
 
 def serialized_function(function: Callable[..., Any]) -> Any:
-    """A function as a saved configuration keeps it: by its registered name.
+    """Return a function as a saved configuration keeps it: by its registered name.
 
     Raises:
-        ValueError: If it is not registered, so that no file with it could be loaded.
+        ValueError: If it is not registered; a file with it could not be loaded.
     """
     name = keras.saving.get_registered_name(function)
     own = str(getattr(function, "__module__", "")).startswith("keras.")
@@ -36,13 +36,12 @@ def serialized_function(function: Callable[..., Any]) -> Any:
 
 
 class SavedEntry(NamedTuple):
-    """One value that Keras's own saving walk stores for a model.
+    """One value that Keras's saving walk stores for a model.
 
     Attributes:
-        group: Where the weights file keeps its owner, as in `layers/dense_1`.
-        key: The name inside the owner's `vars` group, as in `0`.
-        value: What the owner stored: a `keras.Variable` for layers that save themselves the
-            standard way.
+        group: The owner's place in the weights file, such as `layers/dense_1`.
+        key: The name inside the owner's `vars` group, such as `0`.
+        value: The stored value: a `keras.Variable`, unless the layer has its own way of saving.
     """
 
     group: str
@@ -51,7 +50,7 @@ class SavedEntry(NamedTuple):
 
 
 class SavingWalk(NamedTuple):
-    """What Keras would write for a model, without writing it.
+    """The values Keras would write for a model.
 
     Attributes:
         owners: The name of the layer that each group belongs to.
@@ -65,7 +64,7 @@ class SavingWalk(NamedTuple):
 
 
 class _RecordingStore(saving_lib.H5IOStore):
-    """A weights store that keeps what it is given instead of writing it to a file."""
+    """A weights store that records values instead of writing them to a file."""
 
     def __init__(self) -> None:  # the base class would open a file
         self.walk = SavingWalk({}, [], {})
@@ -92,12 +91,12 @@ class _RecordingStore(saving_lib.H5IOStore):
         return iter(self._keys)
 
     def belongs_to(self, saveable: int) -> None:
-        """Notes whose group was made last."""
+        """Record the layer that the last group belongs to."""
         self.walk.groups.setdefault(saveable, self._group)
 
 
 class _Visited(set[int]):
-    """What the walk has been to: each layer is added right after its group was made."""
+    """The layers that the walk visited: each is added right after its group was made."""
 
     def __init__(self, store: _RecordingStore, skipped: set[int]) -> None:
         super().__init__(skipped)
@@ -109,12 +108,12 @@ class _Visited(set[int]):
 
 
 def saving_walk(model: keras.Model) -> SavingWalk:
-    """Runs Keras's own saving walk over `model` and records where each variable would go.
+    """Run Keras's saving walk over `model`, and record where each variable would go.
 
-    The optimizer is left out: its variables are no weights, and Keras copies each one.
+    The optimizer is left out: its variables are not weights, and Keras would copy each one.
     """
     for kind in {layer._obj_type() for layer in all_layers(model)}:
-        # Keras looks for it here, but keeps it under another name, and so makes it for each layer.
+        # Keras looks it up under this name but stores it under another: it remakes it per layer.
         global_state.set_global_attribute(
             f"saving_attr_skiplist_{kind}", saving_lib.get_attr_skipset(kind)
         )
@@ -125,11 +124,15 @@ def saving_walk(model: keras.Model) -> SavingWalk:
 
 
 def keep_in_clones(kind: Any, extend: Callable[[keras.Model], keras.Model]) -> None:
-    """Has `keras.models.clone_model` extend the clone of a model of this kind.
+    """Make `keras.models.clone_model` extend the clones of models of this kind.
 
-    Keras makes the clone of any sequential model a `keras.Sequential`, and of a functional one with
-    a constructor of its own a plain functional model. It asks nobody, and then compiles the clone
-    as the model was compiled. Other models are cloned as before.
+    Keras clones any sequential model as a `keras.Sequential`, and a functional model with its own
+    constructor as a plain functional one, then compiles the clone as the model was compiled. There
+    is no hook. Other models are cloned as before.
+
+    Args:
+        kind: The class of the models to extend.
+        extend: Extends a clone in place and returns it.
     """
     for name in ("_clone_sequential_model", "_clone_functional_model"):
         setattr(cloning, name, _extending(getattr(cloning, name), kind, extend))

@@ -1,4 +1,4 @@
-"""The versions of Keras that the uses in this package are tested with."""
+"""The versions of Keras that this package is tested with."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ TESTED_KERAS = ((3, 12), (3, 15))
 
 
 def warn_if_untested() -> None:
-    """Says once, at import, when the installed Keras lies outside the tested range."""
+    """Warn, once at import, if the installed Keras is outside the tested range."""
     version = tuple(int(part) for part in keras.__version__.split(".")[:2])
     low, high = TESTED_KERAS
     if not low <= version <= high:

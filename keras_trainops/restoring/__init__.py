@@ -1,1 +1,1 @@
-"""The warm-start half: planning a restore, checking it whole, and assigning it."""
+"""Warm starts: plan a restore, check it completely, and assign the weights."""

@@ -1,4 +1,4 @@
-"""`restore` and `plan_restore`: open the source, plan, check, assign, report."""
+"""`restore` and `plan_restore`: open the source, plan, assign and report."""
 
 from __future__ import annotations
 
@@ -46,40 +46,42 @@ def restore(
     include_optimizer: bool = False,
     verbose: int = 0,
 ) -> RestoreReport:
-    r"""Loads weights into `model` by name, from any supported source: all of them, or none.
+    r"""Load weights into `model` by name, from any supported source: all of them, or none.
 
     Args:
         model: A built Keras model.
         source: The path of a checkpoint (see `open_checkpoint`), an open checkpoint, a mapping
-            from name to array or tensor (mappings and lists in it are joined by `/`), or another
+            from name to array or tensor (nested mappings and lists are joined by `/`), or another
             Keras model.
-        rename: From key to variable path: an ordered mapping of regular expressions
+        rename: Rules from key to variable path. An ordered mapping from regular expression
             (`re.fullmatch` on the key) to a template (`\1` as in `re.sub`), a list of templates
             (one tensor, several variables), a `keras.Variable`, or None (leave the key out); or a
             callable from key to path or None; or "auto", which pairs by the longest common end of
-            the names, then by shape, and refuses what is ambiguous. A key no rule matches keeps
-            its own name.
-        include: Patterns (see `keras_trainops.paths`) of the variables to restore; None: all.
-        exclude: Patterns of the variables to leave as they are.
-        adapt: From pattern to adapter (of `kt.adapt`, as `kt.adapt.Transpose()`, a callable on
-            arrays, or a list of these): what a tensor becomes before it is assigned, or what
-            becomes of several, where several keys lead to one variable.
-        on_missing: What to do with a selected variable that no key leads to: "error", "warn" or
-            "ignore". Default "error", for a mapping of arrays "ignore".
-        on_unexpected: What to do with a key that leads to no variable. Default "ignore" (it is
-            reported), for a mapping of arrays "error".
-        on_mismatch: What to do where shapes differ; unless it is "error" the variable stays.
-        include_optimizer: Whether to restore the state of the model's optimizer as well: its
-            count of updates and its slots, but not its learning rate.
-        verbose: 1 prints the report and, where it takes long, a progress bar; 0 nothing.
+            the names, then by shape, and raises if that is ambiguous. A key that no rule matches
+            keeps its own name.
+        include: Patterns (see `keras_trainops.paths`) of the variables to restore; None for all.
+        exclude: Patterns of the variables to leave unchanged.
+        adapt: Mapping from pattern to an adapter of `kt.adapt`, such as `kt.adapt.Transpose()`, a
+            callable on arrays, or a list of these. It converts the tensor, or combines the tensors
+            if several keys lead to one variable, before the variable is assigned.
+        on_missing: Reaction to a selected variable that no key leads to: "error", "warn" or
+            "ignore". Defaults to "error", for a mapping of arrays to "ignore".
+        on_unexpected: Reaction to a key that leads to no variable. Defaults to "ignore" (the report
+            lists it), for a mapping of arrays to "error".
+        on_mismatch: Reaction to shapes that differ. Unless it is "error", the variable is left
+            unchanged.
+        include_optimizer: If True, also restore the state of the model's optimizer: its step count
+            and its slots, but not its learning rate.
+        verbose: 1 to print the report and, if it takes long, a progress bar; 0 to print nothing.
 
     Returns:
-        What was restored from where, and what was not. Values are cast to the variables' dtypes.
+        A report of what was restored from which key, and what was not. Values are cast to the
+        variables' dtypes.
 
     Raises:
         RestoreError: If the source cannot be read, the model has no variables yet, or anything
-            does not fit; the message lists all of it, and no variable was changed.
-        ValueError: If an argument is not of the kind it must be.
+            does not fit. The message lists all problems, and no variable was changed.
+        ValueError: If an argument has the wrong type or value.
 
     Example:
         >>> import keras, numpy as np
@@ -99,7 +101,7 @@ def restore(
         plan = make_plan(model, checkpoint, options)
         if plan.report.problems:
             raise RestoreError(refusal(plan))
-        # Before anything is assigned: a warning may have been made an error.
+        # Warn before anything is assigned, because filters may turn warnings into errors.
         for line in [*plan.warnings, *_unbuilt_warning(plan.report)]:
             warnings.warn(f"{plan.report.source}: {line}", stacklevel=2)
         with progress_bar(plan.assignments, verbose) as progress:
@@ -124,15 +126,27 @@ def plan_restore(
     on_mismatch: Reaction = "error",
     include_optimizer: bool = False,
 ) -> RestoreReport:
-    """What `restore` would do with the same arguments, without reading or changing a value.
+    """Report what `restore` would do with the same arguments, without reading or changing values.
+
+    Args:
+        model: A built Keras model.
+        source: The source, as for `restore`.
+        rename: Rules from key to variable path, as for `restore`.
+        include: Patterns of the variables to restore; None for all.
+        exclude: Patterns of the variables to leave unchanged.
+        adapt: Mapping from pattern to adapter, as for `restore`.
+        on_missing: Reaction to a selected variable that no key leads to.
+        on_unexpected: Reaction to a key that leads to no variable.
+        on_mismatch: Reaction to shapes that differ.
+        include_optimizer: If True, also plan the state of the model's optimizer.
 
     Returns:
-        The report; `report.problems` says why `restore` would refuse, and is empty where it would
-        not (as far as names, shapes and dtypes tell: values are not read).
+        The report. `report.problems` lists the reasons why `restore` would raise, as far as names,
+        shapes and dtypes show them; values are not read.
 
     Raises:
         RestoreError: If the source cannot be read or the model has no variables yet.
-        ValueError: If an argument is not of the kind it must be.
+        ValueError: If an argument has the wrong type or value.
     """
     options = Options(
         rename, include, exclude, adapt, on_missing, on_unexpected, on_mismatch, include_optimizer
@@ -147,9 +161,19 @@ def plan_restore(
 def open_source(
     source: Source, model: keras.Model, with_optimizer: bool = False
 ) -> Iterator[Checkpoint]:
-    """Opens whatever `restore` takes for a source, to restore it into `model`."""
+    """Open any source that `restore` accepts.
+
+    Args:
+        source: The source.
+        model: The model to restore into.
+        with_optimizer: If True, a source model includes the state of its optimizer.
+
+    Raises:
+        RestoreError: If the source cannot be read, or is a model without variables.
+        ValueError: If `source` has another type.
+    """
     if isinstance(source, Checkpoint):
-        yield source  # the caller opened it, and closes it
+        yield source  # the caller opened it and closes it
     elif isinstance(source, keras.layers.Layer):
         yield _of_model(source, model, with_optimizer)
     elif isinstance(source, Mapping):
@@ -160,7 +184,7 @@ def open_source(
     else:
         raise ValueError(
             "`source` must be the path of a checkpoint, a mapping from name to array, a Keras "
-            "model or an open checkpoint. Of a PyTorch module pass its `state_dict()`; a single "
+            "model or an open checkpoint. For a PyTorch module, pass its `state_dict()`; a single "
             f"array needs a name. Received: {reprlib.repr(source)}"
         )
 
@@ -171,7 +195,7 @@ def _of_model(source: keras.Model, target: keras.Model, with_optimizer: bool) ->
     return ModelCheckpoint(
         source,
         None if optimizer is None else innermost(optimizer),
-        copied=shares_variables(source, target),  # what both have is about to be overwritten
+        copied=shares_variables(source, target),  # shared variables are about to be overwritten
     )
 
 

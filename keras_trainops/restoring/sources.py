@@ -1,4 +1,4 @@
-"""Another model as the source of a restore: its variables under all their names."""
+"""Another model as the source of a restore."""
 
 from __future__ import annotations
 
@@ -15,15 +15,19 @@ from keras_trainops.weight_names import NamedWeight, named_weights, unique
 
 
 class ModelCheckpoint(VariablesCheckpoint):
-    """The weights of a model and, where asked for, the state of its optimizer.
+    """The weights of a model and, on request, the state of its optimizer.
+
+    Args:
+        model: A built model.
+        optimizer: The optimizer whose state to include, if any.
+        copied: If True, all values are copied at once, because they are about to be overwritten.
 
     Attributes:
         model: The model.
         weights: Each weight with all its names, by key.
-        slots: The keys of what the optimizer keeps for a weight, by the weight's key and the
-            optimizer's attribute.
-        counter: The key of the count of updates, empty without an optimizer.
-        optimizer_name: The name of the optimizer.
+        slots: The key of each optimizer slot, by the weight's key and the optimizer's attribute.
+        counter: The key of the step count; empty without an optimizer.
+        optimizer_name: The name of the optimizer; empty without one.
     """
 
     def __init__(
@@ -32,19 +36,12 @@ class ModelCheckpoint(VariablesCheckpoint):
         optimizer: keras.optimizers.Optimizer | None = None,
         copied: bool = False,
     ) -> None:
-        """Opens a model.
-
-        Args:
-            model: A built model.
-            optimizer: The one whose state counts, if any.
-            copied: Whether to copy all values at once, as they are about to be overwritten.
-        """
         self.model = model
         self.weights: Mapping[str, NamedWeight] = unique((w.short, w) for w in named_weights(model))
         self.optimizer_name = "" if optimizer is None else optimizer.name
         self.counter, self.slots, state = "", {}, {}
         if optimizer is not None:
-            # Variables of an optimizer may share a path, as those of weights that do.
+            # Paths repeat if weights share a path.
             keys = {id(v): f"optimizer/{i}/{v.path}" for i, v in enumerate(optimizer.variables)}
             state = {keys[id(v)]: v for v in optimizer.variables}
             self.counter = keys[id(optimizer.iterations)]
@@ -62,19 +59,27 @@ def _slots(
     weights: Mapping[str, NamedWeight],
     keys: Mapping[int, str],
 ) -> dict[tuple[str, str], str]:
+    """Return the key of each slot, by the key of its weight and the optimizer's attribute.
+
+    Args:
+        optimizer: The optimizer.
+        weights: The weights by key.
+        keys: The keys of the optimizer's variables by `id`.
+    """
     if not optimizer.built:
         return {}
     key_of = {id(weight.variable): key for key, weight in weights.items()}
-    return {
-        (key_of[id(variable)], attribute): keys[id(slot)]
-        for attribute, slots in keras_private.slot_lists(optimizer).items()
-        for slot, variable in zip(slots, keras_private.trained_by(optimizer), strict=True)
-        if slot is not None and id(slot) in keys and id(variable) in key_of
-    }
+    trained = keras_private.trained_by(optimizer)
+    found = {}
+    for attribute, slots in keras_private.slot_lists(optimizer).items():
+        for slot, variable in zip(slots, trained, strict=True):
+            if slot is not None and id(slot) in keys and id(variable) in key_of:
+                found[key_of[id(variable)], attribute] = keys[id(slot)]
+    return found
 
 
 def shares_variables(source: keras.Model, target: Any) -> bool:
-    """Whether a variable of the one is a variable of the other as well."""
+    """Return True if the models have a variable in common."""
     own: Iterable[Any] = getattr(target, "weights", ())
     ids = {id(variable) for variable in own}
     return any(id(variable) in ids for variable in source.weights)

@@ -1,1 +1,1 @@
-"""A training run on a log directory: checkpoints, resumption, summaries, one readable log."""
+"""Training runs on a log directory: checkpoints, resumption, summaries and a readable log."""

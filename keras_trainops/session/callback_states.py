@@ -1,4 +1,4 @@
-"""The state of the callbacks beside a session: what they keep in plain attributes."""
+"""The state that other callbacks keep in plain attributes."""
 
 from __future__ import annotations
 
@@ -8,21 +8,22 @@ from typing import Any
 import keras
 import numpy as np
 
-# Keras turns the sign of `min_delta` when it first sees the metric: it does so again.
+# Keras negates `min_delta` when it first sees the metric, and does so again in a resumed run.
 _NOT_STATE = ("params", "min_delta")
-_LARGE = 1_000_000  # bytes
+_LARGE_BYTES = 1_000_000
+_MISSING = object()
 
 
-class Neighbours:
-    """The callbacks that a session saves and resumes with the model.
+class CallbackStates:
+    """The state of the callbacks that a session saves and resumes with the model.
 
     The state of a callback is what training changed in its public attributes: numbers, strings,
-    arrays, and lists and dictionaries of these. What training did not change is the program's to
-    say, so that a resumed run may, for example, have another `patience`. Large arrays are taken to
-    be replaced, not changed in place: nothing is copied for them or compared.
+    arrays, and lists and dictionaries of these. Attributes that training did not change belong to
+    the program, so that a resumed run may use another `patience`, for example. Large arrays are
+    assumed to be replaced rather than changed in place: they are neither copied nor compared.
 
     Args:
-        callbacks: The callbacks.
+        callbacks: The callbacks, before training has changed anything.
     """
 
     def __init__(self, callbacks: Sequence[keras.callbacks.Callback]) -> None:
@@ -31,30 +32,30 @@ class Neighbours:
             name = type(callback).__name__
             same = sum(type(c).__name__ == name for c in self._callbacks.values())
             self._callbacks[f"{name}/{same}"] = callback
-        self._at_start: dict[str, dict[str, Any]] = {}
-
-    def start(self) -> None:
-        """Notes how they are before training changes anything."""
-        self._at_start = {k: _copied(_plain(c)) for k, c in self._callbacks.items()}
+        self._initial = {k: _copied(_plain_attributes(c)) for k, c in self._callbacks.items()}
 
     def state(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-        """What training changed: a document, and the arrays that it refers to."""
+        """Return what training changed: a JSON document, and the arrays that it refers to."""
         arrays: dict[str, np.ndarray] = {}
         document = {
             key: {
                 name: _packed(value, f"callbacks/{key}/{name}", arrays)
-                for name, value in _plain(callback).items()
-                if not _same(value, self._at_start.get(key, {}).get(name, _plain))
+                for name, value in _plain_attributes(callback).items()
+                if not _same(value, self._initial[key].get(name, _MISSING))
             }
             for key, callback in self._callbacks.items()
         }
         return document, arrays
 
     def restore(self, document: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> list[str]:
-        """Puts state back.
+        """Restore what `state` returned.
+
+        Args:
+            document: The saved document.
+            arrays: The saved arrays.
 
         Returns:
-            What had state and is not there any more.
+            The names of callbacks that have a saved state but are missing now.
         """
         for key, callback in self._callbacks.items():
             for name, value in document.get(key, {}).items():
@@ -62,7 +63,7 @@ class Neighbours:
         return [key for key, state in document.items() if state and key not in self._callbacks]
 
 
-def _plain(callback: keras.callbacks.Callback) -> dict[str, Any]:
+def _plain_attributes(callback: keras.callbacks.Callback) -> dict[str, Any]:
     return {
         name: value
         for name, value in vars(callback).items()
@@ -71,12 +72,12 @@ def _plain(callback: keras.callbacks.Callback) -> dict[str, Any]:
 
 
 def _copied(value: Any) -> Any:
-    """A copy of all but large arrays."""
+    """Copy a value, but not its large arrays."""
     if isinstance(value, dict):
         return {k: _copied(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
         return type(value)(map(_copied, value)) if type(value) in (list, tuple) else value
-    if isinstance(value, np.ndarray) and value.nbytes <= _LARGE:
+    if isinstance(value, np.ndarray) and value.nbytes <= _LARGE_BYTES:
         return value.copy()
     return value
 
@@ -95,7 +96,7 @@ def _same(a: Any, b: Any) -> bool:
     if type(a) is not type(b):
         return False
     if isinstance(a, np.ndarray):
-        return a is b if max(a.nbytes, b.nbytes) > _LARGE else _equal(a, b)
+        return a is b if max(a.nbytes, b.nbytes) > _LARGE_BYTES else _same_array(a, b)
     if isinstance(a, (list, tuple)):
         return len(a) == len(b) and all(map(_same, a, b))
     if isinstance(a, dict):
@@ -103,11 +104,12 @@ def _same(a: Any, b: Any) -> bool:
     return bool(a == b)
 
 
-def _equal(a: np.ndarray, b: np.ndarray) -> bool:
+def _same_array(a: np.ndarray, b: np.ndarray) -> bool:
     return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
 
 
 def _packed(value: Any, key: str, arrays: dict[str, np.ndarray]) -> Any:
+    """Convert a value for JSON, moving its arrays to `arrays`."""
     if isinstance(value, dict):
         return {k: _packed(v, f"{key}/{k}", arrays) for k, v in value.items()}
     if isinstance(value, (list, tuple)):

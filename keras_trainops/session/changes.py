@@ -1,4 +1,4 @@
-"""What a program asks for that is other than in the run it resumes: refused, or said."""
+"""Differences between a `fit` and the run that it resumes: refused, or described for the log."""
 
 from __future__ import annotations
 
@@ -8,69 +8,67 @@ from keras_trainops.session.record import Record
 from keras_trainops.session.store import ARRAYS, SavedStep
 
 
-def refuse_fewer_batches(checkpoint: SavedStep, batches: int | None) -> None:
-    """Raises if an epoch ends before the batch that the run goes on with.
+def check_enough_batches(checkpoint: SavedStep, batches: int | None) -> None:
+    """Raise if the epoch ends before the batch at which the run resumes.
 
     Args:
-        checkpoint: It stands within an epoch.
-        batches: How many batches an epoch has now, None where that is not known.
+        checkpoint: A checkpoint within an epoch.
+        batches: The current number of batches per epoch, None if unknown.
 
     Raises:
-        ValueError: If there is no such batch; the message says what to do.
+        ValueError: If the epoch has no such batch; the message says what to do.
     """
     record = checkpoint.record
     if batches is None or record.batch < batches:
         return
-    if record.batch == batches and record.batches is None:  # nobody knew that the epoch ends there
+    if record.batch == batches and record.batches is None:  # an unknown number: the epoch ends here
         return
-    had = "" if record.batches is None else f" of {record.batches}"
+    total = "" if record.batches is None else f" of {record.batches}"
     raise ValueError(
-        f"Cannot resume from '{checkpoint.path}': {record.batch} batches{had} of epoch "
-        f"{record.epoch + 1} were trained, and now an epoch has {batches}. Give `fit` the data and "
-        "the batch size it had, or begin a run in another log directory from these weights: "
+        f"Cannot resume from '{checkpoint.path}': {record.batch} batches{total} of epoch "
+        f"{record.epoch + 1} were trained, but an epoch now has {batches}. Call `fit` with the "
+        "original data and batch size, or start a run in another log directory from these weights: "
         f"`WarmStart('{checkpoint.path / ARRAYS}')`."
     )
 
 
-def of_data(record: Record, batch_size: int | None, batches: int | None) -> Iterator[str]:
-    """Says where batches have another size, or epochs another number of them.
+def data_changes(record: Record, batch_size: int | None, batches: int | None) -> Iterator[str]:
+    """Yield a line for the log if the batch size or the number of batches has changed.
 
     Args:
-        record: Where the run stands that is resumed.
-        batch_size: The size of a batch now, None where that is not known.
-        batches: How many batches an epoch has now, None where that is not known.
+        record: The record of the resumed checkpoint.
+        batch_size: The current batch size, None if unknown.
+        batches: The current number of batches per epoch, None if unknown.
     """
-    had = None if record.data is None else record.data.batch_size
-    pairs = [
-        (batch_size, had, "samples a batch"),
-        (batches, record.batches, "batches an epoch"),
+    saved_size = None if record.data is None else record.data.batch_size
+    values = [
+        (batch_size, saved_size, "samples per batch"),
+        (batches, record.batches, "batches per epoch"),
     ]
-    others = [
-        f"{now} {what} where there were {then}"
-        for now, then, what in pairs
+    differences = [
+        f"{now} {unit} instead of {then}"
+        for now, then, unit in values
         if now is not None and then is not None and now != then
     ]
-    if others:
-        yield f"the data are others than in the run that is resumed: {', '.join(others)}"
+    if differences:
+        yield f"the data differ from the resumed run's: {', '.join(differences)}"
 
 
-def of_learning_rates(
-    asked: Sequence[float], began: Sequence[float], resumed: Sequence[float]
+def learning_rate_changes(
+    compiled: Sequence[float], initial: Sequence[float], resumed: Sequence[float]
 ) -> Iterator[str]:
-    """Says where the optimizer was given a learning rate that the checkpoint's takes the place of.
+    """Yield a line for the log if the checkpoint overrides a newly chosen learning rate.
 
     Args:
-        asked: Those the optimizer came with.
-        began: Those it came with when the run began. Callbacks may have changed them since.
-        resumed: Those of the checkpoint.
+        compiled: The optimizer's learning rates before it was restored.
+        initial: Its learning rates when the run began. Callbacks may have changed them since.
+        resumed: The learning rates of the checkpoint.
     """
-    if asked not in (began, resumed):
-        now, then, used = (
-            ", ".join(f"{n:.6g}" for n in rates) for rates in (asked, began, resumed)
-        )
+    if compiled not in (initial, resumed):
         yield (
-            f"the optimizer was given the learning rate {now}, and {then} when the run began: the "
-            f"checkpoint's, {used}, is used. To change it, set it in a callback"
+            f"the optimizer was compiled with learning rate {_joined(compiled)}, and with "
+            f"{_joined(initial)} when the run began: the checkpoint's, {_joined(resumed)}, is "
+            "used. To change it, set it in a callback"
         )
 
 

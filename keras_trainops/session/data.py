@@ -1,8 +1,8 @@
-"""Where a run stands in its data, and how a resumed one gets there."""
+"""The position of a run in its data, and the way back to it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Mapping
 from typing import Any
 
 from keras_trainops import keras_private
@@ -12,22 +12,27 @@ from keras_trainops.session.record import DataState, Position
 
 
 class DataPosition:
-    """Follows the data of a `fit`.
+    """Follow the data of a `fit`.
 
-    The order of data that `fit` shuffles comes from global random generators, or from how often a
-    dataset was iterated over. So their states at three moments are kept: when `fit` began, when
-    the pass over the data that is under way was made, and when its first batch was about to be
+    Shuffled data take their order from global random generators, or from the number of previous
+    iterations over a dataset. So the generators' states are kept at three moments: when `fit`
+    began, when the current pass over the data was made, and when its first batch was about to be
     taken.
 
     Args:
         iterator: Keras's iterator over the epochs.
-        resumed: What `state` gave in the run that is resumed; None where none is.
+        resumed: The `state` saved by the resumed run, None for a new run.
+
+    Attributes:
+        epochs: The `keras_private.EpochData` of the iterator. It calls the methods below that say
+            so.
     """
 
     def __init__(self, iterator: Any, resumed: DataState | None) -> None:
         self._resumed = resumed
-        self._pending = False
-        self._skipping = False
+        self._pending: DataState | None = None
+        # The saved generator states, while the batches before the saved position are skipped.
+        self._skipping: Mapping[str, Any] | None = None
         self._before_batch: dict[str, Any] | None = None
         if resumed is not None:
             randomness.restore(resumed.random["fit"])
@@ -35,35 +40,39 @@ class DataPosition:
         self.epochs = keras_private.EpochData(iterator, self, backend())
 
     def resume(self) -> None:
-        """Has the epoch that begins next go on where the resumed run stood."""
-        self._pending = self._resumed is not None
+        """Let the next epoch start at the saved position."""
+        self._pending = self._resumed
 
     def pass_made(self) -> None:
-        """Called by `EpochData`."""
+        """Called by `EpochData` before it makes a pass over the data."""
         self._made = randomness.state()
 
     def pass_used(self) -> None:
-        """Called by `EpochData`."""
-        if self._skipping and self._resumed is not None:
-            randomness.restore(self._resumed.random["used"])
+        """Called by `EpochData` before the first batch of a pass is taken."""
+        if self._skipping is not None:
+            randomness.restore(self._skipping["used"])
         self._used = randomness.state()
 
     def epoch_begins(self) -> None:
-        """Called by `EpochData`."""
-        if not self._pending or self._resumed is None:
+        """Called by `EpochData`.
+
+        Raises:
+            ValueError: If the saved batch is not at the end of a block of steps.
+        """
+        resumed, self._pending = self._pending, None
+        if resumed is None:
             return
-        self._pending = False
-        at, states, epochs = self._resumed.position, self._resumed.random, self.epochs
+        at, states, epochs = resumed.position, resumed.random, self.epochs
         if at.batch % epochs.steps_per_execution:
             raise ValueError(
-                f"The run that is resumed stood at batch {at.batch} of its epoch, which is no "
+                f"The resumed run stopped at batch {at.batch} of its epoch, which is not a "
                 f"multiple of steps_per_execution={epochs.steps_per_execution}: compile the model "
-                "with the `steps_per_execution` it had."
+                "with the original `steps_per_execution`."
             )
         epochs.repeat(at.passes, at.epoch)
         epochs.skip(at.batch)
         if at.goes_on:
-            self._skipping = True
+            self._skipping = states
             randomness.restore(states["made"])
             if at.taken != at.batch or not at.batch:
                 epochs.go_on_with_a_pass(at.taken - at.batch)
@@ -71,22 +80,22 @@ class DataPosition:
             randomness.restore(states["now"])
 
     def skipped(self) -> None:
-        """Called by `EpochData`."""
-        if self._skipping and self._resumed is not None:
-            self._skipping = False
-            randomness.restore(self._resumed.random["now"])
+        """Called by `EpochData` after the batches before the saved position were skipped."""
+        if self._skipping is not None:
+            randomness.restore(self._skipping["now"])
+            self._skipping = None
 
     def batch_taken(self) -> None:
-        """Called by `EpochData`."""
+        """Called by `EpochData` if taking a batch may draw random numbers before callbacks run."""
         self._before_batch = randomness.state()
 
     def state(self, epoch: int, batch: int, announced: bool) -> DataState:
-        """What is to be saved.
+        """Return the state to save.
 
         Args:
-            epoch: The epoch that goes on, or the one that comes next.
-            batch: How many batches of it were trained on.
-            announced: Whether Keras has announced the batches that come next.
+            epoch: The current epoch, or the next one between two epochs.
+            batch: Number of batches of it that were trained.
+            announced: If True, Keras has already announced the next batches to callbacks.
         """
         within = batch > 0
         position = Position(
@@ -101,39 +110,3 @@ class DataPosition:
         states["now"] = before or randomness.state()
         documents = {name: randomness.to_document(s) for name, s in states.items()}
         return DataState(position, documents, self.epochs.batch_size)
-
-    def doubt(self) -> str | None:
-        """Why the order of the data may not be the same again; None where it is."""
-        kind, source = self.epochs.kind, self.epochs.source
-        if kind == "ArrayDataAdapter":
-            on_tensorflow = backend().shuffles_arrays
-            if self.epochs.shuffled and on_tensorflow and keras_private.random_seed() is None:
-                return (
-                    "arrays are shuffled without a seed: call `keras.utils.set_random_seed`, or "
-                    "use `shuffle=False`"
-                )
-            return None
-        if kind == "TFDatasetAdapter":
-            return "the dataset is shuffled without a seed" if _has_no_seed(source) else None
-        if kind == "TorchDataLoaderAdapter":
-            if getattr(source, "generator", None) is not None:
-                return "the data loader shuffles with a generator of its own"
-            return "workers of the data loader may draw numbers" if source.num_workers else None
-        if kind == "PyDatasetAdapter":
-            return None
-        return "a generator is taken to give the same batches again"
-
-
-def _has_no_seed(dataset: Any) -> bool:
-    """Whether some shuffle in a TensorFlow dataset has no seed: its two seeds are then 0."""
-
-    def sources(dataset: Any) -> Iterator[Any]:
-        yield dataset
-        for source in getattr(dataset, "_inputs", list)():
-            yield from sources(source)
-
-    return any(
-        int(part._seed) == 0 and int(part._seed2) == 0
-        for part in sources(dataset)
-        if hasattr(part, "_seed") and hasattr(part, "_seed2")
-    )

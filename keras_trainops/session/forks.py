@@ -1,4 +1,4 @@
-"""What belongs to one process: children that it forks, as for loading data, leave it alone."""
+"""Resources of one process, which forked children such as data-loader workers release."""
 
 from __future__ import annotations
 
@@ -7,35 +7,36 @@ import signal
 import threading
 from collections.abc import Callable
 
-_LETTING_GO: list[Callable[[], None]] = []
+_RELEASES: list[Callable[[], None]] = []
 _FORKING = threading.local()
 
 
-def let_go_in_children(let_go: Callable[[], None]) -> None:
-    """Has `let_go` called in every process that is forked from now on, first thing."""
-    _LETTING_GO.append(let_go)
+def register(release: Callable[[], None]) -> None:
+    """Call `release` first thing in every process that is forked from now on."""
+    _RELEASES.append(release)
 
 
-def forget(let_go: Callable[[], None]) -> None:
-    """Takes that back."""
-    if let_go in _LETTING_GO:
-        _LETTING_GO.remove(let_go)
+def unregister(release: Callable[[], None]) -> None:
+    """Undo `register`; do nothing if `release` is not registered."""
+    if release in _RELEASES:
+        _RELEASES.remove(release)
 
 
-def _before() -> None:
-    # A SIGTERM that a child gets before it let go waits, and is not taken for one of the parent's.
-    if _LETTING_GO:
+def _before_fork() -> None:
+    # Block SIGTERM until the child has released everything: the handler that it inherits would
+    # take the signal for one to the parent.
+    if _RELEASES:
         _FORKING.mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
 
 
 def _in_child() -> None:
-    for let_go in list(_LETTING_GO):
-        let_go()
-    _LETTING_GO.clear()
-    _after()
+    for release in list(_RELEASES):
+        release()
+    _RELEASES.clear()
+    _restore_signals()
 
 
-def _after() -> None:
+def _restore_signals() -> None:
     mask = getattr(_FORKING, "mask", None)
     if mask is not None:
         _FORKING.mask = None
@@ -43,4 +44,6 @@ def _after() -> None:
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_before, after_in_parent=_after, after_in_child=_in_child)
+    os.register_at_fork(
+        before=_before_fork, after_in_parent=_restore_signals, after_in_child=_in_child
+    )

@@ -1,4 +1,4 @@
-"""Being told to stop: SIGTERM, as a scheduler sends it before it takes a machine away."""
+"""Interruption by SIGTERM, the signal of schedulers that reclaim a machine."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from keras_trainops.session import forks
 
 
 class SessionInterrupted(SystemExit):
-    """Training was told to stop (SIGTERM), and stopped after a checkpoint was written.
+    """Training received SIGTERM, and stopped after it had written a checkpoint.
 
-    It is a `SystemExit` with the code 143 = 128 + SIGTERM: a program that does not catch it ends
+    It is a `SystemExit` with code 143 = 128 + SIGTERM: a program that does not catch it exits
     quietly with the status that schedulers expect, and `except Exception` does not swallow it.
 
     Attributes:
-        step: The step that the checkpoint stands at.
+        step: The step of the checkpoint.
 
     Example:
         >>> import keras_trainops as kt
@@ -25,7 +25,7 @@ class SessionInterrupted(SystemExit):
         ...     raise kt.SessionInterrupted(120)
         ... except kt.SessionInterrupted as interruption:
         ...     print(interruption)
-        interrupted by SIGTERM; the checkpoint stands at step 120
+        interrupted by SIGTERM; saved a checkpoint at step 120
     """
 
     def __init__(self, step: int) -> None:
@@ -33,34 +33,37 @@ class SessionInterrupted(SystemExit):
         self.step = step
 
     def __str__(self) -> str:
-        return f"interrupted by SIGTERM; the checkpoint stands at step {self.step}"
+        return f"interrupted by SIGTERM; saved a checkpoint at step {self.step}"
 
 
 class Interruption:
-    """Notes a SIGTERM while it listens; what to do about it is up to the training loop.
+    """Record a SIGTERM, for the training loop to act on.
 
-    It listens in this process only: those forked meanwhile have the handler that was there before.
+    It listens in this process only: children that are forked meanwhile get the previous handler.
+
+    Attributes:
+        requested: If True, a SIGTERM has arrived.
     """
 
     def __init__(self) -> None:
         self.requested = False
-        self._before: Any = None
-        self._listens = False
+        self._previous_handler: Any = None
+        self._is_listening = False
 
     def listen(self) -> None:
-        """Takes SIGTERM over, where that is possible: in the main thread."""
+        """Handle SIGTERM, if this is the main thread: Python allows it in no other."""
         if threading.current_thread() is threading.main_thread():
-            self._before = signal.signal(signal.SIGTERM, self._note)
-            self._listens = True
-            forks.let_go_in_children(self.stop_listening)
+            self._previous_handler = signal.signal(signal.SIGTERM, self._record)
+            self._is_listening = True
+            forks.register(self.stop_listening)
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def _record(self, number: int, frame: FrameType | None) -> None:
         self.requested = True
 
     def stop_listening(self) -> None:
-        """Gives SIGTERM back to whoever had it."""
-        if self._listens:
-            self._listens = False
-            forks.forget(self.stop_listening)
-            if signal.getsignal(signal.SIGTERM) == self._note:  # nobody took it over since
-                signal.signal(signal.SIGTERM, self._before or signal.SIG_DFL)
+        """Restore the previous handler of SIGTERM, unless another one was installed since."""
+        if self._is_listening:
+            self._is_listening = False
+            forks.unregister(self.stop_listening)
+            if signal.getsignal(signal.SIGTERM) == self._record:
+                signal.signal(signal.SIGTERM, self._previous_handler or signal.SIG_DFL)

@@ -15,43 +15,44 @@ from pathlib import Path
 
 from keras_trainops.session import forks
 
-# The locks of this process.
+# The locks that this process holds.
 _HELD: dict[Path, DirectoryLock] = {}
-_MOST = 2**16  # bytes that the holder's words may have
+_MAX_HOLDER_BYTES = 2**16
 
 
 class DirectoryLock:
     """A lock that the system releases when the process ends, however it ends.
 
-    It belongs to the open file (`flock`), not to the process, as a POSIX record lock does: that
-    is gone when any descriptor of the file is closed, so by whoever copies the directory. Processes
-    that are forked share the open file. They close it at once (see `forks`), as they could keep
-    the lock after the run was killed.
+    `flock` locks belong to the open file. POSIX record locks belong to the process and are lost
+    when any descriptor of the file is closed, for example by whoever copies the directory. Forked
+    processes share the open file and could keep the lock after the run was killed, so they close it
+    at once (see `forks`).
 
     Args:
-        path: A file for it.
-        succeeded: Called when another run of this process wants it, and this one is over but did
-            not say so, as where a `fit` failed; it must release the lock.
+        path: The lock file.
+        on_takeover: Function that must release this lock. It is called when another run of this
+            process needs the lock and this run has ended without releasing it, as after a failed
+            `fit`.
     """
 
-    def __init__(self, path: Path, succeeded: Callable[[], None]) -> None:
-        self._path, self._succeeded = path.resolve(), succeeded
+    def __init__(self, path: Path, on_takeover: Callable[[], None]) -> None:
+        self._path, self._on_takeover = path.resolve(), on_takeover
         self._file: int | None = None
-        self._thread: threading.Thread | None = None
+        self._thread = threading.current_thread()
 
     def acquire(self) -> None:
-        """Takes the lock.
+        """Lock the directory.
 
         Raises:
-            RuntimeError: If another process has it; the message names that process.
+            RuntimeError: If another process or thread uses it; the message names the process.
         """
-        self._succeed(_HELD.get(self._path))
-        # A descriptor of Python's is closed in programs that are started.
+        self._take_over_from(_HELD.get(self._path))
+        # Programs that this process starts do not inherit the descriptor.
         file = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             _lock(file)
         except BlockingIOError as error:
-            holder = _holder(file)
+            holder = _read_holder(file)
             os.close(file)
             raise RuntimeError(
                 f"The log directory '{self._path.parent}' is in use by {holder}. Wait for it to "
@@ -59,42 +60,37 @@ class DirectoryLock:
             ) from error
         except OSError as error:
             warnings.warn(
-                f"The log directory '{self._path.parent}' cannot be locked ({error}): see to it "
+                f"The log directory '{self._path.parent}' cannot be locked ({error}): make sure "
                 "that no other run uses it.",
                 stacklevel=2,
             )
         self._file, self._thread = file, threading.current_thread()
         _HELD[self._path] = self
-        forks.let_go_in_children(self._let_go)
-        started = time.strftime("%Y-%m-%d %H:%M:%S")
-        command = " ".join([Path(sys.executable).name, *sys.argv])
-        whose = {"process": os.getpid(), "host": socket.gethostname(), "since": started}
-        os.ftruncate(file, 0)
-        os.lseek(file, 0, os.SEEK_SET)
-        os.write(file, json.dumps({**whose, "command": command[:1000]}).encode("utf-8"))
+        forks.register(self._close_file)
+        _write_holder(file)
 
-    def _succeed(self, other: DirectoryLock | None) -> None:
-        """Takes over from a run of this process that ended without giving its lock back."""
+    def _take_over_from(self, other: DirectoryLock | None) -> None:
+        """Release the lock of a run of this process that ended without doing so."""
         if other is None or other._file is None:
             return
-        thread = other._thread
-        elsewhere = thread is not None and thread is not threading.current_thread()
-        if thread is not None and elsewhere and thread.is_alive():
+        if other._thread is not threading.current_thread() and other._thread.is_alive():
             raise RuntimeError(
                 f"The log directory '{self._path.parent}' is in use by another thread of this "
                 f"process ({os.getpid()})."
             )
-        other._succeeded()
+        other._on_takeover()
 
     def require_held(self) -> None:
-        """Raises if the directory is not the one that was locked any more.
+        """Raise if the directory is no longer the one that was locked.
 
         Raises:
-            FileNotFoundError: If it was deleted, moved, or replaced by another.
+            FileNotFoundError: If it was deleted, moved or replaced.
             PermissionError: If this process was forked from the one that locked it.
         """
         if self._file is None:
-            raise PermissionError(f"the log directory '{self._path.parent}' is of another process")
+            raise PermissionError(
+                f"the log directory '{self._path.parent}' belongs to another process"
+            )
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             if os.path.samestat(os.stat(self._path), os.fstat(self._file)):
                 return
@@ -104,32 +100,45 @@ class DirectoryLock:
         )
 
     def release(self) -> None:
-        """Gives the lock back."""
+        """Unlock the directory."""
         if self._file is not None:
             os.ftruncate(self._file, 0)
-            self._let_go()
+            self._close_file()
 
-    def _let_go(self) -> None:
-        """Closes the file: that releases the lock, unless another process has it open."""
+    def _close_file(self) -> None:
+        """Close the file, which releases the lock unless another process has it open."""
         if self._file is not None:
             os.close(self._file)
             self._file = None
             del _HELD[self._path]
-            forks.forget(self._let_go)
+            forks.unregister(self._close_file)
 
 
 def _lock(file: int) -> None:
     try:
         import fcntl
-    except ImportError:  # there are no such locks on this system
+    except ImportError:  # Windows has no such locks
         return
     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-def _holder(file: int) -> str:
+def _write_holder(file: int) -> None:
+    command = " ".join([Path(sys.executable).name, *sys.argv])
+    holder = {
+        "process": os.getpid(),
+        "host": socket.gethostname(),
+        "since": time.strftime("%Y-%m-%d %H:%M:%S"),
+        "command": command[:1000],
+    }
+    os.ftruncate(file, 0)
+    os.lseek(file, 0, os.SEEK_SET)
+    os.write(file, json.dumps(holder).encode("utf-8"))
+
+
+def _read_holder(file: int) -> str:
     try:
         os.lseek(file, 0, os.SEEK_SET)
-        held = json.loads(os.read(file, _MOST))
+        held = json.loads(os.read(file, _MAX_HOLDER_BYTES))
         since = f"since {held['since']} ({held['command']})"
         return f"process {held['process']} on {held['host']} {since}"
     except (ValueError, TypeError, LookupError, RecursionError):  # it is just being written

@@ -1,4 +1,4 @@
-"""The state of the global random generators that data are shuffled with."""
+"""The state of the global random generators that shuffle data."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ import numpy as np
 
 
 def state() -> dict[str, Any]:
-    """The states, as they are: `to_document` makes a document of them."""
+    """Return the states of Python's, NumPy's and PyTorch's generators as the libraries give them.
+
+    Taking them is cheap; `to_document` converts them for JSON.
+    """
     states: dict[str, Any] = {
         "python": random.getstate(),
         "numpy": np.random.get_state(legacy=True),
@@ -25,7 +28,7 @@ def state() -> dict[str, Any]:
 
 
 def to_document(states: dict[str, Any]) -> dict[str, Any]:
-    """What JSON can hold."""
+    """Convert the result of `state` to what JSON can store."""
     name, keys, *rest = states["numpy"]
     document: dict[str, Any] = {
         "python": states["python"],
@@ -38,7 +41,7 @@ def to_document(states: dict[str, Any]) -> dict[str, Any]:
 
 
 def restore(document: dict[str, Any]) -> None:
-    """Puts the generators into the states of a document."""
+    """Set the global generators to the states in a document."""
     _set(document, random, np.random)
     torch: Any = sys.modules.get("torch")
     if torch is None or "torch" not in document:
@@ -49,10 +52,10 @@ def restore(document: dict[str, Any]) -> None:
 
 
 def check(document: Any) -> None:
-    """Tries a document on generators of its own.
+    """Try a document on new generators, and leave the global ones alone.
 
     Raises:
-        Exception: Whatever they raise where it is none that `to_document` makes.
+        Exception: Any error of the generators, if `to_document` cannot have made the document.
     """
     _set(document, random.Random(), np.random.RandomState())
     if "torch" in document:
@@ -63,11 +66,12 @@ def check(document: Any) -> None:
 
 
 def _set(document: dict[str, Any], python: Any, numpy: Any) -> None:
+    """Set the states of `python`, like `random`, and of `numpy`, like `numpy.random`."""
     version, internal, gauss = document["python"]
     python.setstate((version, tuple(internal), gauss))
     name, keys, position, *rest = document["numpy"]
-    if not 0 <= position <= len(keys) == 624:  # which NumPy itself does not check
-        raise ValueError("the state of NumPy's generator has not its size")
+    if not 0 <= position <= len(keys) == 624:  # NumPy itself does not check this
+        raise ValueError("the state of NumPy's generator has the wrong size")
     numpy.set_state((name, np.array(keys, "uint32"), position, *rest))
 
 

@@ -1,4 +1,4 @@
-"""Where a run stood: the JSON files of a checkpoint, written and read in this one place."""
+"""The record of a run: all JSON files of a checkpoint are written and read here."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from keras_trainops.session import randomness
 
 DOCUMENTS = ("session", "data", "variables")
 _RANDOM = ("fit", "made", "used", "now")
-_DEPTH = 200  # of lists and mappings in the state of callbacks
-_LARGE = 2**63
-_ARRAYS = "callbacks/"  # what the keys of callbacks' arrays begin with
+_MAX_DEPTH = 200  # of lists and mappings in the state of callbacks
+_MAX_COUNT = 2**63
+_ARRAYS = "callbacks/"  # prefix of the keys of callbacks' arrays
 
 
 @dataclass(frozen=True)
 class Position:
-    """Where a run stands in its data.
+    """The position of a run in its data.
 
     Attributes:
-        epoch: The epoch that goes on, or the one that comes next.
-        batch: How many batches of it were trained on.
-        goes_on: Whether the next batch comes from the pass over the data that there is.
-        passes: How many passes drew an order before that one.
-        taken: How many batches were taken from it.
+        epoch: The current epoch, or the next one between two epochs.
+        batch: Number of batches of it that were trained.
+        goes_on: If True, the next batch comes from the current pass over the data.
+        passes: Number of passes that drew an order before that pass.
+        taken: Number of batches that were taken from that pass.
     """
 
     epoch: int
@@ -41,12 +41,13 @@ class Position:
 
 @dataclass(frozen=True)
 class DataState:
-    """What is saved of the data.
+    """The saved state of the data.
 
     Attributes:
-        position: Where the run stands in them.
-        random: The states of random generators at four moments, as documents.
-        batch_size: The size of a batch, None where Keras does not know it.
+        position: The position of the run.
+        random: The states of random generators at four moments, as `randomness.to_document` makes
+            them.
+        batch_size: Number of samples in a batch, None if Keras does not know it.
     """
 
     position: Position
@@ -56,18 +57,18 @@ class DataState:
 
 @dataclass(frozen=True)
 class Record:
-    """Where a run stands.
+    """The state of a run, apart from its arrays.
 
     Attributes:
-        step: The batches it trained on, in all.
-        epoch: The epoch that goes on, or the one that comes next.
-        batch: How many batches of that epoch it trained on.
-        ended: Why it does not go on when it is run again; empty where it does.
-        batches: How many batches an epoch has, None where that is not known.
-        learning_rates: What the optimizer, or each part of it, began with, before the first step.
+        step: Number of batches that were trained in all.
+        epoch: The current epoch, or the next one between two epochs.
+        batch: Number of batches of that epoch that were trained.
+        ended: The reason why the run does not continue when it is started again; empty if it does.
+        batches: Number of batches per epoch, None if unknown.
+        learning_rates: The learning rate before the first step, of each part of the optimizer.
         callbacks: The state of other callbacks.
         variables: The keys of the variables among the arrays, in the model's order.
-        data: What is saved of the data, None where they cannot be followed.
+        data: The state of the data, None if the session cannot follow them.
     """
 
     step: int
@@ -81,7 +82,7 @@ class Record:
     data: DataState | None
 
     def documents(self) -> dict[str, Any]:
-        """What the JSON files hold."""
+        """Return the contents of the JSON files, by name without suffix."""
         session = {
             **{name: getattr(self, name) for name in ("step", "epoch", "batch", "ended")},
             "batches": self.batches,
@@ -102,38 +103,37 @@ class Record:
 
 
 def parse(texts: Mapping[str, bytes], arrays: Mapping[str, Any]) -> Record:
-    """Reads the JSON files of a checkpoint.
+    """Read the JSON files of a checkpoint.
 
     Args:
-        texts: Their contents, by name without the ending.
+        texts: Their contents, by name without suffix.
         arrays: The checkpoint's arrays, by key.
 
+    Returns:
+        The record.
+
     Raises:
-        ValueError: If one does not hold what a session writes; the message says which, and what.
+        ValueError: If a file is not one that a session writes; the message names file and fault.
     """
     session = _Fields("session.json", _loaded("session", texts["session"]))
-    step, epoch, batch = (session.whole(name) for name in ("step", "epoch", "batch"))
+    step, epoch, batch = (session.count(name) for name in ("step", "epoch", "batch"))
     callbacks = _checked_callbacks(session.value("callbacks"), arrays)
-    variables = _loaded("variables", texts["variables"])
-    if not isinstance(variables, list) or not all(isinstance(key, str) for key in variables):
-        raise ValueError("variables.json is no list of keys")
-    if len(set(variables)) < len(variables) or not set(variables) <= arrays.keys():
-        raise ValueError("variables.json does not list keys of the arrays that there are")
-    left = arrays.keys() - set(variables) - set(_references(callbacks))
-    if left:
-        raise ValueError(f"variables.json leaves out {min(left)!r}")
+    variables = _checked_variables(_loaded("variables", texts["variables"]), arrays)
+    unlisted = arrays.keys() - set(variables) - set(_references(callbacks))
+    if unlisted:
+        raise ValueError(f"variables.json omits {min(unlisted)!r}")
     data = _parsed_data(_loaded("data", texts["data"]))
     if data is not None and (data.position.epoch, data.position.batch) != (epoch, batch):
-        raise ValueError("data.json and session.json are of different moments")
+        raise ValueError("data.json and session.json disagree on the epoch or batch")
     return Record(
         step,
         epoch,
         batch,
         session.text("ended"),
-        session.whole("batches", optional=True),
+        session.count("batches", optional=True),
         session.numbers("learning_rates"),
         callbacks,
-        tuple(variables),
+        variables,
         data,
     )
 
@@ -142,7 +142,7 @@ def _loaded(name: str, text: bytes) -> Any:
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
         if len(found) < len(pairs):
-            raise ValueError("a key stands there twice")
+            raise ValueError("an object has a key twice")
         return found
 
     try:
@@ -154,50 +154,61 @@ def _loaded(name: str, text: bytes) -> Any:
 
 
 class _Fields:
-    """The fields of a JSON object, each checked as it is read."""
+    """The fields of a JSON object, each checked as it is read.
 
-    def __init__(self, where: str, document: Any) -> None:
+    Args:
+        source: The name of the file or of the part of it, for error messages.
+        document: The parsed JSON.
+
+    Raises:
+        ValueError: If `document` is not an object; the methods raise it for a missing or wrong
+            field.
+    """
+
+    def __init__(self, source: str, document: Any) -> None:
         if not isinstance(document, dict):
-            raise ValueError(f"{where} is no JSON object")
-        self._where, self._document = where, document
+            raise ValueError(f"{source} is not a JSON object")
+        self._source, self._document = source, document
 
     def value(self, name: str, *, optional: bool = False) -> Any:
+        """Return a field, or None if it is missing and `optional`."""
         if name not in self._document and not optional:
-            raise ValueError(f"{self._where} has no {name!r}")
+            raise ValueError(f"{self._source} has no {name!r}")
         return self._document.get(name)
 
-    def _refuse(self, name: str, must: str) -> ValueError:
+    def _error(self, name: str, expected: str) -> ValueError:
         value = repr(self._document[name])
         shown = value if len(value) <= 50 else f"{value[:50]}…"
-        return ValueError(f"{self._where}: {name!r} must be {must}. Received: {shown}")
+        return ValueError(f"{self._source}: {name!r} must be {expected}. Received: {shown}")
 
-    def whole(self, name: str, *, optional: bool = False) -> Any:
+    def count(self, name: str, *, optional: bool = False) -> Any:
+        """Return a non-negative integer, or None if it is missing and `optional`."""
         value = self.value(name, optional=optional)
         if value is None and optional:
             return None
-        if type(value) is not int or not 0 <= value < _LARGE:
-            raise self._refuse(name, "a whole number")
+        if type(value) is not int or not 0 <= value < _MAX_COUNT:
+            raise self._error(name, "a whole number")
         return value
 
     def flag(self, name: str) -> bool:
         value = self.value(name)
         if not isinstance(value, bool):
-            raise self._refuse(name, "true or false")
+            raise self._error(name, "true or false")
         return value
 
     def text(self, name: str) -> str:
         value = self.value(name)
         if not isinstance(value, str):
-            raise self._refuse(name, "a string")
+            raise self._error(name, "a string")
         return value
 
     def numbers(self, name: str) -> tuple[float, ...]:
-        """None where there are none: earlier versions did not write them."""
+        """Return a list of numbers, empty if it is missing: older versions did not write it."""
         value = self.value(name, optional=True)
         if value is None:
             return ()
         if not isinstance(value, list) or not all(type(n) in (int, float) for n in value):
-            raise self._refuse(name, "a list of numbers")
+            raise self._error(name, "a list of numbers")
         return tuple(float(n) for n in value)
 
 
@@ -206,30 +217,38 @@ def _parsed_data(document: Any) -> DataState | None:
     if fields.value("position") is None:
         return None
     at = _Fields("data.json, position", fields.value("position"))
-    epoch, batch, passes, taken = (at.whole(n) for n in ("epoch", "batch", "passes", "taken"))
+    epoch, batch, passes, taken = (at.count(n) for n in ("epoch", "batch", "passes", "taken"))
     states = _Fields("data.json, random", fields.value("random"))
     random = {name: states.value(name) for name in _RANDOM}
     for name, state in random.items():
         try:
             randomness.check(state)
-        except Exception as error:  # whatever the generators make of it
+        except Exception as error:  # each generator raises its own kinds
             raise ValueError(
-                f"data.json: {name!r} is no state of random generators ({error})"
+                f"data.json: {name!r} is not a state of random generators ({error})"
             ) from error
-    size = fields.whole("batch_size", optional=True)
+    size = fields.count("batch_size", optional=True)
     return DataState(Position(epoch, batch, at.flag("goes_on"), passes, taken), random, size)
 
 
+def _checked_variables(keys: Any, arrays: Mapping[str, Any]) -> tuple[str, ...]:
+    if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
+        raise ValueError("variables.json is not a list of keys")
+    if len(set(keys)) < len(keys) or not set(keys) <= arrays.keys():
+        raise ValueError("variables.json lists a key twice, or one without an array")
+    return tuple(keys)
+
+
 def _checked_callbacks(document: Any, arrays: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The state of callbacks: attributes of each that a callback may have, and arrays there are."""
+    """Check that the state of callbacks names only plain attributes and arrays that exist."""
     states = _Fields("session.json, callbacks", document)
     for name in document:
         state = states.value(name)
         if not isinstance(state, dict) or not all(map(_is_attribute, state)):
-            raise ValueError(f"session.json: {name!r} is no state of a callback")
+            raise ValueError(f"session.json: {name!r} is not the state of a callback")
     missing = set(_references(document)) - arrays.keys()
     if missing:
-        raise ValueError(f"session.json names the array {min(missing)!r}, which there is not")
+        raise ValueError(f"session.json names the array {min(missing)!r}, which does not exist")
     checked: Mapping[str, Any] = document
     return checked
 
@@ -243,15 +262,15 @@ def _is_attribute(name: str) -> bool:
 
 
 def _references(value: Any, depth: int = 0) -> Iterator[str]:
-    """The keys of the arrays that the state of callbacks refers to."""
-    if depth > _DEPTH:
+    """Yield the keys of the arrays that the state of callbacks refers to."""
+    if depth > _MAX_DEPTH:
         raise ValueError("session.json is nested too deeply")
     if isinstance(value, dict):
         key = value.get("array")
         if set(value) == {"array"} and isinstance(key, str) and key.startswith(_ARRAYS):
             yield key
-        for one in value.values():
-            yield from _references(one, depth + 1)
+        for item in value.values():
+            yield from _references(item, depth + 1)
     elif isinstance(value, list):
-        for one in value:
-            yield from _references(one, depth + 1)
+        for item in value:
+            yield from _references(item, depth + 1)

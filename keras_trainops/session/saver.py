@@ -1,10 +1,11 @@
-"""When the state of a run is saved, and how little that holds training up."""
+"""Saving the state of a run, with a short pause of training."""
 
 from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,141 +14,150 @@ import numpy as np
 
 from keras_trainops.session.log import SessionLog
 from keras_trainops.session.record import Record
+from keras_trainops.session.settings import Settings
 from keras_trainops.session.snapshot import HostCopy, gradient_sums_of, variables_of
 from keras_trainops.session.store import SavedStep, Store
 from keras_trainops.session.writer import BackgroundWriter
 
 
 class Saver:
-    """Saves the state of a run from time to time.
+    """Save the state of a run from time to time.
 
-    Training waits while the state is copied in the host's memory; a thread writes the copy.
+    Training pauses while the state is copied to host memory; a thread writes the copy.
 
     Args:
-        directory: Where the checkpoints are.
-        keep: How many are kept.
-        seconds: One is due after so long, or None.
-        steps: One is due after so many steps, or None.
-        log: Told of each.
-        require_directory: Raises an `OSError` where the run has its directory no more.
+        settings: The settings of the session.
+        log: The log of the session.
+        require_directory: Function that raises an `OSError` if the run has lost its directory.
     """
 
     def __init__(
-        self,
-        directory: Path,
-        keep: int,
-        seconds: float | None,
-        steps: int | None,
-        log: SessionLog,
-        require_directory: Callable[[], None],
+        self, settings: Settings, log: SessionLog, require_directory: Callable[[], None]
     ) -> None:
-        self._store = Store(directory, keep)
-        self._seconds, self._steps, self._log = seconds, steps, log
+        self._settings, self._log = settings, log
         self._require_directory = require_directory
+        self._store = Store(settings.logdir / "checkpoints", settings.keep)
         self._writer, self._copy = BackgroundWriter(), HostCopy()
         self._last_step, self._last_time = 0, time.monotonic()
 
     def read(self) -> SavedStep | None:
-        """The newest checkpoint that is whole; what is not is told, and half ones are removed.
+        """Return the newest intact checkpoint, and remove incomplete ones.
+
+        Warns of damaged checkpoints.
 
         Raises:
-            OSError: If there are some and all of them are damaged.
+            OSError: If there are checkpoints and all of them are damaged.
         """
         self._store.recover()
         return self._store.newest(self._warn)
 
     def start(self, step: int, variables: Mapping[str, keras.Variable]) -> None:
-        """Begins to count, and gets the memory for copies."""
+        """Start counting steps and seconds, and allocate memory for the copies.
+
+        Args:
+            step: The step at which the run begins.
+            variables: `variables_of` the model.
+        """
         self._last_step, self._last_time = step, time.monotonic()
         self._writer.start(lambda: self._copy.reserve(variables))
 
     def is_due(self, step: int) -> bool:
-        """Whether it is time for the next, and the last one is written."""
-        by_steps = self._steps is not None and step - self._last_step >= self._steps
-        due = by_steps or (
-            self._seconds is not None and time.monotonic() - self._last_time >= self._seconds
-        )
-        if not due or self._writer.busy:
+        """Return True if it is time to save and the previous checkpoint is written."""
+        if not self._is_time(step) or self._writer.busy:
             return False
-        self._tell_error()
+        self._warn_of_error()
         return True
+
+    def _is_time(self, step: int) -> bool:
+        seconds, steps = self._settings.save_seconds, self._settings.save_steps
+        if steps is not None and step - self._last_step >= steps:
+            return True
+        return seconds is not None and time.monotonic() - self._last_time >= seconds
 
     def save(
         self,
         model: Any,
-        record: Callable[[Sequence[str]], Record],
-        more: Mapping[str, np.ndarray],
-        prepare: Callable[[], None],
+        record: Record,
+        callback_arrays: Mapping[str, np.ndarray],
+        before_write: Callable[[], None],
     ) -> None:
-        """Takes the state, and has it written.
+        """Copy the state, and start writing it.
 
         Args:
-            model: The model, with its state brought up to date.
-            record: Says where the run stands, given the keys of the variables.
-            more: The arrays of other callbacks.
-            prepare: Called before it is written: what must not be older than the checkpoint.
-                Where it raises an `OSError` nothing is written.
+            model: The model, synchronized with the training loop.
+            record: The state of the run, apart from arrays. Its `variables` are filled in here.
+            callback_arrays: The arrays of other callbacks.
+            before_write: Function that writes what must not be older than the checkpoint. If it
+                raises an `OSError`, no checkpoint is written.
         """
         self._writer.wait()
-        self._tell_error()
+        self._warn_of_error()
         began = time.monotonic()
-        variables = variables_of(model)
-        arrays = self._copy.take(variables, gradient_sums_of(model))
-        stands = record(list(arrays))
-        self._last_step, self._last_time = stands.step, time.monotonic()
-        held_up = self._last_time - began
+        arrays = self._copy.take(variables_of(model), gradient_sums_of(model))
+        record = replace(record, variables=tuple(arrays))
+        self._last_step, self._last_time = record.step, time.monotonic()
+        pause = self._last_time - began
 
         def write() -> None:
-            self._require_directory()
-            try:
-                prepare()
-                path = self._store.write(stands.step, {**arrays, **more}, stands)
-            except OSError:
-                self._require_directory()  # one that went meanwhile is the reason to name
-                raise
-            size = sum(array.nbytes for array in arrays.values()) / 1e6
-            self._log.note(
-                f"saved step {stands.step} to '{path}' ({size:.1f} MB; training was held up for "
-                f"{held_up:.3f} s, writing took {time.monotonic() - self._last_time:.3f} s)"
+            path = self._write(record, {**arrays, **callback_arrays}, before_write)
+            megabytes = sum(array.nbytes for array in arrays.values()) / 1e6
+            self._log.write(
+                f"saved step {record.step} to '{path}' ({megabytes:.1f} MB; training paused for "
+                f"{pause:.3f} s, writing took {time.monotonic() - self._last_time:.3f} s)"
             )
-            try:
-                self._store.prune(stands.step)
-            except OSError as error:
-                self._log.say(f"an old checkpoint could not be removed: {error}")
+            self._prune(record.step)
 
         self._writer.start(write)
 
+    def _write(
+        self, record: Record, arrays: Mapping[str, np.ndarray], before_write: Callable[[], None]
+    ) -> Path:
+        """Write a checkpoint, unless the run has lost its directory."""
+        self._require_directory()
+        try:
+            before_write()
+            return self._store.write(record.step, arrays, record)
+        except OSError:
+            self._require_directory()  # if it was lost meanwhile, that is the error to report
+            raise
+
+    def _prune(self, step: int) -> None:
+        try:
+            self._store.prune(step)
+        except OSError as error:
+            self._log.report(f"an old checkpoint could not be removed: {error}")
+
     def finish(self) -> None:
-        """Waits until the last one is written.
+        """Wait until the last checkpoint is written.
 
         Raises:
-            OSError: If it could not be.
+            OSError: If it could not be written.
         """
         self._writer.wait()
         error = self._writer.take_error()
         if error is not None:
             raise OSError(
                 f"The final checkpoint, at step {self._last_step}, could not be written to "
-                f"'{self._store.directory}': {error} ({self._left()})."
+                f"'{self._store.directory}': {error} ({self._describe_newest()})."
             ) from error
 
     def close(self) -> str:
-        """Waits for the writing; says what there is."""
+        """Wait until writing has ended, and describe the newest checkpoint for the log."""
         self._writer.wait()
-        return self._left()
+        return self._describe_newest()
 
-    def _left(self) -> str:
+    def _describe_newest(self) -> str:
         newest = next(iter(self._store.paths()), None)
         return "there is no checkpoint" if newest is None else f"the last is '{newest}'"
 
-    def _tell_error(self) -> None:
+    def _warn_of_error(self) -> None:
         error = self._writer.take_error()
         if error is not None:
             self._warn(
-                f"The checkpoint at step {self._last_step} could not be written, and training goes "
-                f"on: {error} ({self._left()})."
+                f"The checkpoint at step {self._last_step} could not be written, but training "
+                f"continues: {error} ({self._describe_newest()})."
             )
 
     def _warn(self, message: str) -> None:
-        self._log.say(message)
+        self._log.report(message)
         warnings.warn(message, stacklevel=2)

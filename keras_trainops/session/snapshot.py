@@ -1,10 +1,10 @@
-"""The variables that are the state of a training run: named, copied to the host, put back."""
+"""The variables of a training run: named, copied to the host, and restored."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import keras
 import numpy as np
@@ -15,14 +15,15 @@ from keras_trainops.backends import backend
 from keras_trainops.errors import RestoreError
 from keras_trainops.values import assign_copies, copy_of, parts_of
 
-_METRICS = "metrics/"
+_METRICS, _RANDOM = "metrics/", "random/"
+_Value = TypeVar("_Value")
 
 
 def variables_of(model: Any) -> dict[str, keras.Variable]:
-    """All variables that one step hands to the next, by a name that is the same in every run.
+    """Return all variables that one step hands to the next, by a name that is stable over runs.
 
-    Weights and the seeds of layers are named by their path; the optimizer's, with what transforms
-    keep there, those of updates and those of metrics have a word before it.
+    Weights and the seeds of layers are named by their path. The variables of the optimizer (with
+    the state of transforms), of updates and of metrics have a prefix.
     """
     updates = getattr(model, "train_ops", None)
     groups: list[tuple[str, Iterable[keras.Variable]]] = [
@@ -33,24 +34,24 @@ def variables_of(model: Any) -> dict[str, keras.Variable]:
     ]
     seed = keras_private.global_seed()
     if seed is not None:
-        groups.append(("random/", [seed]))
+        groups.append((_RANDOM, [seed]))
     named: dict[str, keras.Variable] = {}
     seen: set[int] = set()
-    for start, variables in groups:
+    for prefix, variables in groups:
         for variable in variables:
             if id(variable) not in seen:
                 seen.add(id(variable))
-                named[_unique(f"{start}{variable.path}", named)] = variable
+                named[_unique(f"{prefix}{variable.path}", named)] = variable
     return named
 
 
 def gradient_sums_of(model: Any) -> list[keras.Variable]:
-    """Those of the variables whose replicas hold parts of a sum."""
+    """Return the accumulators of gradients: each replica has a part of their sum."""
     return keras_private.gradient_sums(model.optimizer)
 
 
 def _unique(key: str, taken: Mapping[str, Any]) -> str:
-    """`key`, or with a number where another variable has the same path."""
+    """Return `key`, with a number if another variable has the same path."""
     count, unique = 1, key
     while unique in taken:
         count += 1
@@ -59,27 +60,30 @@ def _unique(key: str, taken: Mapping[str, Any]) -> str:
 
 
 class HostCopy:
-    """Copies of variables in memory of its own, which is used again: fresh memory costs most."""
+    """Copies of variables in host memory that is reused: fresh memory costs most of the time."""
 
     def __init__(self) -> None:
         self._arrays: dict[str, np.ndarray] = {}
 
     def reserve(self, variables: Mapping[str, keras.Variable]) -> None:
-        """Gets the memory, so that the first copy is as fast as the others."""
-        self._arrays = {key: _room_for(v) for key, v in variables.items()}
+        """Allocate the memory, so that the first copy is as fast as the others."""
+        self._arrays = {key: _allocated(v) for key, v in variables.items()}
 
     def take(
         self, variables: Mapping[str, keras.Variable], sums: Iterable[keras.Variable] = ()
     ) -> dict[str, np.ndarray]:
-        """The values of variables now; the arrays are overwritten by the next call.
+        """Copy the values of variables; the next call overwrites the arrays.
 
-        Under a strategy there are, besides what a variable reads as, the values on each replica,
-        where those are others.
+        Under a distribution strategy the copies include the values on each replica, if they differ
+        from what the variable reads as.
 
         Args:
             variables: `variables_of` the model.
-            sums: Those whose replicas hold parts of a sum. Each part is kept, also where all are
-                the same: for how many there are.
+            sums: `gradient_sums_of` the model. Their parts are always copied, as restoring needs to
+                know the number of parts.
+
+        Returns:
+            Arrays by name; `name[replica 0]` is the value on the first replica.
         """
         view, arrays = backend().host_view, {}
         summed = {id(v) for v in sums}
@@ -94,33 +98,33 @@ class HostCopy:
         return dict(arrays)
 
     def _copied(self, key: str, value: np.ndarray) -> np.ndarray:
-        room = self._arrays.get(key)
-        if room is None or room.shape != value.shape or room.dtype != value.dtype:
-            room = np.empty(value.shape, value.dtype)
-        np.copyto(room, value)
-        return room
+        copy = self._arrays.get(key)
+        if copy is None or copy.shape != value.shape or copy.dtype != value.dtype:
+            copy = np.empty(value.shape, value.dtype)
+        np.copyto(copy, value)
+        return copy
 
 
 def _differ(variable: keras.Variable, parts: Sequence[Any]) -> bool:
-    """Whether some replica holds another value than the variable reads as."""
+    """Return True if a replica has another value than the variable reads as."""
     value = ops.convert_to_tensor(variable)
     return not all(bool(ops.all(ops.equal(ops.convert_to_tensor(p), value))) for p in parts)
 
 
-def _room_for(variable: keras.Variable) -> np.ndarray:
-    # A dtype that NumPy does not know is met when it is first copied.
+def _allocated(variable: keras.Variable) -> np.ndarray:
+    # The first copy allocates dtypes that NumPy lacks by itself.
     name = variable.dtype if variable.dtype in np.sctypeDict else "float32"
-    room = np.empty(tuple(variable.shape), name)
-    room.fill(0)
-    return room
+    array = np.empty(tuple(variable.shape), name)
+    array.fill(0)  # the system assigns memory on the first write only
+    return array
 
 
-class Saved(NamedTuple):
-    """What was saved of a variable.
+class SavedVariable(NamedTuple):
+    """The saved value of a variable.
 
     Attributes:
-        value: What it read as.
-        parts: What it was on each replica; empty where it was `value` on all.
+        value: The value that the variable read as.
+        parts: The value on each replica; empty if all were `value`.
     """
 
     value: np.ndarray
@@ -128,19 +132,24 @@ class Saved(NamedTuple):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The shape of each."""
+        """The shape of the value and of each part."""
         return self.value.shape
 
     @property
     def dtype(self) -> Any:
-        """The dtype of each."""
+        """The dtype of the value and of each part."""
         return self.value.dtype
 
     def assign_to(self, variable: keras.Variable, is_sum: bool) -> None:
-        """Gives each replica its value back or, where there are as many no more, what is fair.
+        """Restore the value on each replica, also if their number has changed.
 
-        Of a sum of gradients each replica then has the same share; of metrics, Keras does that. For
-        others, such as the batch-norm statistics of a plain `keras.Model`, it is the mean.
+        On another number of replicas each gets an equal share of a sum of gradients. Keras does so
+        for metrics. Other variables, such as the batch-norm statistics of a plain `keras.Model`,
+        get the mean.
+
+        Args:
+            variable: The variable to assign.
+            is_sum: If True, the variable is one of `gradient_sums_of` the model.
         """
         count = len(parts_of(variable))
         if len(self.parts) == count:
@@ -157,89 +166,106 @@ def _reads_as_sum(variable: keras.Variable) -> bool:
     return variable.aggregation == "sum"
 
 
-def _gathered(arrays: Mapping[str, np.ndarray]) -> dict[str, Saved]:
-    """What `HostCopy.take` gave, by variable."""
-    saved: dict[str, Saved] = {}
-    for key, value in arrays.items():
-        found = re.fullmatch(r"(?s)(.*)\[replica (\d+)\]", key)
-        if found is not None and found[1] in saved:
-            saved[found[1]].parts.append(value)
-        else:
-            saved[key] = Saved(value, [])
-    return saved
-
-
-def put_back(
+def restore_variables(
     arrays: Mapping[str, np.ndarray],
     variables: Mapping[str, keras.Variable],
-    whence: str,
+    source: str,
     sums: Iterable[keras.Variable] = (),
 ) -> bool:
-    """Assigns what was saved, or nothing where it is of another model.
+    """Assign saved values to all variables, or change nothing if they are of another model.
 
     Args:
-        arrays: What was saved, in the order it had.
+        arrays: The result of `HostCopy.take`, in the same order.
         variables: `variables_of` the model.
-        whence: What they were read from, for the message.
-        sums: Those of the variables whose replicas hold parts of a sum.
+        source: The path of the checkpoint, for the error message.
+        sums: `gradient_sums_of` the model.
 
     Returns:
-        Whether the metrics had their values back too: they may be others than they were.
+        True if the metrics were restored too. They are left alone if the model has other metrics
+        than were saved.
 
     Raises:
         RestoreError: If the other variables are not those that were saved; it lists what differs.
     """
-    everything = _gathered(arrays)
-    metrics = {k: v for k, v in variables.items() if k.startswith(_METRICS)}
-    saved_metrics = {k: v for k, v in everything.items() if k.startswith(_METRICS)}
-    ours = {k: v for k, v in variables.items() if k not in metrics}
-    saved = {k: v for k, v in everything.items() if k not in saved_metrics}
-    pairs = _matched(saved, ours, whence)
-    same = not _differences(saved_metrics, metrics)
-    if same:
-        pairs += [(everything[key], variable) for key, variable in metrics.items()]
+    saved_metrics, saved = _split_metrics(_by_variable(arrays))
+    metrics, others = _split_metrics(variables)
+    pairs = _paired(saved, others, source)
+    has_same_metrics = not _differences(saved_metrics, metrics)
+    if has_same_metrics:
+        pairs += [(saved_metrics[key], variable) for key, variable in metrics.items()]
     summed = {id(v) for v in sums}
     for value, variable in pairs:
         value.assign_to(variable, id(variable) in summed)
-    return same
+    return has_same_metrics
 
 
-def _matched(
-    saved: Mapping[str, Saved], ours: Mapping[str, keras.Variable], whence: str
-) -> list[tuple[Saved, keras.Variable]]:
-    only = {key for key in {*saved, *ours} if key.startswith("random/")} - (saved.keys() & ours)
-    saved = {key: value for key, value in saved.items() if key not in only}
-    ours = {key: value for key, value in ours.items() if key not in only}
-    if _unnumbered(saved) == _unnumbered(ours) and saved.keys() != ours.keys():
-        # Keras numbers the layers of a process: the second time they are made they count on.
-        saved = dict(zip(ours, saved.values(), strict=True))
-    differences = _differences(saved, ours)
+def _by_variable(arrays: Mapping[str, np.ndarray]) -> dict[str, SavedVariable]:
+    """Join the parts that `HostCopy.take` returned to their variables."""
+    saved: dict[str, SavedVariable] = {}
+    for key, value in arrays.items():
+        part = re.fullmatch(r"(?s)(.*)\[replica (\d+)\]", key)
+        if part is not None and part[1] in saved:
+            saved[part[1]].parts.append(value)
+        else:
+            saved[key] = SavedVariable(value, [])
+    return saved
+
+
+def _split_metrics(named: Mapping[str, _Value]) -> tuple[dict[str, _Value], dict[str, _Value]]:
+    metrics = {key: value for key, value in named.items() if key.startswith(_METRICS)}
+    others = {key: value for key, value in named.items() if key not in metrics}
+    return metrics, others
+
+
+def _paired(
+    saved: Mapping[str, SavedVariable], variables: Mapping[str, keras.Variable], source: str
+) -> list[tuple[SavedVariable, keras.Variable]]:
+    """Return each variable with its saved value, or raise if the two sides differ."""
+    saved, variables = _without_unmatched_seeds(saved, variables)
+    if _unnumbered(saved) == _unnumbered(variables) and saved.keys() != variables.keys():
+        # Keras numbers the layers of a process: made a second time they get higher numbers.
+        saved = dict(zip(variables, saved.values(), strict=True))
+    differences = _differences(saved, variables)
     if differences:
         raise RestoreError(
-            f"Cannot resume from '{whence}': it is of another model or optimizer.\n"
+            f"Cannot resume from '{source}': it was saved from another model or optimizer.\n"
             + "\n".join(f"  {line}" for line in differences)
             + "\n! another shape or dtype, - only in the checkpoint, + only in the model. Use "
             "another log directory; nothing was changed in this one."
         )
-    return [(saved[key], variable) for key, variable in ours.items()]
+    return [(saved[key], variable) for key, variable in variables.items()]
+
+
+def _without_unmatched_seeds(
+    saved: Mapping[str, SavedVariable], variables: Mapping[str, keras.Variable]
+) -> tuple[dict[str, SavedVariable], dict[str, keras.Variable]]:
+    """Drop Keras's global seed if only one side has it: it exists once it has been used."""
+    unmatched = {key for key in saved.keys() ^ variables.keys() if key.startswith(_RANDOM)}
+    return (
+        {key: value for key, value in saved.items() if key not in unmatched},
+        {key: value for key, value in variables.items() if key not in unmatched},
+    )
 
 
 def _unnumbered(keys: Iterable[str]) -> list[str]:
     return [re.sub(r"_\d+(?=[/_]|$)", "", key) for key in keys]
 
 
-def _differences(saved: Mapping[str, Saved], ours: Mapping[str, keras.Variable]) -> list[str]:
+def _differences(
+    saved: Mapping[str, SavedVariable], variables: Mapping[str, keras.Variable]
+) -> list[str]:
     lines = []
-    for key in sorted({*saved, *ours}):
-        if key not in ours:
-            lines.append(f"- {key}: {_form(saved[key])}")
+    for key in sorted({*saved, *variables}):
+        if key not in variables:
+            lines.append(f"- {key}: {_signature(saved[key])}")
         elif key not in saved:
-            lines.append(f"+ {key}: {_form(ours[key])}")
-        elif _form(saved[key]) != _form(ours[key]):
-            lines.append(f"! {key}: {_form(ours[key])} in the model, {_form(saved[key])} saved")
+            lines.append(f"+ {key}: {_signature(variables[key])}")
+        elif _signature(saved[key]) != _signature(variables[key]):
+            ours, theirs = _signature(variables[key]), _signature(saved[key])
+            lines.append(f"! {key}: {ours} in the model, {theirs} saved")
     return lines
 
 
-def _form(value: Any) -> str:
+def _signature(value: Any) -> str:
     shape: Sequence[int] = tuple(value.shape)
     return f"{keras.backend.standardize_dtype(value.dtype)} {shape}"

@@ -1,12 +1,12 @@
-"""A crash-safe directory of checkpoints: each is complete, or it is not there.
+"""A crash-safe directory of checkpoints: each one is complete or absent.
 
-A checkpoint is a directory `step-0000000012` of files in formats that others read: arrays as
-safetensors, the rest as JSON, and `SHA256SUMS`, which `sha256sum --check` verifies too. While one
-is written its name begins with `.writing-`. One that is replaced, as its step is saved again, is
-renamed to `.deleting-…` when the new one is complete, and removed when that has its name.
+A checkpoint is a directory `step-0000000012` of files in common formats: arrays as safetensors, the
+rest as JSON, and `SHA256SUMS`, which `sha256sum --check` verifies too. While it is being written,
+its name begins with `.writing-`. If its step was saved before, the old checkpoint is renamed to
+`.deleting-…` once the new one is complete, and removed when the new one has its name.
 
-Only directories with exactly such a name are the store's, and only files that it writes itself are
-removed from them. Everything else in the directory is somebody else's, and left alone.
+The store owns only directories with exactly such names, and removes only files from them that it
+writes itself. It leaves everything else in the directory alone.
 """
 
 from __future__ import annotations
@@ -28,23 +28,23 @@ _SUMS = "SHA256SUMS"
 _FILES = {ARRAYS, *(f"{name}.json" for name in DOCUMENTS)}
 _STEP = re.compile(r"step-(\d{10,})")
 _WRITING, _DELETING = ".writing-", ".deleting-"
-_ASIDE = re.compile(rf"({re.escape(_WRITING)}|{re.escape(_DELETING)})({_STEP.pattern})")
-# The safetensors library writes to such a file, and renames it.
+_UNFINISHED = re.compile(rf"({re.escape(_WRITING)}|{re.escape(_DELETING)})({_STEP.pattern})")
+# The safetensors library writes to such a file and renames it.
 _TEMPORARY = re.compile(r"\.tmp\w{6}")
-_MOST_SUMS, _MOST_JSON = 2**16, 2**28  # bytes: more is none of ours
+_MAX_SUMS_BYTES, _MAX_JSON_BYTES = 2**16, 2**28  # a session writes less
 
 
 class DamagedCheckpointError(OSError):
-    """A checkpoint's files are not what was written."""
+    """The files of a checkpoint are not those that were written."""
 
 
 @dataclass(frozen=True)
 class SavedStep:
-    """A complete checkpoint, whose files were verified.
+    """A complete checkpoint with verified files.
 
     Attributes:
         path: Its directory.
-        record: Where the run stood.
+        record: The state of the run, apart from arrays.
         arrays: The saved arrays, by key.
     """
 
@@ -57,8 +57,8 @@ class Store:
     """The checkpoints in one directory.
 
     Args:
-        directory: Where they are; made when the first is written.
-        keep: How many to keep.
+        directory: The directory; the first checkpoint creates it.
+        keep: Number of checkpoints to keep.
     """
 
     def __init__(self, directory: Path, keep: int) -> None:
@@ -66,22 +66,22 @@ class Store:
         self._damaged: set[Path] = set()
 
     def recover(self) -> None:
-        """Clears up after a run that was killed while it wrote.
+        """Clean up after a run that was killed during a save.
 
-        What is complete and only lacks its name gets it back; the rest is removed.
+        Complete checkpoints that only lack their final name get it; all others are removed.
         """
-        found = [(m, p) for p in self._directories() if (m := _ASIDE.fullmatch(p.name))]
-        # A complete new one before the one that it was to replace.
+        found = [(m, p) for p in self._directories() if (m := _UNFINISHED.fullmatch(p.name))]
+        # A complete new checkpoint comes before the one that it was to replace.
         for match, path in sorted(found, key=lambda pair: pair[0][1] != _WRITING):
-            place = self.directory / match[2]
-            if not os.path.lexists(place) and _is_whole(path, int(match[3])):
-                path.rename(place)
+            final = self.directory / match[2]
+            if not os.path.lexists(final) and _is_complete(path, int(match[3])):
+                path.rename(final)
                 _sync(self.directory)
             else:
-                _remove(path, heir=place)
+                _remove(path, successor=final)
 
     def paths(self) -> list[Path]:
-        """The checkpoints, newest first, complete or not."""
+        """Return the checkpoints, newest first, complete or not."""
         found = [p for p in self._directories(links=True) if _STEP.fullmatch(p.name)]
         return sorted((p for p in found if _has_files(p)), key=_step, reverse=True)
 
@@ -92,10 +92,10 @@ class Store:
                     yield path
 
     def newest(self, warn: Callable[[str], None]) -> SavedStep | None:
-        """The newest checkpoint that is intact, None where there is none at all.
+        """Return the newest intact checkpoint, None if there are no checkpoints.
 
         Args:
-            warn: Told of each that is damaged.
+            warn: Function called with a message about each damaged checkpoint.
 
         Raises:
             DamagedCheckpointError: If there are checkpoints and all of them are damaged.
@@ -110,66 +110,76 @@ class Store:
                 warn(damage + (" The one before it is used." if path != paths[-1] else ""))
         if damage:
             raise DamagedCheckpointError(
-                f"{damage} There is no other: remove '{self.directory}' to start anew."
+                f"{damage} There is no other: remove '{self.directory}' to start over."
             )
         return None
 
     def write(self, step: int, arrays: Mapping[str, np.ndarray], record: Record) -> Path:
-        """Writes a checkpoint aside, syncs it, and gives it its name.
+        """Write a checkpoint under a temporary name, sync it, and rename it.
+
+        Args:
+            step: The step of the checkpoint.
+            arrays: The arrays to save, by key.
+            record: The state of the run, apart from arrays.
+
+        Returns:
+            The directory of the checkpoint.
 
         Raises:
-            OSError: If it cannot be written; nothing of it is left, and the others are untouched.
+            OSError: If it cannot be written. Nothing of it is left, and other checkpoints are
+                untouched.
         """
         if not self.directory.exists():
             self.directory.mkdir()
             _sync(self.directory.parent)
         path = self.directory / f"step-{step:010d}"
-        aside, leaving = (path.with_name(start + path.name) for start in (_WRITING, _DELETING))
-        _remove(aside)
+        new, old = (path.with_name(prefix + path.name) for prefix in (_WRITING, _DELETING))
+        _remove(new)
         try:
-            aside.mkdir()
-            _write_files(aside, arrays, record)
-            self._give_name(aside, path, leaving)
+            new.mkdir()
+            _write_files(new, arrays, record)
+            self._publish(new, path, old)
         except Exception as error:
-            _remove(aside)
+            _remove(new)
             if isinstance(error, OSError):
                 raise
-            raise OSError(str(error)) from error  # safetensors has an error of its own
+            raise OSError(str(error)) from error  # safetensors raises its own error
         _sync(self.directory)
-        _remove(leaving, heir=path)
+        _remove(old, successor=path)
         self._damaged.discard(path)
         return path
 
-    def _give_name(self, aside: Path, path: Path, leaving: Path) -> None:
+    def _publish(self, new: Path, path: Path, old: Path) -> None:
+        """Rename `new` to `path`, and a previous checkpoint there to `old`."""
         replaces = os.path.lexists(path)
         if replaces:
-            if not _is_own(path):
+            if not _is_ours(path):
                 raise FileExistsError(
-                    f"'{path}' is in the way: it is no checkpoint of a session, so it is not "
+                    f"'{path}' is in the way: it is not a checkpoint of a session, so it is not "
                     "replaced. Move it elsewhere"
                 )
-            _remove(leaving, heir=path)
-            path.rename(leaving)
+            _remove(old, successor=path)
+            path.rename(old)
         try:
-            aside.rename(path)
+            new.rename(path)
         except OSError:
             if replaces:
-                leaving.rename(path)
+                old.rename(path)
             raise
 
     def prune(self, step: int) -> None:
-        """Removes what is older than the `keep` newest good ones.
+        """Remove all checkpoints that are older than the `keep` newest intact ones.
 
         Args:
-            step: The newest good one. Later ones are damaged, and were fallen back from.
+            step: The step of the newest intact checkpoint. Later ones are damaged and stay.
 
         Raises:
             OSError: If one cannot be removed.
         """
-        paths = [p for p in self.paths() if _step(p) <= step and _is_own(p)]
-        good = [p for p in paths if p not in self._damaged]
-        if len(good) >= self.keep:
-            for path in paths[paths.index(good[self.keep - 1]) + 1 :]:
+        paths = [p for p in self.paths() if _step(p) <= step and _is_ours(p)]
+        intact = [p for p in paths if p not in self._damaged]
+        if len(intact) >= self.keep:
+            for path in paths[paths.index(intact[self.keep - 1]) + 1 :]:
                 _remove(path)
 
 
@@ -180,44 +190,55 @@ def _step(path: Path) -> int:
 
 
 def _has_files(path: Path) -> bool:
-    """Whether a directory holds anything that a checkpoint does."""
+    """Return True if a directory has any file of a checkpoint."""
     return any((path / name).is_file() for name in (_SUMS, *_FILES))
 
 
-def _is_own(path: Path) -> bool:
-    """Whether a checkpoint has a manifest of ours, so that it may be replaced and removed."""
+def _is_ours(path: Path) -> bool:
+    """Return True if a session wrote this checkpoint, so that it may be replaced or removed."""
     if path.is_symlink():
         return False
     try:
-        return ARRAYS in _sums(path)
+        return ARRAYS in _checksums(path)
     except (OSError, ValueError):
         return False
 
 
-def _remove(directory: Path, heir: Path | None = None) -> None:
-    """Removes the files that we write and, where nothing else is there, the directory.
+def _remove(directory: Path, successor: Path | None = None) -> None:
+    """Remove the files that the store writes, and the directory if that leaves it empty.
 
-    The manifest goes last: what is left of a removal that was cut short is damaged, and ours.
+    Does nothing if the directory does not exist. The manifest is removed last: what an interrupted
+    removal leaves is damaged, and still recognised as the store's.
 
     Args:
-        directory: The directory; it need not be there.
-        heir: What takes its place, and the files in it that are not ours.
+        directory: The directory.
+        successor: The checkpoint that replaces it, and gets the files of others.
     """
     if directory.is_symlink() or not directory.is_dir():
         return
     names = {p.name for p in directory.iterdir()}
-    ours = {name for name in names if name in _FILES or _TEMPORARY.fullmatch(name)}
-    if heir is not None and heir.is_dir():
-        for name in names - ours - {_SUMS}:
-            if not os.path.lexists(heir / name):
-                (directory / name).rename(heir / name)
+    ours = set(filter(_is_own_name, names))
+    if successor is not None and successor.is_dir():
+        _move(names - ours - {_SUMS}, directory, successor)
     for name in [*sorted(ours), *({_SUMS} & names)]:
         (directory / name).unlink(missing_ok=True)
     if not any(directory.iterdir()):
         directory.rmdir()
 
 
+def _is_own_name(name: str) -> bool:
+    return name in _FILES or _TEMPORARY.fullmatch(name) is not None
+
+
+def _move(names: set[str], source: Path, target: Path) -> None:
+    """Move the entries that `target` does not have yet."""
+    for name in names:
+        if not os.path.lexists(target / name):
+            (source / name).rename(target / name)
+
+
 def _write_files(directory: Path, arrays: Mapping[str, np.ndarray], record: Record) -> None:
+    """Write and sync all files of a checkpoint, the manifest last."""
     from safetensors.numpy import save_file
 
     save_file(dict(arrays), directory / ARRAYS)
@@ -238,7 +259,7 @@ def _sha256(path: Path) -> str:
 
 
 def _sync(path: Path) -> None:
-    """Waits until a file, or the names in a directory, are on the disk."""
+    """Wait until a file, or the entries of a directory, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -246,26 +267,26 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _sums(path: Path) -> dict[str, str]:
-    """The checksum of each file that the manifest names."""
-    lines = _content(path / _SUMS, _MOST_SUMS).decode("utf-8").splitlines()
+def _checksums(path: Path) -> dict[str, str]:
+    """Read the manifest: the checksum of each file."""
+    lines = _read_bytes(path / _SUMS, _MAX_SUMS_BYTES).decode("utf-8").splitlines()
     pairs = [line.partition("  ") for line in lines]
     sums = {name: digest for digest, _, name in pairs}
-    plain = all(name and Path(name).name == name for name in sums)
-    if len(sums) < len(pairs) or not plain:
-        raise DamagedCheckpointError(f"{_SUMS} is no list of the checksums of its files")
+    are_plain_names = all(name and Path(name).name == name for name in sums)
+    if len(sums) < len(pairs) or not are_plain_names:
+        raise DamagedCheckpointError(f"{_SUMS} is not a list of the checksums of its files")
     return sums
 
 
-def _content(path: Path, most: int) -> bytes:
-    if not path.is_file():  # a pipe or device would have no end
+def _read_bytes(path: Path, most: int) -> bytes:
+    if not path.is_file():  # reading a pipe or device could go on forever
         raise DamagedCheckpointError(f"there is no file {path.name}")
     if path.stat().st_size > most:
         raise DamagedCheckpointError(f"{path.name} is larger than any that a session writes")
     return path.read_bytes()
 
 
-def _is_whole(path: Path, step: int) -> bool:
+def _is_complete(path: Path, step: int) -> bool:
     try:
         _read(path, step)
     except (OSError, ValueError):
@@ -274,7 +295,7 @@ def _is_whole(path: Path, step: int) -> bool:
 
 
 def _read(path: Path, step: int) -> SavedStep:
-    """Reads a checkpoint.
+    """Read and verify a checkpoint.
 
     Raises:
         OSError: If it is damaged.
@@ -283,7 +304,21 @@ def _read(path: Path, step: int) -> SavedStep:
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
-    sums = _sums(path)
+    _verify(path)
+    try:
+        arrays = load_file(path / ARRAYS)
+    except (SafetensorError, KeyError) as error:
+        raise DamagedCheckpointError(f"{ARRAYS} cannot be read: {error}") from error
+    texts = {name: _read_bytes(path / f"{name}.json", _MAX_JSON_BYTES) for name in DOCUMENTS}
+    record = parse(texts, arrays)
+    if record.step != step:
+        raise DamagedCheckpointError(f"session.json is of step {record.step}")
+    return SavedStep(path, record, arrays)
+
+
+def _verify(path: Path) -> None:
+    """Compare all files of a checkpoint with its manifest."""
+    sums = _checksums(path)
     missing = sorted(_FILES - sums.keys())
     if missing:
         raise DamagedCheckpointError(f"{_SUMS} does not name {', '.join(missing)}")
@@ -291,13 +326,4 @@ def _read(path: Path, step: int) -> SavedStep:
         if not (path / name).is_file():
             raise DamagedCheckpointError(f"there is no file {name}, which {_SUMS} names")
         if _sha256(path / name) != digest:
-            raise DamagedCheckpointError(f"the checksum of {name} is another")
-    try:
-        arrays = load_file(path / ARRAYS)
-    except (SafetensorError, KeyError) as error:
-        raise DamagedCheckpointError(f"{ARRAYS} cannot be read: {error}") from error
-    texts = {name: _content(path / f"{name}.json", _MOST_JSON) for name in DOCUMENTS}
-    record = parse(texts, arrays)
-    if record.step != step:
-        raise DamagedCheckpointError(f"session.json is of step {record.step}")
-    return SavedStep(path, record, arrays)
+            raise DamagedCheckpointError(f"the checksum of {name} does not match")

@@ -1,4 +1,4 @@
-"""Scalars for TensorBoard, written through tensorboardX."""
+"""Scalars for TensorBoard, written with tensorboardX."""
 
 from __future__ import annotations
 
@@ -12,97 +12,136 @@ from typing import Any
 import keras
 
 from keras_trainops.session.log import SessionLog
-from keras_trainops.training.optimizer import engine_of
+from keras_trainops.session.settings import Settings
+from keras_trainops.training.optimizers.transformed import engine_of
 from keras_trainops.transforms.monitoring import Monitor
 from keras_trainops.values import copy_of
 
 
 class Summaries:
-    """Loss, metrics, learning rate, steps per second and, with a `Monitor`, gradient norms.
+    """Loss, metrics, learning rate, steps per second and the gradient norms of each `Monitor`.
 
-    They are written at once, to the file's buffer: tensorboardX's `SummaryWriter` hands them to a
-    thread, which dies of a full disk and then has training wait for it, and for which a checkpoint
-    would have to wait.
+    Training continues without summaries if tensorboardX is missing or the disk is full.
 
     Args:
-        directory: Where the event files go.
-        step: The step that the run begins with. What an interrupted run wrote after it,
-            TensorBoard leaves out.
-        log: Told where they cannot be written; training goes on without them.
-
-    Raises:
-        ImportError: If tensorboardX is not installed.
+        settings: The settings of the session.
+        step: The step at which the run begins. TensorBoard hides the later events of an earlier,
+            interrupted run.
+        log: The log of the session; it says why there are no summaries.
     """
 
-    def __init__(self, directory: Path, step: int, log: SessionLog) -> None:
-        from tensorboardX.event_file_writer import EventsWriter
-        from tensorboardX.proto import event_pb2
-        from tensorboardX.summary import scalar
-
-        self._log, self._event, self._scalar = log, event_pb2.Event, scalar
-        self._since = (step, time.monotonic())
-        # The name has the time in seconds: two runs may begin in one.
-        suffix = f".{os.getpid()}.{time.time_ns() % 10**9}"
-        self._file: Any = None
-        with self._tolerant():
-            self._file = EventsWriter(str(directory / "events"), suffix)
-            begins = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-            # From the next step on: those of this one were written before its checkpoint.
-            event = event_pb2.Event(step=step + 1, wall_time=time.time(), session_log=begins)
-            self._file.write_event(event)
+    def __init__(self, settings: Settings, step: int, log: SessionLog) -> None:
+        self._every, self._log = settings.summary_steps, log
+        self._last_step, self._last_time = step, time.monotonic()
+        self._file: _EventFile | None = None
+        if self._every is None:
+            return
+        try:
+            with self._until_disk_is_full():
+                self._file = _EventFile(settings.logdir, step)
+        except ImportError:
+            log.report("no summaries: pip install 'keras-trainops[tensorboard]'")
 
     @contextmanager
-    def _tolerant(self) -> Iterator[None]:
-        """A disk that is full ends the summaries, and nothing else."""
+    def _until_disk_is_full(self) -> Iterator[None]:
+        """End the summaries, and nothing else, if writing fails."""
         try:
             yield
         except OSError as error:
             self._file = None
-            self._log.say(f"no more summaries: {error}")
+            self._log.report(f"summaries stopped: {error}")
+
+    def is_due(self, step: int) -> bool:
+        """Return True if `summary_steps` have passed since the last summary."""
+        if self._every is None or self._file is None:
+            return False
+        return step // self._every > self._last_step // self._every
 
     def write(self, model: Any, logs: Mapping[str, Any], step: int) -> None:
-        """Writes what there is at a step."""
-        self._add(logs, step)
-        self._add(learning_rates(model.optimizer), step)
-        self._add(_norms(model.optimizer), step)
-        (since, then), now = self._since, time.monotonic()
-        if step > since:
-            self._add({"steps_per_second": (step - since) / (now - then)}, step)
-        self._since = (step, now)
+        """Write all scalars of a step.
+
+        Args:
+            model: The model, for the learning rate and the norms of its optimizer.
+            logs: Loss and metrics, by name.
+            step: The current step.
+        """
+        self.write_logs(logs, step)
+        self.write_logs(_learning_rates(model.optimizer), step)
+        self.write_logs(_norms(model.optimizer), step)
+        now = time.monotonic()
+        if step > self._last_step:
+            speed = (step - self._last_step) / (now - self._last_time)
+            self.write_logs({"steps_per_second": speed}, step)
+        self._last_step, self._last_time = step, now
 
     def write_logs(self, logs: Mapping[str, Any], step: int) -> None:
-        """Writes logs alone, as those of a validation."""
-        self._add(logs, step)
+        """Write scalars alone, such as the metrics of a validation.
 
-    def _add(self, scalars: Mapping[str, Any], step: int) -> None:
-        if self._file is None:
-            return
-        with self._tolerant():
-            for name, value in scalars.items():
-                summary, now = self._scalar(name, float(value)), time.time()
-                self._file.write_event(self._event(step=step, wall_time=now, summary=summary))
+        Args:
+            logs: Scalars by name.
+            step: The current step.
+        """
+        if self._file is not None:
+            with self._until_disk_is_full():
+                for name, value in logs.items():
+                    self._file.add(name, float(value), step)
 
     def flush(self) -> None:
-        """Writes out what there is: a run that is resumed does not write it again."""
+        """Write out all buffered scalars: a resumed run does not write them again."""
         if self._file is not None:
-            with self._tolerant():
-                self._file.flush()
+            with self._until_disk_is_full():
+                self._file.writer.flush()
 
     def close(self) -> None:
-        """Writes out what is left."""
+        """Write out the rest and close the file."""
         if self._file is not None:
-            with self._tolerant():
-                self._file.close()
+            with self._until_disk_is_full():
+                self._file.writer.close()
 
 
-def learning_rates(optimizer: Any) -> dict[str, float]:
-    """The learning rate now, or of each part of a `MultiOptimizer` its own."""
+class _EventFile:
+    """An event file that is written directly.
+
+    The `SummaryWriter` of tensorboardX writes in a thread, which dies of a full disk and then
+    blocks training, and which a checkpoint would have to wait for.
+
+    Raises:
+        ImportError: If tensorboardX is not installed.
+        OSError: If the file cannot be written.
+    """
+
+    def __init__(self, directory: Path, step: int) -> None:
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto import event_pb2
+        from tensorboardX.summary import scalar
+
+        self._event, self._scalar = event_pb2.Event, scalar
+        # tensorboardX puts the time in seconds into the name: two runs may begin in one second.
+        suffix = f".{os.getpid()}.{time.time_ns() % 10**9}"
+        self.writer = EventsWriter(str(directory / "events"), suffix)
+        start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+        # TensorBoard hides earlier events from this step on. Those of `step` itself were written
+        # before its checkpoint and are valid.
+        event = event_pb2.Event(step=step + 1, wall_time=time.time(), session_log=start)
+        self.writer.write_event(event)
+
+    def add(self, name: str, value: float, step: int) -> None:
+        """Write a scalar to the buffer of the file."""
+        summary, now = self._scalar(name, value), time.time()
+        self.writer.write_event(self._event(step=step, wall_time=now, summary=summary))
+
+
+def constant_learning_rates(optimizer: Any) -> tuple[float, ...]:
+    """Return the learning rate, of each part of a `MultiOptimizer`, without schedules.
+
+    Constant rates are variables, which are saved with the optimizer; schedules are not.
+    """
+    rates = _rates(optimizer).values()
+    return tuple(_number(rate) for rate in rates if isinstance(rate, keras.Variable))
+
+
+def _learning_rates(optimizer: Any) -> dict[str, float]:
     return {name: _number(rate) for name, rate in _rates(optimizer).items()}
-
-
-def saved_learning_rates(optimizer: Any) -> tuple[float, ...]:
-    """Those that are saved with the optimizer: schedules are not."""
-    return tuple(_number(r) for r in _rates(optimizer).values() if isinstance(r, keras.Variable))
 
 
 def _rates(optimizer: Any) -> dict[str, Any]:
@@ -121,11 +160,9 @@ def _number(value: Any) -> float:
 
 def _norms(optimizer: Any) -> dict[str, float]:
     engine = engine_of(optimizer)
-    if engine is None:
-        return {}
-    monitors = [part for part in engine.chain.walk() if isinstance(part, Monitor)]
-    return {
-        label: float(norm)
-        for monitor in monitors
-        for label, norm in zip(monitor.labels, copy_of(monitor.norms), strict=True)
-    }
+    norms: dict[str, float] = {}
+    for part in () if engine is None else engine.chain.walk():
+        if isinstance(part, Monitor):
+            values = map(float, copy_of(part.norms))
+            norms.update(zip(part.labels, values, strict=True))
+    return norms

@@ -1,4 +1,4 @@
-"""Writing in the background, one thing at a time."""
+"""Background writing, one job at a time."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Callable
 
 
 class BackgroundWriter:
-    """A thread that writes while training goes on.
+    """A thread that writes while training continues.
 
-    It is no daemon: a program that ends waits for it.
+    The thread is not a daemon, so that the interpreter waits for it at exit.
     """
 
     def __init__(self) -> None:
@@ -18,28 +18,28 @@ class BackgroundWriter:
 
     @property
     def busy(self) -> bool:
-        """Whether it is still writing."""
+        """If True, a job is still running."""
         return self._thread is not None and self._thread.is_alive()
 
-    def start(self, work: Callable[[], object]) -> None:
-        """Begins with `work`, after what it does now."""
+    def start(self, job: Callable[[], object]) -> None:
+        """Start `job`, after the previous one has finished."""
         self.wait()
-        self._thread = threading.Thread(target=self._run, args=(work,), name="session writer")
+        self._thread = threading.Thread(target=self._run, args=(job,), name="session writer")
         self._thread.start()
 
-    def _run(self, work: Callable[[], object]) -> None:
+    def _run(self, job: Callable[[], object]) -> None:
         try:
-            work()
+            job()
         except OSError as error:
             self._error = error
 
     def wait(self) -> None:
-        """Waits until it is done."""
+        """Wait until the current job has finished."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
 
     def take_error(self) -> OSError | None:
-        """Why the last writing failed, told once; None where it did not."""
+        """Return the error of a failed job and clear it; None if there was none."""
         error, self._error = self._error, None
         return error

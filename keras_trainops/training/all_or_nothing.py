@@ -1,8 +1,9 @@
-"""What fails leaves things as they were."""
+"""Undo changes of attributes if a block fails."""
 
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -10,13 +11,13 @@ from typing import Any
 
 @contextmanager
 def all_or_nothing(*objects: Any) -> Iterator[None]:
-    """Where the block fails, gives each object the attributes back that it had before.
+    """Give each object its attributes back if the block fails.
 
-    They are the same values as before, and plain lists and dictionaries among them have the same
-    content.
+    The values are the same objects as before; plain lists and dictionaries among them get their
+    content back.
     """
     before = [(vars(each), dict(vars(each))) for each in objects]
-    values = [value for _, attributes in before for value in attributes.values()]
+    values = list(itertools.chain.from_iterable(attributes.values() for _, attributes in before))
     contents = [(value, copy.copy(value)) for value in values if type(value) in (list, dict)]
     try:
         yield

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -11,31 +12,25 @@ import keras
 
 from keras_trainops import paths
 from keras_trainops.backends import backend
-from keras_trainops.training import own_step
+from keras_trainops.training import own_step, preparation
 from keras_trainops.training.all_or_nothing import all_or_nothing
-from keras_trainops.training.fit_callbacks import accompanied, surroundings
+from keras_trainops.training.fit_callbacks import accompanied, evaluation_context
 from keras_trainops.training.numerics import NumericsGuard
-from keras_trainops.training.optimizer import engine_of
-from keras_trainops.training.optimizer_transfer import (
-    is_built_for,
-    trained_by,
-    transferred,
-    without,
-)
-from keras_trainops.training.options import COMPILE_ARGUMENTS, TrainOps
+from keras_trainops.training.optimizers.transfer import trained_by, transferred, without
+from keras_trainops.training.optimizers.transformed import engine_of
+from keras_trainops.training.optimizers.weight_decay import EXCLUDED, exclude, exclusions
+from keras_trainops.training.optimizers.wrapping import owned_by, with_engine, with_transforms
 from keras_trainops.training.step import train_step
-from keras_trainops.training.trainability import Trainability, as_compiled, changed_since
-from keras_trainops.training.weight_decay import EXCLUDED, exclude, exclusions
-from keras_trainops.training.wrapping import owned_by, with_engine, with_transforms
-from keras_trainops.transforms.monitoring import Monitor, norm_metrics
+from keras_trainops.training.train_ops import COMPILE_ARGUMENTS, Compiled, TrainOps
+from keras_trainops.training.trainability import Trainability, as_compiled
 from keras_trainops.updates.functions import as_update
 from keras_trainops.updates.policy import UpdatePolicy
 
 
 class TrainOpsMixin:
-    """Mix it into a Keras model, before `keras.Model`, to customise its training step.
+    """Mixin for Keras models, in front of `keras.Model`, that customises their training step.
 
-    `compile` takes four more arguments, and everything else works as in Keras.
+    `compile` takes four more arguments; everything else works as in Keras.
 
     Example:
         >>> import keras, keras_trainops as kt
@@ -48,7 +43,7 @@ class TrainOpsMixin:
     References: `tf.contrib.training.create_train_op`.
     """
 
-    if TYPE_CHECKING:  # what the Keras model beside it has
+    if TYPE_CHECKING:  # attributes of the Keras model that it is mixed into
         built: bool
         compiled: bool
         optimizer: Any
@@ -66,7 +61,7 @@ class TrainOpsMixin:
 
     @property
     def train_ops(self) -> TrainOps:
-        """What the mixin keeps; made when first asked for, as a class may be mixed in later."""
+        """The state of the mixin; created on first use, as a class may be mixed in later."""
         state = self.__dict__.get("_train_ops")
         if state is None:
             state = self.__dict__["_train_ops"] = TrainOps()
@@ -85,98 +80,94 @@ class TrainOpsMixin:
         """Configures the model for training; see `keras.Model.compile` for the other arguments.
 
         Args:
-            optimizer: As in Keras; it stays as it is. With `gradient_transforms` the model's is a
-                `TransformedOptimizer` around it, or a copy of a `LossScaleOptimizer` with one
-                inside; these transforms take the place of those that it has.
+            optimizer: As in Keras; it is not changed. With `gradient_transforms` the model's
+                optimizer is a `TransformedOptimizer` around it, or a copy of a `LossScaleOptimizer`
+                with one inside; the transforms replace those it has.
             *args: As in Keras.
             gradient_transforms: One transform, a list, or None: `GradientTransform`s or callables
                 `fn(gradients, variables) -> gradients`.
-            updates: The non-gradient updates. None: every layer's own, and what `add_update`
-                registered. One or a list: just these; `[]` none at all (batch norm still normalises
+            updates: The non-gradient updates. None: every layer's own, and those that `add_update`
+                registered. One or a list: exactly these; `[]`: none (batch norm still normalises
                 with batch statistics, random seeds still advance).
             variables_to_train: Patterns, variables or layers; None: all trainable variables. The
                 others get no gradient, no weight decay, no optimizer slots and no update.
-            check_numerics: Whether a NaN or infinite loss or gradient stops training with a
-                `NonFiniteLossError` that names the step and which it was, and leaves the weights
-                of the last good step.
+            check_numerics: If True, a NaN or infinite loss or gradient stops training with a
+                `NonFiniteLossError`, which names the step and the tensor; the weights are those of
+                the last good step.
             **kwargs: As in Keras.
 
         Raises:
-            ValueError: If an argument does not fit; nothing changes. Patterns wait for the build.
+            ValueError: If an argument is not valid; nothing changes. Patterns are checked when the
+                model is built.
             NotImplementedError: On a backend other than TensorFlow, JAX and PyTorch.
         """
+        backend().require_training()
         state = self.train_ops
         optimizer = keras.optimizers.get(optimizer)
         if gradient_transforms is not None:
             optimizer = with_transforms(optimizer, gradient_transforms)
-        backend().require_training()
         policy = UpdatePolicy(updates, state.registered, state.policy)
         if policy.after_weights and optimizer is not None:
-            optimizer = with_engine(optimizer)  # which keeps the updates' state
+            optimizer = with_engine(optimizer)  # it holds the updates' state
         paths.as_list(variables_to_train)
         values = (updates, variables_to_train, check_numerics)
         arguments = dict(zip(COMPILE_ARGUMENTS, values, strict=True))
-        wanted = own_step.wants_our_step(policy, arguments, optimizer)
-        own_step.refuse_without_our_step(self, TrainOpsMixin, wanted)
+        needed = self._require_our_step(policy, arguments, optimizer)
         with all_or_nothing(self, state, *owned_by(optimizer)):
-            state.arguments, state.policy, state.wanted = arguments, policy, wanted
-            state.numerics = self._in_scope(NumericsGuard) if check_numerics else None
-            optimizer = self._in_scope(functools.partial(transferred, optimizer, self))
+            guard = preparation.in_scope(self, NumericsGuard) if check_numerics else None
+            state.compiled = Compiled(arguments, policy, guard, needed)
+            optimizer = preparation.in_scope(self, lambda: transferred(optimizer, self))
             super().compile(optimizer, *args, **kwargs)  # type: ignore[misc]
-            state.compiled = Trainability(self)
-            self._attach_engine()
+            state.compiled = dataclasses.replace(state.compiled, trainability=Trainability(self))
+            preparation.attach_optimizer(self)
 
-    def _attach_engine(self) -> None:
-        state, engine = self.train_ops, engine_of(self.optimizer)
-        state.monitors, state.norm_metrics = [], []
-        if engine is not None:
-            engine.attach(self)
-            state.monitors = [m for m in engine.chain.walk() if isinstance(m, Monitor)]
-            state.norm_metrics = self._in_scope(lambda: norm_metrics(state.monitors))
-
-    def _in_scope(self, make: Callable[[], Any]) -> Any:
-        strategy = getattr(self, "_distribute_strategy", None)
-        if strategy is None:
-            return make()
-        with strategy.scope():
-            return make()
+    def _require_our_step(
+        self, policy: UpdatePolicy, arguments: dict[str, Any], optimizer: Any
+    ) -> tuple[str, ...]:
+        """Return the arguments that only our training step can serve; raise if it cannot run."""
+        needed = own_step.arguments_that_need_it(policy, arguments, optimizer)
+        own_step.refuse_without_our_step(self, TrainOpsMixin, needed)
+        return needed
 
     def add_update(self, update: Any = None, **options: Any) -> Any:
-        """Registers an update that runs after the weight update, unless `compile` says otherwise.
+        """Register an update that runs after the weight update, unless `compile` says otherwise.
 
-        Also a decorator, with arguments or without: `@model.add_update(every=10)`.
+        It is also a decorator, with or without arguments: `@model.add_update(every=10)`.
 
         Args:
             update: An `Update`, or a function `fn(model, loss)` that assigns variables with
                 `keras.ops`.
-            **options: For a function the arguments of `keras_trainops.updates.Function`:
-                `variables`, `every`, `on`.
+            **options: For a function, arguments of `keras_trainops.updates.Function`: `variables`,
+                `every`, `on`.
 
         Returns:
             `update`.
 
         Raises:
-            ValueError: If it is neither, or an option does not fit.
+            ValueError: If it is neither, or an option is not valid.
         """
         if update is None:
             return functools.partial(self.add_update, **options)
-        state = self.train_ops
+        state, optimizer = self.train_ops, getattr(self, "optimizer", None)
         registered = [*state.registered, as_update(update, **options)]
         policy = UpdatePolicy(state.arguments["updates"], registered, state.policy)
-        wanted = own_step.wants_our_step(policy, state.arguments, getattr(self, "optimizer", None))
+        needed = own_step.arguments_that_need_it(policy, dict(state.arguments), optimizer)
         if self.compiled:
-            own_step.refuse_without_our_step(self, TrainOpsMixin, wanted)
-        with all_or_nothing(self, state, *owned_by(getattr(self, "optimizer", None))):
-            state.registered, state.policy, state.wanted = registered, policy, wanted
-            if getattr(self, "optimizer", None) is not None and policy.after_weights:
-                self.optimizer = with_engine(self.optimizer)
-                self._attach_engine()
-        self.train_function: Any = None  # the next `fit` traces the step anew
+            own_step.refuse_without_our_step(self, TrainOpsMixin, needed)
+        with all_or_nothing(self, state, *owned_by(optimizer)):
+            state.registered = registered
+            state.compiled = dataclasses.replace(
+                state.compiled, policy=policy, needs_our_step=needed
+            )
+            if optimizer is not None and policy.after_weights:
+                self.optimizer = with_engine(optimizer)
+                preparation.attach_optimizer(self)
+        self.train_function: Any = None  # the next `fit` traces the step again
         return update
 
     @property
     def trainable_variables(self) -> list[keras.Variable]:
-        """The variables to train: Keras's own, or of these what `variables_to_train` chooses."""
+        """The variables to train: the trainable ones that `variables_to_train` chooses."""
         return self._to_train(super().trainable_variables)  # type: ignore[misc]
 
     @property
@@ -186,65 +177,55 @@ class TrainOpsMixin:
 
     @property
     def non_trainable_variables(self) -> list[keras.Variable]:
-        """All variables but the ones to train, in Keras's order."""
+        """All variables except those to train, in Keras's order."""
         return without(self.variables, self.trainable_variables)
 
     @property
     def non_trainable_weights(self) -> list[keras.Variable]:
-        """All weights but the ones to train, in Keras's order."""
+        """All weights except those to train, in Keras's order."""
         return without(self.weights, self.trainable_weights)
 
     def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> Any:
-        """Keras's logs and, in training, the norms that monitors watch."""
-        state = self.train_ops
-        engine = engine_of(self.optimizer)
-        if engine is not None and engine.built and state.shows_norms:  # not in a symbolic build
-            metrics = iter(state.norm_metrics)
-            for monitor in state.monitors:
-                norms, weights = monitor.take()
-                for i in range(len(monitor.labels)):
-                    next(metrics).update_state(norms[i], sample_weight=weights[i])
+        """Return Keras's logs and, in training, the norms that monitors watch."""
+        norms, engine = self.train_ops.norms, engine_of(self.optimizer)
+        if engine is not None and engine.built:  # not in a symbolic build
+            norms.update()
         logs = super().compute_metrics(x, y, y_pred, sample_weight)  # type: ignore[misc]
-        return {**logs, **self._norms()}
+        return {**logs, **norms.result()}
 
     def get_metrics_result(self) -> dict[str, Any]:
-        """Keras's results and, in training, the norms that monitors watch."""
-        return {**super().get_metrics_result(), **self._norms()}  # type: ignore[misc]
+        """Return Keras's results and, in training, the norms that monitors watch."""
+        return {**super().get_metrics_result(), **self.train_ops.norms.result()}  # type: ignore[misc]
 
     def reset_metrics(self) -> None:
-        """As in Keras."""
+        """Reset metrics as in Keras, and the averages of norms."""
         super().reset_metrics()  # type: ignore[misc]
-        for metric in self.train_ops.norm_metrics if self.train_ops.shows_norms else []:
-            metric.reset_state()
-
-    def _norms(self) -> dict[str, Any]:
-        """Not among `metrics`, which users' steps update with predictions and targets."""
-        state = self.train_ops
-        return {m.name: m.result() for m in state.norm_metrics} if state.shows_norms else {}
+        self.train_ops.norms.reset()
 
     def fit(self, *args: Any, **kwargs: Any) -> Any:
-        """As in Keras."""
+        """Train as in Keras."""
         try:
             with self._in_training(whole=True), accompanied(self, args, kwargs) as (args, kwargs):
                 return super().fit(*args, **kwargs)  # type: ignore[misc]
         finally:
-            self.train_ops.evaluation = None
+            self.train_ops.fit.evaluation = None
 
     def train_on_batch(self, *args: Any, **kwargs: Any) -> Any:
-        """As in Keras."""
+        """Train on one batch as in Keras."""
         with self._in_training(whole=False):
             return super().train_on_batch(*args, **kwargs)  # type: ignore[misc]
 
     @contextmanager
     def _in_training(self, *, whole: bool) -> Iterator[None]:
         backend().require_one_process()
-        wanted = self.train_ops.wanted
-        with as_compiled(self), own_step.watched(self, TrainOpsMixin, wanted, whole=whole):
+        needed = self.train_ops.compiled.needs_our_step
+        with as_compiled(self), own_step.watched(self, TrainOpsMixin, needed, whole=whole):
             yield
 
     def evaluate(self, *args: Any, **kwargs: Any) -> Any:
-        """As in Keras; within a `fit` that has a `UseAverage`, with the averaged weights."""
-        with self._without_norms(), surroundings(self.train_ops.evaluation, kwargs):
+        """Evaluate as in Keras; during a `fit` with `UseAverage`, with the averaged weights."""
+        state = self.train_ops
+        with state.norms.paused(), evaluation_context(state.fit.evaluation, kwargs):
             try:
                 return super().evaluate(*args, **kwargs)  # type: ignore[misc]
             except BaseException:
@@ -252,24 +233,16 @@ class TrainOpsMixin:
                 raise
 
     def test_on_batch(self, *args: Any, **kwargs: Any) -> Any:
-        """As in Keras."""
-        with self._without_norms():
+        """Evaluate on one batch as in Keras."""
+        with self.train_ops.norms.paused():
             return super().test_on_batch(*args, **kwargs)  # type: ignore[misc]
-
-    @contextmanager
-    def _without_norms(self) -> Iterator[None]:
-        self.train_ops.shows_norms = False
-        try:
-            yield
-        finally:
-            self.train_ops.shows_norms = True
 
     @property
     def metrics_variables(self) -> list[keras.Variable]:
-        """The variables of the metrics, and others that a step carries to the next, unsaved."""
+        """The variables of metrics, and others that a step passes on to the next, unsaved."""
         state = self.train_ops
-        norms = [variable for metric in state.norm_metrics for variable in metric.variables]
-        return [*super().metrics_variables, *norms, *state.carried]  # type: ignore[misc]
+        own = super().metrics_variables  # type: ignore[misc]
+        return [*own, *state.norms.variables, *state.carried]
 
     def _to_train(self, variables: list[keras.Variable]) -> list[keras.Variable]:
         patterns = self.train_ops.arguments.get("variables_to_train")
@@ -279,99 +252,66 @@ class TrainOpsMixin:
         return [variable for variable, yes in zip(variables, chosen, strict=True) if yes]
 
     def train_step(self, *args: Any) -> Any:
-        """One training step: that of the model's class, or Keras's where nothing needs ours.
+        """Train on one batch: with the step of the model's class, with ours if needed, or Keras's.
 
         Args:
-            *args: What Keras passes on the backend: the data, or on JAX the state and the data.
+            *args: The data; on JAX the training state and the data.
         """
         self.train_ops.steps += 1
         whose = own_step.own_step_behind(type(self), TrainOpsMixin)
-        if whose is None and (self.train_ops.wants_own_step() or backend().needs_our_step(self)):
+        if whose is None and (self.train_ops.needs_our_step() or backend().needs_our_step(self)):
             return backend().run_step(train_step, self, *args)
         return super().train_step(*args)  # type: ignore[misc]
 
     def make_train_function(self, force: bool = False) -> Any:
-        """Builds the optimizer and the updates, then the compiled step, as `fit` starts."""
-        self._check_variables_to_train()
+        """Build the optimizer and the updates, then the compiled step, as `fit` starts."""
+        preparation.require_same_variables(self)
         state = self.train_ops
         if self.train_function is not None and not force:
             self.start_updates(anew=False)
             return self.train_function
-        if state.why_unbuilt and state.wants_own_step():
+        if state.why_unbuilt and state.needs_our_step():
             raise ValueError(
                 "`updates` and `check_numerics` need a model that is built, and this one could not "
                 "be built from the shapes of its data. Call it on a batch before `fit`, as in "
                 f"`model(x)`. Why it could not: {state.why_unbuilt}"
             )
         if self.built and not state.why_unbuilt:
-            self._in_scope(self._build_for_training)
-            self._in_scope(self._check_for_training)
-            self.start_updates(anew=False)
+            preparation.prepare(self)
         own_step.remember(self)
         super().make_train_function(force)  # type: ignore[misc]
         self.train_function = backend().train_function(self.train_function, self, state.numerics)
         return self.train_function
 
-    def _check_variables_to_train(self) -> None:
-        now, before = self.trainable_variables, trained_by(self.optimizer)
-        if not is_built_for(self.optimizer, now):
-            changed = [*without(before, now), *without(now, before)]
-            raise changed_since([variable.path for variable in changed])
-
-    def _build_for_training(self) -> None:
-        optimizer = self.optimizer
-        if optimizer is not None and not optimizer.built:
-            optimizer.build(self.trainable_variables)
-        policy, engine = self.train_ops.policy, engine_of(optimizer)
-        policy.build(self)
-        if engine is not None:
-            engine.build(self.trainable_variables)  # one that was put into a built optimizer
-            engine.track_updates(policy)
-
-    def _check_for_training(self) -> None:
-        state = self.train_ops
-        state.carried = [] if state.numerics is None else state.numerics.variables
-        state.carried += state.policy.variables
-        if self.optimizer is not None:
-            state.carried += state.policy.check(self)
-
     def start_updates(self, *, anew: bool) -> None:
-        """Has updates take what they start from: as training begins, `anew` after a warm start."""
-        policy = self.train_ops.policy
-        if policy.start(self, anew=anew) and self.optimizer is not None:
-            shared = [*self.variables, *self.optimizer.variables, *policy.variables]
-            backend().unshare_values(shared)
+        """Let updates take what they start from, such as weights to average.
+
+        Args:
+            anew: Whether updates start again that did before, as after a warm start.
+        """
+        preparation.start_updates(self, anew=anew)
 
     def _maybe_symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
-        here, followed = backend(), self._follow(iterator)  # only TensorFlow's trainer asks
-        if here.builds_models_itself(self):
+        """Build the model before callbacks run; only TensorFlow's trainer calls this."""
+        if backend().builds_models_itself(self):
+            self.train_ops.fit.show_data(iterator)
             super()._maybe_symbolic_build(iterator, data_batch)  # type: ignore[misc]
-            return
-        self.train_ops.why_unbuilt = here.build_model(self, iterator, data_batch)
-        if followed and iterator is not None and not self.train_ops.why_unbuilt:
-            here.build_metrics(self, iterator)
+        else:
+            preparation.build_early(self, iterator, data_batch)
 
     def _symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
-        self._follow(iterator)  # here JAX's trainer and PyTorch's have the data
+        """Show the data first: here the trainers of JAX and PyTorch have it."""
+        self.train_ops.fit.show_data(iterator)
         super()._symbolic_build(iterator, data_batch)  # type: ignore[misc]
 
-    def _follow(self, iterator: Any) -> bool:
-        """Shows the data of a `fit` to the callback that follows them, once."""
-        sees_data = self.train_ops.sees_data
-        if sees_data is None or iterator is None:
-            return False
-        self.train_ops.sees_data, self.train_ops.follows = None, True
-        sees_data(iterator)
-        return True
-
     def _get_metrics_result_or_logs(self, logs: Any) -> Any:
-        """Keras's; of an epoch that was resumed at its very end there are no logs."""
+        """Return Keras's logs; an epoch that was resumed at its very end has none of its own."""
         parent: Any = super()
-        logs = logs or (parent.get_metrics_result() if self.train_ops.follows else logs)
+        logs = logs or (parent.get_metrics_result() if self.train_ops.fit.follows else logs)
         return parent._get_metrics_result_or_logs(logs)
 
     def get_compile_config(self) -> dict[str, Any]:
-        """Keras's configuration of `compile`, with our arguments beside it."""
+        """Return Keras's configuration of `compile`, with the arguments of the mixin."""
         config = super().get_compile_config()  # type: ignore[misc]
         if not config:
             return config
@@ -383,10 +323,10 @@ class TrainOpsMixin:
         return {**config, **keras.saving.serialize_keras_object(arguments)}
 
     def compile_from_config(self, config: dict[str, Any]) -> None:
-        """Compiles as the saved model was compiled, and creates the optimizer's variables."""
+        """Compile as the saved model was compiled, and create the optimizer's variables."""
         config = keras.saving.deserialize_keras_object(config)
         excluded = config.pop(EXCLUDED, [])
         self.compile(**config)
         exclude(self.optimizer, excluded, self.trainable_variables)
         if self.built and self.optimizer is not None:
-            self._in_scope(self._build_for_training)
+            preparation.in_scope(self, lambda: preparation.build_optimizer(self))

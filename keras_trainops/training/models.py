@@ -1,4 +1,4 @@
-"""Ready-made models with the mixin, and the mixin for models that exist."""
+"""Ready-made models with the mixin, and a way to add the mixin to existing models."""
 
 from __future__ import annotations
 
@@ -28,21 +28,21 @@ class TrainOpsModel(TrainOpsMixin, keras.Model):
 
 @keras.saving.register_keras_serializable(package="keras_trainops")
 class TrainOpsSequential(TrainOpsMixin, keras.Sequential):
-    """`keras.Sequential` with the mixin; `with_train_ops` makes one of a sequential model."""
+    """`keras.Sequential` with the mixin, as `with_train_ops` makes it."""
 
 
-# A legacy `.h5` file names a model's class alone, without the package that it is registered under.
+# A legacy `.h5` file names a model's class without the package that it is registered under.
 keras.saving.get_custom_objects().update(
     {cls.__name__: cls for cls in (TrainOpsModel, TrainOpsSequential)}
 )
 
 
 def with_train_ops(model: keras.Model) -> keras.Model:
-    """Adds the mixin to an existing model: the same object, variables and names.
+    """Add the mixin to an existing model, which keeps its identity, variables and names.
 
-    The model's class is extended in place, whatever it is: functional, sequential or subclassed.
-    Compile it (again) before training. A `.keras` file of a subclassed model loads, with the mixin,
-    where the class itself would: where it is registered, or among `custom_objects`.
+    The model's class is extended in place, be it functional, sequential or subclassed. Compile it
+    (again) before training. A `.keras` file of a subclassed model loads, with the mixin, wherever
+    the class itself would: if it is registered, or among `custom_objects`.
 
     Args:
         model: Any Keras model.
@@ -51,7 +51,7 @@ def with_train_ops(model: keras.Model) -> keras.Model:
         `model`.
 
     Raises:
-        ValueError: If `model` is no Keras model.
+        ValueError: If `model` is not a Keras model.
 
     Example:
         >>> import keras, keras_trainops as kt
@@ -67,7 +67,7 @@ def with_train_ops(model: keras.Model) -> keras.Model:
 
 @functools.cache
 def _extended(cls: type[keras.Model]) -> type[keras.Model]:
-    """The class `cls` with the mixin."""
+    """Return the class `cls` with the mixin."""
     if cls is keras.Sequential:
         return TrainOpsSequential
     if cls.__module__.startswith("keras.") and cls.__name__ == "Functional":
@@ -83,36 +83,36 @@ def _extended(cls: type[keras.Model]) -> type[keras.Model]:
 
 
 def _functional_class() -> type[keras.Model]:
-    """`TrainOpsModel` with Keras's functional class as its base, which its first use makes it."""
+    """Return `TrainOpsModel` as Keras rebases it on its functional class at the first use."""
     probe = keras.Input((1,), name="probe_input")
     return type(TrainOpsModel(probe, keras.layers.Identity(name="probe")(probe), name="probe"))
 
 
-# All extended classes have one name in files: any of them can load what another has saved.
+# All extended classes share one registered name: any of them loads the files of all others.
 _registered = keras.saving.register_keras_serializable(package="keras_trainops", name="Extended")
 
 
 @_registered
 class _Extension:
-    """What makes a file of a class that `with_train_ops` extended one that can be loaded.
+    """Makes files of classes that `with_train_ops` extended loadable.
 
-    Such a class exists in this process only. The configuration names the class that it extends.
+    Such a class exists only in the current process. The configuration names the class it extends.
     """
 
     extends: type[keras.Model]
 
     def get_config(self) -> dict[str, Any]:
-        raise NotImplementedError  # each class has the one of the class that it extends
+        raise NotImplementedError  # every extended class defines it
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> keras.Model:
-        """The user's class from its own configuration, then extended."""
+        """Create the user's class from its own configuration, and extend it."""
         own = {key: value for key, value in config.items() if key != _CLASS}
         if _CLASS not in config:
             return with_train_ops(cls.extends.from_config(own))
         named, find = config[_CLASS], keras.saving.get_registered_object
         known = {}
-        # `clone_model` says of classes that are not registered what `TrainOps...` is.
+        # For classes that are not registered, `clone_model` passes `TrainOps...` on.
         extended = find(f"{_PREFIX}{named['class_name']}")
         if find(named["registered_name"]) is None and hasattr(extended, "extends"):
             known = {named["registered_name"]: extended.extends}
@@ -121,14 +121,14 @@ class _Extension:
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Keras's way to pickle: as a `.keras` file, for which any model's class will do."""
+        """Pickle as Keras does, as a `.keras` file; any model's class can load it."""
         of_keras: Any = super()
         load, arguments = of_keras.__reduce__()
         return getattr(TrainOpsModel, load.__name__), arguments
 
 
 def _config_naming(cls: type[keras.Model]) -> Callable[[keras.Model], dict[str, Any]]:
-    """The class's own `get_config`, which also names the class."""
+    """Return the class's own `get_config`, which also names the class."""
     named = {
         "module": None if cls.__module__ == "__main__" else cls.__module__,
         "class_name": cls.__name__,

@@ -1,4 +1,4 @@
-"""Stopping at the first loss or gradient that is not finite, with the last good weights."""
+"""Stop at the first loss or gradient that is not finite, with the last good weights."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class NonFiniteLossError(ArithmeticError):
 
 
 class NumericsGuard:
-    """Holds the first bad step in a variable: inside a compiled step nothing can be raised.
+    """Records the first bad step in a variable, as a compiled step cannot raise.
 
-    From that step on no step changes anything, so that the steps that run before the host looks
+    From that step on, steps change nothing. So the steps that still run before the host looks
     (`steps_per_execution`) cannot spoil the weights.
     """
 
@@ -33,7 +33,7 @@ class NumericsGuard:
 
     @property
     def variables(self) -> list[keras.Variable]:
-        """What a step must carry from one to the next."""
+        """The variables that a step passes on to the next."""
         return [self._first_bad, self._culprit]
 
     def guard(
@@ -44,10 +44,16 @@ class NumericsGuard:
         change_state: Callable[..., None],
         args: Sequence[Any],
     ) -> None:
-        """Runs `change_state(*args)` unless something here, or in a step before, is not finite.
+        """Run `change_state(*args)` unless a value of this or an earlier step is not finite.
 
-        Under a `LossScaleOptimizer` gradients overflow as a matter of course, and it deals with
-        that: only the loss counts.
+        Under a `LossScaleOptimizer` only the loss counts: gradients overflow in normal operation.
+
+        Args:
+            model: The model in training.
+            loss: The loss, a scalar.
+            gradients: The gradients of the variables to train, or None.
+            change_state: Assigns everything that the step changes.
+            args: Tensors or None, passed to `change_state`.
         """
         here = backend()
         self._names = [v.path for v in model.trainable_variables]
@@ -79,15 +85,15 @@ class NumericsGuard:
     def raise_if_bad(
         self, read: Callable[[keras.Variable], Any], before: Callable[[], None] = lambda: None
     ) -> None:
-        """Raises where a step was bad, once.
+        """Raise once if a step was bad.
 
         Args:
-            read: Gives a variable's value after the step.
-            before: Called before anything else is done about a bad step.
+            read: Returns a variable's value after the step.
+            before: Called first if a step was bad.
 
         Raises:
-            NonFiniteLossError: It names the weight update that was not made, and the loss or the
-                variable whose gradient was not finite.
+            NonFiniteLossError: If a step was bad; it names the weight update that was not made, and
+                the loss or the variable whose gradient was not finite.
         """
         step = int(read(self._first_bad))
         if step == _NONE_YET:

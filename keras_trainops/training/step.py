@@ -12,7 +12,7 @@ from keras_trainops.backends import backend
 from keras_trainops.training.passes import Batch, passes
 
 if TYPE_CHECKING:
-    from keras_trainops.training.options import TrainOps
+    from keras_trainops.training.train_ops import TrainOps
 
 
 def train_step(model: Any, data: Any) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What was trainable when a model was compiled, compared with what is as training begins."""
+"""Compare what is trainable as training begins with what was when the model was compiled."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from typing import Any
 import keras
 
 from keras_trainops import keras_private
-from keras_trainops.training.optimizer_transfer import without
+from keras_trainops.training.optimizers.transfer import without
 
 
 class Trainability:
-    """Which layers and weights of a model are trainable at this moment."""
+    """The layers and weights of a model that are trainable at this moment."""
 
     def __init__(self, model: Any) -> None:
         self._layers = [(layer, layer.trainable) for layer in keras_private.all_layers(model)]
         self._weights = [(weight, weight.trainable) for weight in model.weights]
 
     def holds(self) -> bool:
-        """Whether each layer and weight still is what it was."""
+        """Return whether every layer and weight is still as trainable as it was."""
         return not self._changed(self._layers) and not self._changed(self._weights)
 
     def restore(self) -> None:
-        """Makes each layer and weight what it was."""
+        """Make every layer and weight as trainable as it was."""
         while changed := self._changed(self._layers):  # a layer sets those in it, shared ones too
             for layer, flag in changed:
                 layer.trainable = flag
@@ -32,7 +32,7 @@ class Trainability:
             weight.trainable = flag
 
     def changed_unbuilt(self, model: Any) -> list[str]:
-        """The names of layers that will have weights, and are not what they were."""
+        """Return the names of changed layers that will have weights but have none yet."""
         unbuilt = set(keras_private.unbuilt_layers(model))
         return [layer.name for layer, _ in self._changed(self._layers) if layer.name in unbuilt]
 
@@ -43,15 +43,15 @@ class Trainability:
 
 @contextmanager
 def as_compiled(model: Any) -> Iterator[None]:
-    """Training within it trains the variables that were trainable when `model` was compiled.
+    """Train the variables that were trainable when `model` was compiled.
 
-    A model that was frozen as a whole since, for another one that contains it (as a GAN does with
-    its discriminator), is thawed for as long as it trains itself.
+    A model may have been frozen as a whole since then, inside another one: a GAN does that with its
+    discriminator. It is thawed while it is trained itself.
 
     Raises:
         ValueError: If other variables are trainable now, and the model was not compiled again.
     """
-    compiled: Trainability | None = model.train_ops.compiled
+    compiled: Trainability | None = model.train_ops.compiled.trainability
     if compiled is None or compiled.holds():
         yield
         return
@@ -80,7 +80,7 @@ def as_compiled(model: Any) -> Iterator[None]:
 
 
 def changed_since(names: list[str]) -> ValueError:
-    """The error that names what was frozen, thawed or chosen anew without a `compile`."""
+    """Return the error for variables that were frozen, thawed or chosen without a new `compile`."""
     return ValueError(
         f"The variables to train have changed since the model was compiled: {', '.join(names)}. "
         "Compile again; with the same optimizer, as in `model.compile(model.optimizer, ...)`, its "
@@ -89,7 +89,7 @@ def changed_since(names: list[str]) -> ValueError:
 
 
 def _trainable(model: Any) -> list[keras.Variable]:
-    """The trainable weights, whatever is chosen of them."""
+    """Return the trainable weights, whether or not `variables_to_train` chooses them."""
     return [weight for weight in model.weights if weight.trainable] if model.trainable else []
 
 

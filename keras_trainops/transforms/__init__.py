@@ -1,4 +1,4 @@
-"""Gradient transforms: what happens to gradients between the backward pass and the optimizer."""
+"""Gradient transforms: operations on gradients between the backward pass and the optimizer."""
 
 from keras_trainops.transforms.adaptive import AdaptiveClip, AdaptiveNormClip
 from keras_trainops.transforms.base import GradientTransform

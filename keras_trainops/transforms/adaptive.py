@@ -1,4 +1,4 @@
-"""Clips whose limit follows the weights, or the gradients seen so far."""
+"""Clips with a limit that adapts to the weights, or to previous gradients."""
 
 from __future__ import annotations
 
@@ -27,27 +27,28 @@ class AdaptiveClip(GradientTransform):
     """Limits each unit's gradient to a fraction of the unit's weights (AGC).
 
     For the weights `w` and the gradient `g` of one output unit:
-    `g' = g · m / max(‖g‖₂, 1e-6)` where `‖g‖₂ > m`, with `m = c · max(‖w‖₂, ε)`.
+    `g' = g · m / max(‖g‖₂, 1e-6)` if `‖g‖₂ > m`, with `m = c · max(‖w‖₂, ε)`.
 
-    A unit is what the layer's own layout says: a column of a `Dense` kernel, a filter of a
-    convolution (also transposed, depthwise and separable), one head's dimension in
-    `MultiHeadAttention`, an output of `EinsumDense`, a row of an `Embedding`. Biases and scales
-    count as a whole.
+    The layer's own layout defines a unit: a column of a `Dense` kernel, a filter of a convolution
+    (also transposed, depthwise and separable), one head's dimension in `MultiHeadAttention`, an
+    output of `EinsumDense`, a row of an `Embedding`. Biases and scales count as a whole.
 
-    The paper leaves the last layer out: `Only("^(?!head).*", AdaptiveClip(0.01))`.
+    The paper excludes the last layer: `Only("^(?!head).*", AdaptiveClip(0.01))`.
 
     Args:
-        clipping: The factor `c`, > 0; a number or a schedule of the weight updates.
-        epsilon: The least norm of weights, so that units that start at zero can move.
-        axes: Mapping from pattern to the axes that lead to one unit, for variables of layers that
-            do not tell, or None for a whole tensor; pairs where a pattern is a variable or a layer.
+        clipping: The factor `c`, > 0; a number or a schedule over the weight updates.
+        epsilon: The smallest norm that weights count with, > 0, so that units initialised to zero
+            can move.
+        axes: Mapping from pattern to the axes that lead to one unit, or to None for a whole tensor,
+            for variables of layers with an unknown layout. Pairs if a pattern is a variable or a
+            layer.
 
     Returns:
         Gradients with the shapes and dtypes they came with; `None` stays `None`.
 
     Raises:
-        ValueError: If a number does not fit; at the first build, if it is not known which layer a
-            variable of more than one axis belongs to.
+        ValueError: If a number is out of range; at the first build, if the layer of a variable with
+            more than one axis is unknown.
 
     Example:
         >>> import keras_trainops as kt
@@ -103,23 +104,23 @@ def _norm(values: Any, axes: Axes) -> Any:
 
 @keras.saving.register_keras_serializable(package="keras_trainops")
 class AdaptiveNormClip(GradientTransform):
-    """Scales gradients down whose joint norm stands out among those of the steps before.
+    """Scales gradients down if their joint norm is large compared with previous steps.
 
     Keeps running averages of `n = log(‖g‖₂ + 1e-8)` and `n²`, with `d_t = min(d, t / (t + 1))` in
-    update `t`, this one's norm among them. With the mean `μ` and the deviation `σ` that follow:
-    `g' = g · exp(μ) / ‖g‖₂` where `‖g‖₂ ≥ exp(μ + k σ)`.
+    update `t`; they include the current norm. With their mean `μ` and standard deviation `σ`:
+    `g' = g · exp(μ) / ‖g‖₂` if `‖g‖₂ ≥ exp(μ + k σ)`.
 
-    A norm that is not finite leaves the averages as they are.
+    A norm that is not finite leaves the averages unchanged.
 
     Args:
-        deviations: How many standard deviations above the mean are too many, `k` > 0.
+        deviations: The limit `k`, > 0, in standard deviations above the mean.
         decay: The decay of the averages, `0 <= d < 1`.
 
     Returns:
         Gradients with the shapes and dtypes they came with; `None` stays `None`.
 
     Raises:
-        ValueError: If a number does not fit.
+        ValueError: If a number is out of range.
 
     Example:
         >>> import keras_trainops as kt
@@ -147,6 +148,11 @@ class AdaptiveNormClip(GradientTransform):
         if not present:
             return gradients
         norm = ops.cast(global_norm(present), "float32")
+        self._update_averages(norm)
+        factor = self._factor(norm)
+        return [None if g is None else scaled(g, factor) for g in gradients]
+
+    def _update_averages(self, norm: Any) -> None:
         finite = ops.isfinite(norm)
         log_norm = ops.log(ops.where(finite, norm, 1.0) + 1e-8)
         updates = ops.cast(self._updates, "float32")
@@ -155,11 +161,12 @@ class AdaptiveNormClip(GradientTransform):
             moved = decay * average + (1 - decay) * value
             average.assign(ops.where(finite, moved, average.value))
         self._updates.assign(self._updates + ops.cast(finite, "int32"))
+
+    def _factor(self, norm: Any) -> Any:
         mean = ops.convert_to_tensor(self._mean)
         variance = self._square - ops.square(mean)
         limit = ops.exp(mean + self.deviations * ops.sqrt(ops.maximum(1e-8, variance)))
-        factor = ops.where(norm < limit, 1.0, ops.exp(mean) / norm)
-        return [None if g is None else scaled(g, factor) for g in gradients]
+        return ops.where(norm < limit, 1.0, ops.exp(mean) / norm)
 
     def get_config(self) -> dict[str, Any]:
         return {"deviations": self.deviations, "decay": self.decay}

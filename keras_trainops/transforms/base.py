@@ -22,20 +22,20 @@ TransformFn: TypeAlias = (
 class GradientTransform(CallRepr, Stateful):
     """Base class of gradient transforms: subclass it, or write a plain function.
 
-    A transform sees the gradients as the optimizer is about to use them: unscaled, accumulated,
-    reduced over replicas, once per weight update.
+    A transform runs once per weight update. It receives the gradients that the optimizer is about
+    to use: unscaled, accumulated and reduced over replicas.
 
-    Subclasses override `__call__`, `get_config` and, where they have state, `build`; and register
+    Subclasses override `__call__` and `get_config`, and `build` if they have state. They register
     themselves with `keras.saving.register_keras_serializable`.
 
     Attributes:
-        clips: Whether it limits the size of gradients. The optimizer's own `clipnorm`, `clipvalue`
-            and `global_clipnorm` are refused beside such a transform.
-        row_sparse: Whether applying it to the rows that an embedding's gradient has gives what
-            applying it to the dense gradient gives: so for transforms that scale elements, take
-            norms and keep zeros zero. The gradient of an embedding is then `(rows, width)`, each
-            row once, and else it is made dense, `(vocabulary, width)`.
-        children: The transforms that it is made of.
+        clips: If True, it limits the size of gradients, and the optimizer's own `clipnorm`,
+            `clipvalue` and `global_clipnorm` are refused beside it.
+        row_sparse: If True, an embedding's gradient may be passed as its rows, `(rows, width)`,
+            with each row once. The result must equal that for the dense gradient: scaling
+            elements, taking norms and keeping zeros zero all qualify. If False, the gradient is
+            made dense first, `(vocabulary, width)`.
+        children: The transforms it is made of.
     """
 
     argument = "compile(gradient_transforms=...)"
@@ -43,51 +43,53 @@ class GradientTransform(CallRepr, Stateful):
     row_sparse: bool = False
 
     def step_factors(self, variables: Sequence[keras.Variable]) -> Sequence[Number | None]:
-        """By what the *step* of each variable is multiplied, after the optimizer made it.
+        """Return the factors by which to multiply the *step* of each variable.
 
-        That is what a learning-rate multiplier means: under Adam a factor on the gradient cancels.
+        The optimizer has already computed the step. That makes the factor a learning-rate
+        multiplier; a factor on the gradient would cancel under Adam.
 
         Args:
-            variables: Variables, of those that the transform was built with.
+            variables: Variables from those that the transform was built with.
 
         Returns:
-            For each a number, a schedule of the weight updates, or None for the whole step.
+            For each variable a number, a schedule over the weight updates, or None for the whole
+            step.
         """
         return [None] * len(variables)
 
     def build(self, variables: Sequence[keras.Variable]) -> None:
-        """Checks the transform against the variables to train, and creates its state.
+        """Check the transform against the variables to train, and create its state.
 
         Raises:
-            ValueError: If it does not fit them, as where a pattern matches none.
+            ValueError: If it does not fit them, for example if a pattern matches no variable.
         """
 
     @abstractmethod
     def __call__(
         self, gradients: Sequence[Gradient], variables: Sequence[keras.Variable]
     ) -> Sequence[Gradient]:
-        """Transforms the gradients of one weight update.
+        """Transform the gradients of one weight update.
 
         Args:
-            gradients: One per variable, each of its variable's shape (but see `row_sparse`) and
+            gradients: One per variable, with its variable's shape (but see `row_sparse`) and
                 dtype, or None.
             variables: The variables, in the same order.
 
         Returns:
-            As many gradients, of the same shapes and dtypes; None stays None.
+            As many gradients, with the same shapes and dtypes; None stays None.
         """
 
     def get_config(self) -> dict[str, Any]:
-        """The constructor's arguments, as Keras serialises them."""
+        """Return the constructor's arguments, as Keras serialises them."""
         return {}
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> GradientTransform:
-        """The transform with these constructor arguments."""
+        """Create the transform from its constructor's arguments."""
         return cls(**config)
 
 
 def upcast(gradient: Gradient) -> Gradient:
-    """A gradient in a dtype wide enough for sums of squares: float16 overflows at 65,504."""
+    """Cast a gradient so that sums of squares fit; float16 overflows at 65,504."""
     dtype = keras.backend.standardize_dtype(gradient.dtype)
     return gradient if dtype in ("float32", "float64") else ops.cast(gradient, "float32")

@@ -1,4 +1,4 @@
-"""A list of transforms as one transform, and what users may pass as a transform."""
+"""Chains of transforms, and the conversion of user arguments to transforms."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import keras
 
-from keras_trainops.arguments import misplaced
+from keras_trainops.arguments import is_list, misplaced
 from keras_trainops.transforms.base import Gradient, GradientTransform
 from keras_trainops.transforms.functions import FromFunction
 from keras_trainops.transforms.scope import value_of
@@ -21,8 +21,8 @@ class Chain(GradientTransform):
         transforms: Transforms or callables, in the order in which they apply.
 
     Raises:
-        ValueError: If one of them is no transform, or returns gradients of another number, shape
-            or dtype, or changes which are None; the message names it.
+        ValueError: If one of them is not a transform, returns gradients of another number, shape
+            or dtype, or changes which gradients are None; the message names it.
 
     Example:
         >>> import keras_trainops as kt
@@ -75,22 +75,17 @@ class Chain(GradientTransform):
 
 
 def as_sequence(value: Any) -> list[Any]:
-    """None, one or several as a list."""
+    """Return None, one value or several as a list."""
     if value is None:
         return []
     return list(value) if is_list(value) else [value]
 
 
-def is_list(value: Any) -> bool:
-    """Whether a value is several, and not one that is a tuple with named fields."""
-    return isinstance(value, (list, tuple)) and not hasattr(value, "_fields")
-
-
 def as_transform(value: Any) -> GradientTransform:
-    """A transform out of what users pass as one: a transform, a callable, a list of these.
+    """Return a user's transform, callable, or list of these as one transform.
 
     Raises:
-        ValueError: If it is none of them.
+        ValueError: If `value` is none of them.
     """
     if isinstance(value, GradientTransform):
         return value
@@ -112,7 +107,17 @@ def _checked(
     after: Any,
     variables: Sequence[keras.Variable],
 ) -> Sequence[Gradient]:
-    """Refuses, when the step is traced, what a transform must not change."""
+    """Return the transformed gradients if they match the given ones; runs once per trace.
+
+    Args:
+        transform: The transform, for messages.
+        before: The gradients it was given.
+        after: Its result.
+        variables: The variables.
+
+    Raises:
+        ValueError: If the result has another length, shape or dtype, or other Nones.
+    """
     name = _name(transform)
     if not isinstance(after, (list, tuple)):
         raise ValueError(f"{name} must return a list of gradients. Received: {after!r}")
@@ -121,32 +126,27 @@ def _checked(
     for old, new, variable in zip(before, after, variables, strict=True):
         if (old is None) != (new is None):
             raise ValueError(
-                f"{name} returned {_form(new)} for {variable.path!r}, whose gradient was "
-                f"{_form(old)}. None must stay None."
+                f"{name} returned {_description(new)} for {variable.path!r}, whose gradient was "
+                f"{_description(old)}. None must stay None."
             )
-        if old is not None and _form(old) != _form(new):
+        if old is not None and _description(old) != _description(new):
             raise ValueError(
-                f"{name} returned a gradient of {_form(new)} for {variable.path!r}, which was of "
-                f"{_form(old)}."
+                f"{name} returned a gradient of {_description(new)} for {variable.path!r}, which "
+                f"was of {_description(old)}."
             )
     return after
 
 
-def _form(gradient: Gradient) -> str:
+def _description(gradient: Gradient) -> str:
     if not hasattr(gradient, "dtype"):
         return repr(gradient)
-    return (
-        f"shape {tuple(gradient.shape)} and dtype {keras.backend.standardize_dtype(gradient.dtype)}"
-    )
+    dtype = keras.backend.standardize_dtype(gradient.dtype)
+    return f"shape {tuple(gradient.shape)} and dtype {dtype}"
 
 
 def _name(transform: GradientTransform) -> str:
-    function = getattr(transform, "function", None)
-    return (
-        f"{type(transform).__name__}({getattr(function, '__name__', function)})"
-        if function
-        else (type(transform).__name__)
-    )
+    kind, function = type(transform).__name__, getattr(transform, "function", None)
+    return f"{kind}({getattr(function, '__name__', function)})" if function else kind
 
 
 def _snake_case(name: str) -> str:

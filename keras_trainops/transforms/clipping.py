@@ -14,7 +14,7 @@ from keras_trainops.transforms.scope import value_of
 
 
 class _ClipByNumber(GradientTransform):
-    """What the clips share: one limit, a number or a schedule, and its configuration."""
+    """Base class of clips with one limit, which is a number or a schedule."""
 
     clips = True
     row_sparse = True
@@ -35,11 +35,11 @@ class _ClipByNumber(GradientTransform):
 class ClipByNorm(_ClipByNumber):
     """Scales each gradient down so that its own L2 norm is at most `max_norm`.
 
-    `g' = g · c / max(‖g‖₂, c)`, each variable for itself. The rows that an embedding's gradient
-    holds twice are summed before the norm is taken.
+    `g' = g · c / max(‖g‖₂, c)`, for each variable on its own. Repeated rows of an embedding's
+    gradient are summed before the norm is taken.
 
     Args:
-        max_norm: The largest L2 norm, > 0; a number or a schedule of the weight updates.
+        max_norm: The largest L2 norm, > 0; a number or a schedule over the weight updates.
 
     Returns:
         Gradients with the shapes and dtypes they came with; `None` stays `None`.
@@ -77,11 +77,11 @@ class ClipByNorm(_ClipByNumber):
 class ClipByGlobalNorm(_ClipByNumber):
     """Scales all gradients down together so that their joint L2 norm is at most `max_norm`.
 
-    `g' = g · c / max(‖g‖, c)` with `‖g‖² = Σ ‖gᵢ‖₂²` over all variables, summed in float32 at
-    least. A norm that is not finite makes all gradients NaN, as in Keras.
+    `g' = g · c / max(‖g‖, c)` with `‖g‖² = Σ ‖gᵢ‖₂²` over all variables, summed in at least
+    float32. A norm that is not finite makes all gradients NaN, as in Keras.
 
     Args:
-        max_norm: The largest joint L2 norm, > 0; a number or a schedule of the weight updates.
+        max_norm: The largest joint L2 norm, > 0; a number or a schedule over the weight updates.
 
     Returns:
         Gradients with the shapes and dtypes they came with; `None` stays `None`.
@@ -93,8 +93,8 @@ class ClipByGlobalNorm(_ClipByNumber):
         >>> import keras_trainops as kt
         >>> clip = kt.transforms.ClipByGlobalNorm(1.0)
 
-    References: `tf.clip_by_global_norm`; `global_clipnorm` of Keras's optimizers, whose numbers it
-    gives on one device without sparse gradients.
+    References: `tf.clip_by_global_norm`; `global_clipnorm` of Keras's optimizers, with equal
+    results on one device without sparse gradients.
     """
 
     _argument = "max_norm"
@@ -110,8 +110,8 @@ class ClipByGlobalNorm(_ClipByNumber):
             return gradients
         limit = self._limit()
         norm = global_norm(present)
-        # Keras's own operations in their own order, so that the bits are the same: finite norms
-        # add 0 at the end, others turn the factor into NaN.
+        # The same operations in the same order as in Keras, for bit-identical results. The last
+        # term is 0 for finite norms; otherwise it makes the factor NaN.
         factor = limit * ops.minimum(1.0 / norm, 1.0 / limit) + (norm - norm)
         return [None if g is None else scaled(g, factor) for g in gradients]
 
@@ -123,7 +123,7 @@ class ClipByValue(_ClipByNumber):
     `g' = min(max(g, -v), v)`; NaN stays NaN.
 
     Args:
-        max_value: The largest absolute value, > 0; a number or a schedule of the weight updates.
+        max_value: The largest absolute value, > 0; a number or a schedule over the weight updates.
 
     Returns:
         Gradients with the shapes and dtypes they came with; `None` stays `None`.
@@ -154,11 +154,11 @@ class ClipByValue(_ClipByNumber):
 
 
 def global_norm(gradients: Sequence[Gradient]) -> Any:
-    """The joint L2 norm of gradients, none of them None, as a float32 (or float64) scalar."""
+    """Return the joint L2 norm of gradients without Nones, as a float32 or float64 scalar."""
     return ops.sqrt(ops.sum(ops.stack([ops.sum(ops.square(upcast(g))) for g in gradients])))
 
 
 def scaled(gradient: Gradient, factor: Any) -> Gradient:
-    """`gradient` times a scalar, in its own dtype."""
+    """Multiply a gradient by a scalar, and keep its dtype."""
     values = upcast(gradient)
     return ops.cast(values * ops.cast(factor, values.dtype), gradient.dtype)

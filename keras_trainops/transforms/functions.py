@@ -1,4 +1,4 @@
-"""Transforms out of plain functions."""
+"""Transforms made from plain functions."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from keras_trainops import keras_private
 from keras_trainops.transforms.base import Gradient, GradientTransform, TransformFn
 
 
-class _OfFunction(GradientTransform):
-    """What the two share: a function, saved by its registered name."""
+class _FunctionTransform(GradientTransform):
+    """Base class of transforms with a function, which is saved by its registered name."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
         if isinstance(function, dict):
@@ -26,8 +26,8 @@ class _OfFunction(GradientTransform):
 
 
 @keras.saving.register_keras_serializable(package="keras_trainops")
-class FromFunction(_OfFunction):
-    """A plain callable as a transform; passing the callable itself means the same.
+class FromFunction(_FunctionTransform):
+    """Wraps a plain callable as a transform; passing the callable itself means the same.
 
     Args:
         function: `fn(gradients, variables) -> gradients`, lists of equal length. To be saved in a
@@ -44,18 +44,18 @@ class FromFunction(_OfFunction):
 
 
 @keras.saving.register_keras_serializable(package="keras_trainops")
-class FromPairs(_OfFunction):
-    """Takes a function on pairs, the form that `tf.contrib.training` used.
+class FromPairs(_FunctionTransform):
+    """Wraps a function on (gradient, variable) pairs, the form of `tf.contrib.training`.
 
     Args:
         function: `fn(grads_and_vars) -> grads_and_vars`, lists of `(gradient, variable)`. It may
-            return the pairs in another order, but must return each variable once.
+            return the pairs in another order, with each variable once.
 
     Returns:
         Gradients with the shapes and dtypes they came with; `None` stays `None`.
 
     Raises:
-        ValueError: If the function returns no pairs, or not each variable once.
+        ValueError: If the function does not return pairs, or not each variable once.
 
     Example:
         >>> import keras_trainops as kt

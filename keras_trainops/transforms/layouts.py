@@ -1,11 +1,11 @@
-"""Which axes of a weight lead to one output unit: a matter of its layer, not of its rank.
+"""The axes of a weight that lead to one output unit, which depend on its layer, not on its rank.
 
 A kernel of shape `(3, 3, 8, 16)` has 16 output units in a `Conv2D` and 8 in a `Conv2DTranspose`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import keras
@@ -13,59 +13,44 @@ import keras
 from keras_trainops import paths
 from keras_trainops.transforms.scope import owner_of
 
-Axes: TypeAlias = "tuple[int, ...] | None"  # what to reduce over; None: the whole tensor is a unit
+Axes: TypeAlias = "tuple[int, ...] | None"  # axes to reduce over; None: the tensor is one unit
 Overrides: TypeAlias = "Mapping[str, Any] | Iterable[tuple[paths.Pattern, Any]] | None"
 
 _L = keras.layers
-_DEPTHWISE = (_L.DepthwiseConv1D, _L.DepthwiseConv2D)
-_SEPARABLE = (_L.SeparableConv1D, _L.SeparableConv2D)
-_TRANSPOSED = (_L.Conv1DTranspose, _L.Conv2DTranspose, _L.Conv3DTranspose)
-_OUTPUT_LAST = (
-    _L.Dense,
-    _L.Conv1D,
-    _L.Conv2D,
-    _L.Conv3D,
-    *_SEPARABLE,
-    _L.LSTMCell,
-    _L.GRUCell,
-    _L.SimpleRNNCell,
-    _L.ConvLSTM1D,
-    _L.ConvLSTM2D,
-    _L.ConvLSTM3D,
-)
 
 
 def unit_axes(variables: Sequence[keras.Variable], overrides: Overrides = None) -> list[Axes]:
-    """The axes of each variable that lead to one output unit; while transforms are built.
+    """Return the axes of each variable that lead to one output unit; call it from `build`.
 
-    Biases, scales and whatever else has one axis longer than 1 at most count as a whole.
+    Biases, scales and other tensors with at most one axis longer than 1 count as a whole.
 
     Args:
         variables: The variables to train.
-        overrides: Mapping from pattern to axes, or to None for the whole tensor, which is asked
-            before the layers are.
+        overrides: Mapping from pattern to axes, or to None for the whole tensor, which takes
+            precedence over the layers' layouts.
 
     Returns:
         For each variable a tuple of axes to reduce over, or None for the whole tensor.
 
     Raises:
-        ValueError: If neither an override nor a layer tells; the message names the variables.
+        ValueError: If neither an override nor a layer determines the axes; the message names the
+            variables.
     """
     rules = [(pattern, (axes,)) for pattern, axes in paths.as_rules(overrides)]
     chosen = paths.first_match(rules, paths.by_path(variables))
     found: list[Axes] = []
     unknown = []
     for variable, choice in zip(variables, chosen, strict=True):
-        axes = _checked(choice[0], variable) if choice is not None else _of_layer(variable)
+        axes = _checked(choice[0], variable) if choice is not None else _layout_axes(variable)
         if axes is NotImplemented:
             unknown.append(f"{variable.path!r} of shape {tuple(variable.shape)}")
         found.append(axes)
     if unknown:
         raise ValueError(
-            f"Which axes of {', '.join(unknown)} lead to one output unit? The layer they belong to "
-            "is not known, or not of a kind that tells. Train a model with `TrainOpsMixin`, or say "
-            'it with `axes={pattern: axes}`, as in `axes={"my_layer/kernel": (0,)}`; None stands '
-            "for the whole tensor."
+            f"The axes that lead to one output unit are unknown for {', '.join(unknown)}: no layer "
+            "is known to own it, or the layer's layout is unknown. Train a model with "
+            "`TrainOpsMixin`, or pass `axes={pattern: axes}`, as in "
+            '`axes={"my_layer/kernel": (0,)}`; None means the whole tensor.'
         )
     return found
 
@@ -82,29 +67,68 @@ def _checked(axes: Any, variable: keras.Variable) -> Axes:
     return tuple(axis % rank for axis in axes)
 
 
-def _of_layer(variable: keras.Variable) -> Any:
-    """The axes by the layer's own layout, `NotImplemented` where it is not known."""
+def _layout_axes(variable: keras.Variable) -> Any:
+    """Return the axes by the layout of the variable's layer; `NotImplemented` if it is unknown."""
     if sum(size > 1 for size in variable.shape) <= 1 or variable.name.endswith("bias"):
         return None
-    layer, rank, name = owner_of(variable), len(variable.shape), variable.name
-    if isinstance(layer, _L.Embedding) and name in ("embeddings", "reverse_embeddings"):
-        return (1,) if name == "embeddings" else (0,)
-    if isinstance(layer, _DEPTHWISE) or (
-        isinstance(layer, _SEPARABLE) and name == "depthwise_kernel"
-    ):
-        return tuple(range(rank - 2))
-    if isinstance(layer, _TRANSPOSED):
-        return (*range(rank - 2), rank - 1)
-    if isinstance(layer, _L.EinsumDense):
-        return _contracted(layer.equation, rank)
-    if isinstance(layer, _OUTPUT_LAST) and "kernel" in name:
-        return tuple(range(rank - 1))
-    if isinstance(layer, (_L.LayerNormalization, _L.BatchNormalization, _L.PReLU)):
-        return None
+    layer = owner_of(variable)
+    for kinds, axes_of in _LAYOUTS:
+        if isinstance(layer, kinds):
+            return axes_of(variable, layer)
     return NotImplemented
 
 
-def _contracted(equation: str, rank: int) -> Any:
-    """The kernel's axes that an `EinsumDense` sums over: those that its output lacks."""
-    kernel, output = equation.split(",")[1].split("->")
-    return tuple(i for i in range(rank) if kernel[i] not in output)
+def _embedding_axes(variable: keras.Variable, layer: Any) -> Any:
+    return {"embeddings": (1,), "reverse_embeddings": (0,)}.get(variable.name, NotImplemented)
+
+
+def _depthwise_axes(variable: keras.Variable, layer: Any) -> Any:
+    return tuple(range(len(variable.shape) - 2))
+
+
+def _separable_axes(variable: keras.Variable, layer: Any) -> Any:
+    if variable.name == "depthwise_kernel":
+        return _depthwise_axes(variable, layer)
+    return _output_last_axes(variable, layer)
+
+
+def _transposed_axes(variable: keras.Variable, layer: Any) -> Any:
+    rank = len(variable.shape)
+    return (*range(rank - 2), rank - 1)
+
+
+def _einsum_axes(variable: keras.Variable, layer: Any) -> Any:
+    """Return the kernel's axes that the equation sums over, which its output lacks."""
+    kernel, output = layer.equation.split(",")[1].split("->")
+    return tuple(i for i in range(len(variable.shape)) if kernel[i] not in output)
+
+
+def _output_last_axes(variable: keras.Variable, layer: Any) -> Any:
+    return tuple(range(len(variable.shape) - 1)) if "kernel" in variable.name else NotImplemented
+
+
+def _no_axes(variable: keras.Variable, layer: Any) -> Any:
+    return None
+
+
+_OUTPUT_LAST = (
+    _L.Dense,
+    _L.Conv1D,
+    _L.Conv2D,
+    _L.Conv3D,
+    _L.LSTMCell,
+    _L.GRUCell,
+    _L.SimpleRNNCell,
+    _L.ConvLSTM1D,
+    _L.ConvLSTM2D,
+    _L.ConvLSTM3D,
+)
+_LAYOUTS: list[tuple[Any, Callable[[keras.Variable, Any], Any]]] = [
+    (_L.Embedding, _embedding_axes),
+    ((_L.DepthwiseConv1D, _L.DepthwiseConv2D), _depthwise_axes),
+    ((_L.SeparableConv1D, _L.SeparableConv2D), _separable_axes),
+    ((_L.Conv1DTranspose, _L.Conv2DTranspose, _L.Conv3DTranspose), _transposed_axes),
+    (_L.EinsumDense, _einsum_axes),
+    (_OUTPUT_LAST, _output_last_axes),
+    ((_L.LayerNormalization, _L.BatchNormalization, _L.PReLU), _no_axes),
+]

@@ -1,7 +1,8 @@
-"""Watching gradients: norms for the logs, histograms for TensorBoard."""
+"""Monitoring of gradients: norms for the logs, histograms for TensorBoard."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,27 +20,27 @@ HISTOGRAM_EDGES = np.concatenate([-_POSITIVE[::-1], _POSITIVE]).astype("float32"
 
 @keras.saving.register_keras_serializable(package="keras_trainops")
 class Monitor(GradientTransform):
-    """Watches the gradients at its place in the chain, and leaves them as they are.
+    """Records the gradients at its place in the chain, and leaves them unchanged.
 
-    In a model with `TrainOpsMixin` the L2 norms, averaged over the epoch's weight updates, stand
+    In a model with `TrainOpsMixin` the L2 norms, averaged over the epoch's weight updates, appear
     in the logs of `fit` and in the history: `name` for all variables together, `name/label` for
-    each group. Put one before and one after a clip, with two names, to see what the clip does.
-    `keras_trainops.MonitorBoard` draws them, step by step, in TensorBoard.
+    each group. To see the effect of a clip, put one monitor before it and one after it, with
+    different names. `keras_trainops.MonitorBoard` plots the norms of each step in TensorBoard.
 
-    Norms that are not finite are not averaged; a callback sees them in `norms`.
+    The averages skip norms that are not finite; callbacks can read those from `norms`.
 
     Args:
         groups: Mapping from label to patterns (see `keras_trainops.paths`), or a list of patterns
-            that are their own labels; None: only the norm of all.
-        name: How the logs call the norm of all; unique in a chain.
-        histogram: Whether to count the elements by size, too, for `MonitorBoard`.
+            that are their own labels; None records only the norm of all.
+        name: The name of the joint norm in the logs; unique in a chain.
+        histogram: If True, count the elements by size as well, for `MonitorBoard`.
 
     Attributes:
         labels: The names in the logs: `name`, then `name/label` of each group.
         norms: Variable of shape `(labels,)`, float32: the L2 norms in the last weight update.
-        counts: Variable of shape `(labels, buckets)`, float32, with `histogram=True`: how many
-            elements of the last update's gradients lie between the `HISTOGRAM_EDGES`. Of an
-            embedding only rows that occur are counted.
+        counts: Variable of shape `(labels, buckets)`, float32, with `histogram=True`: the number
+            of elements of the last update's gradients between the `HISTOGRAM_EDGES`. An embedding
+            contributes only the rows that occur.
 
     Returns:
         The gradients.
@@ -74,10 +75,7 @@ class Monitor(GradientTransform):
     def build(self, variables: Sequence[keras.Variable]) -> None:
         named = paths.by_path(variables)
         selections = [paths.select(patterns, named) for patterns in self.groups.values()]
-        self._members = [{id(v) for v in variables}] + [
-            {id(v) for v, yes in zip(variables, chosen, strict=True) if yes}
-            for chosen in selections
-        ]
+        self._members = [{id(v) for v in variables}, *(_chosen(variables, s) for s in selections)]
         count = len(self.labels)
         self.norms = self.add_variable("norms", (count,), held=False)
         self.fresh = self.add_variable("fresh", held=False)
@@ -88,8 +86,7 @@ class Monitor(GradientTransform):
     def __call__(
         self, gradients: Sequence[Gradient], variables: Sequence[keras.Variable]
     ) -> Sequence[Gradient]:
-        pairs = [(g, id(v)) for g, v in zip(gradients, variables, strict=True) if g is not None]
-        groups = [[g for g, key in pairs if key in members] for members in self._members]
+        groups = [_gradients_of(members, gradients, variables) for members in self._members]
         norms = [global_norm(group) if group else 0.0 for group in groups]
         self.norms.assign(ops.stack([ops.cast(norm, "float32") for norm in norms]))
         self.fresh.assign(1.0)
@@ -98,10 +95,10 @@ class Monitor(GradientTransform):
         return gradients
 
     def take(self) -> tuple[Any, Any]:
-        """The norms of an update that just was, and the weight of each in an average: 0 or 1.
+        """Return the norms of the last weight update, and the weight of each in an average.
 
-        The weights are 0 where there was no update since it was last asked, as between the batches
-        of an accumulation.
+        The weights are 1 for new finite norms. They are 0 if there was no update since the last
+        call, for example between the batches of an accumulation.
         """
         finite = ops.isfinite(self.norms.value)
         weights = ops.cast(finite, "float32") * self.fresh
@@ -115,18 +112,30 @@ class Monitor(GradientTransform):
 
 
 def norm_metrics(monitors: list[Monitor]) -> list[keras.metrics.Metric]:
-    """The averages that the logs show, one per label.
+    """Create the averages for the logs, one per label.
 
     Raises:
-        ValueError: If two monitors have a label in common.
+        ValueError: If two monitors share a label.
     """
-    labels = [label for monitor in monitors for label in monitor.labels]
+    labels = list(itertools.chain.from_iterable(monitor.labels for monitor in monitors))
     twice = sorted({label for label in labels if labels.count(label) > 1})
     if twice:
         raise ValueError(
             f"Two monitors log under one name: {', '.join(twice)}. Give each `Monitor` a `name`."
         )
     return [keras.metrics.Mean(name=label) for label in labels]
+
+
+def _chosen(variables: Sequence[keras.Variable], selection: Sequence[bool]) -> set[int]:
+    return {id(v) for v, yes in zip(variables, selection, strict=True) if yes}
+
+
+def _gradients_of(
+    members: set[int], gradients: Sequence[Gradient], variables: Sequence[keras.Variable]
+) -> list[Gradient]:
+    """Return the gradients, except None, of the variables with these ids."""
+    pairs = zip(gradients, variables, strict=True)
+    return [g for g, v in pairs if g is not None and id(v) in members]
 
 
 def _label(pattern: paths.Pattern) -> str:
@@ -136,7 +145,7 @@ def _label(pattern: paths.Pattern) -> str:
 
 
 def _counts(gradients: Sequence[Gradient]) -> Any:
-    """How many elements lie in each bucket; NaN in the last."""
+    """Count the elements in each bucket; NaN counts in the last."""
     buckets = len(HISTOGRAM_EDGES) + 1
     total = ops.zeros((buckets,))
     for gradient in gradients:

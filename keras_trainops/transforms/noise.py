@@ -15,25 +15,25 @@ from keras_trainops.transforms.base import Gradient, GradientTransform, upcast
 
 @keras.saving.register_keras_serializable(package="keras_trainops")
 class Noise(GradientTransform):
-    """Adds Gaussian noise whose variance falls from update to update.
+    """Adds Gaussian noise with a variance that decays over the weight updates.
 
     `g' = g + N(0, η / (1 + t)^γ)` in update `t`, counted from 0.
 
-    Its seed and count are saved with the optimizer, so that a resumed run draws what the
-    uninterrupted one would have drawn. Noise is drawn once for all replicas, after their gradients
-    are reduced. Each backend has random numbers of its own.
+    The seed and the count are saved with the optimizer, so a resumed run draws the same noise as an
+    uninterrupted one. Noise is drawn once for all replicas, after their gradients are reduced. The
+    random numbers depend on the backend.
 
     Args:
         variance: The variance `η` in the first update, >= 0.
-        decay: The exponent `γ`, >= 0; 0 keeps the variance.
-        seed: An integer; None draws one when the transform is made.
+        decay: The exponent `γ`, >= 0; 0 keeps the variance constant.
+        seed: An integer; None draws one when the transform is created.
 
     Returns:
         Gradients with the shapes and dtypes they came with; `None` stays `None`. The gradient of
         an embedding becomes dense.
 
     Raises:
-        ValueError: If a number does not fit.
+        ValueError: If an argument is out of range.
 
     Example:
         >>> import keras_trainops as kt

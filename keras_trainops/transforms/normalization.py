@@ -1,4 +1,4 @@
-"""Transforms that centre gradients, or bring them to one norm."""
+"""Transforms that centre gradients, or scale them to a fixed norm."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ from keras_trainops.transforms.scope import value_of
 
 @keras.saving.register_keras_serializable(package="keras_trainops")
 class Centralize(GradientTransform):
-    """Subtracts from each output unit's gradient its mean (gradient centralisation).
+    """Subtracts the mean from each output unit's gradient (gradient centralisation).
 
-    `g' = g - mean(g)` over all axes that lead to one output unit, by the layer's own layout (see
-    `AdaptiveClip`). Biases, scales and other whole tensors stay as they are.
+    `g' = g - mean(g)` over the axes that lead to one output unit, according to the layer's own
+    layout (see `AdaptiveClip`). Biases, scales and other tensors that count as a whole are
+    unchanged.
 
     Args:
         axes: Mapping from pattern to the axes that lead to one unit, as in `AdaptiveClip`.
@@ -30,8 +31,8 @@ class Centralize(GradientTransform):
         Gradients with the shapes and dtypes they came with; `None` stays `None`.
 
     Raises:
-        ValueError: At the first build, if it is not known which layer a variable of more than one
-            axis belongs to.
+        ValueError: At the first build, if the layer of a variable with more than one axis is
+            unknown.
 
     Example:
         >>> import keras_trainops as kt
@@ -68,21 +69,21 @@ def _centred(gradient: Gradient, axes: Axes) -> Gradient:
 
 @keras.saving.register_keras_serializable(package="keras_trainops")
 class Normalize(GradientTransform):
-    """Brings gradients to one L2 norm: only their direction counts.
+    """Scales gradients to a fixed L2 norm, so that only their direction matters.
 
     `g' = c · g / (‖g‖₂ + ε)`, where `‖g‖₂` is the joint norm of all gradients or, with
-    `scope="variable"`, each one's own.
+    `scope="variable"`, the norm of each one.
 
     Args:
-        norm: The norm `c` to bring them to, > 0; a number or a schedule of the weight updates.
+        norm: The target norm `c`, > 0; a number or a schedule over the weight updates.
         scope: `"global"` or `"variable"`.
-        epsilon: The least norm to divide by.
+        epsilon: The constant `ε`, > 0, added to the norm.
 
     Returns:
         Gradients with the shapes and dtypes they came with; `None` stays `None`.
 
     Raises:
-        ValueError: If an argument does not fit.
+        ValueError: If an argument is not valid.
 
     Example:
         >>> import keras_trainops as kt
@@ -108,13 +109,13 @@ class Normalize(GradientTransform):
         if not present:
             return gradients
         target = value_of(self.norm)
-        joint = global_norm(present) if self.scope == "global" else None
-        return [
-            None
-            if g is None
-            else scaled(g, target / ((global_norm([g]) if joint is None else joint) + self.epsilon))
-            for g in gradients
-        ]
+        if self.scope == "variable":
+            return [None if g is None else self._normalized(g, target) for g in gradients]
+        factor = target / (global_norm(present) + self.epsilon)
+        return [None if g is None else scaled(g, factor) for g in gradients]
+
+    def _normalized(self, gradient: Gradient, target: Any) -> Gradient:
+        return scaled(gradient, target / (global_norm([gradient]) + self.epsilon))
 
     def get_config(self) -> dict[str, Any]:
         return {"norm": serialize_number(self.norm), "scope": self.scope, "epsilon": self.epsilon}

@@ -1,4 +1,4 @@
-"""Transforms that multiply gradients."""
+"""Transforms that multiply gradients or steps by factors."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from keras_trainops.transforms.scope import value_of
 Factors: TypeAlias = "Number | Mapping[str, Number] | Iterable[tuple[paths.Pattern, Number]]"
 
 
-class _Factors(GradientTransform):
-    """What the two share: factors by pattern, and their configuration."""
+class _FactorsByPattern(GradientTransform):
+    """Base class of transforms with a factor for each pattern."""
 
     row_sparse = True
 
@@ -40,26 +40,26 @@ class _Factors(GradientTransform):
 
 
 @keras.saving.register_keras_serializable(package="keras_trainops")
-class Scale(_Factors):
+class Scale(_FactorsByPattern):
     """Scales each gradient by the factor of the first pattern its variable's path matches.
 
     `g' = c · g`; variables that no pattern matches keep `c = 1`.
 
-    Under optimizers that normalise the gradient (Adam and its kin) a constant factor changes next
-    to nothing; it is no learning rate, which is what `ScaleStep` multiplies. It matters under SGD,
-    and before a global clip.
+    Optimizers that normalise the gradient, such as Adam, cancel a constant factor almost
+    completely; use `ScaleStep` to multiply the learning rate. The factor matters under SGD, and
+    before a global clip.
 
     Args:
-        factors: Mapping from pattern (see `keras_trainops.paths`) to factor, pairs of these where
-            a pattern is a variable or a layer, or one factor for all. A factor is a number or a
-            schedule of the weight updates.
+        factors: Mapping from pattern (see `keras_trainops.paths`) to factor, pairs of these if a
+            pattern is a variable or a layer, or one factor for all. A factor is a number or a
+            schedule over the weight updates.
 
     Returns:
         Gradients with the shapes and dtypes they came with; `None` stays `None`.
 
     Raises:
-        ValueError: If a factor is no number; at the first build, if a pattern matches no variable
-            (the message names the closest paths) or never wins.
+        ValueError: If a factor is not a number; at the first build, if a pattern matches no
+            variable (the message names the closest paths) or never wins.
 
     Example:
         >>> import keras_trainops as kt
@@ -78,14 +78,14 @@ class Scale(_Factors):
 
 
 @keras.saving.register_keras_serializable(package="keras_trainops")
-class ScaleStep(_Factors):
-    """Multiplies the learning rate of variables: scales the step that the optimizer makes.
+class ScaleStep(_FactorsByPattern):
+    """Multiplies the learning rate of variables by scaling the optimizer's step.
 
-    `w' = w + c · (u - w)`, where `u` is what the optimizer made of the weights `w`, its weight
-    decay included; variables that no pattern matches keep `c = 1`. It works under every optimizer
-    (under plain SGD it is the same as `Scale`), and stands anywhere in the chain.
+    `w' = w + c · (u - w)`, where `u` is the optimizer's result for the weights `w`, including
+    weight decay; variables that no pattern matches keep `c = 1`. It works with every optimizer
+    (with plain SGD it equals `Scale`) and at any place in the chain.
 
-    To freeze variables use `variables_to_train`, which spares their gradients and slots, too.
+    To freeze variables use `variables_to_train`, which saves their gradients and slots as well.
 
     Args:
         factors: As in `Scale`.
@@ -114,23 +114,22 @@ class ScaleStep(_Factors):
 
 @keras.saving.register_keras_serializable(package="keras_trainops")
 class LayerwiseDecay(ScaleStep):
-    """Multiplies the learning rate of each layer by a power that falls from output to input.
+    """Multiplies the learning rate of each layer by a factor that decays from output to input.
 
-    The variables of the `i`-th of `L` layers, counted from 1, take a step scaled by
-    `max(min_scale, d^(L - i))`: the last its whole step. Variables of no layer in the list take
-    their whole step, too.
+    The step of the `i`-th of `L` layers, counted from 1, is scaled by `max(min_scale, d^(L - i))`.
+    The last layer takes its whole step, and so do variables outside the list.
 
     Args:
         decay: The base `d`, `0 < d <= 1`.
         layers: Patterns, variables or layers, or lists of these, from the input to the output.
-        min_scale: The least factor, >= 0.
+        min_scale: The smallest factor, >= 0.
 
     Returns:
         The gradients.
 
     Raises:
-        ValueError: If a number does not fit; at the first build, if a pattern matches no variable
-            or never wins.
+        ValueError: If a number is out of range; at the first build, if a pattern matches no
+            variable or never wins.
 
     Example:
         >>> import keras_trainops as kt
@@ -148,13 +147,11 @@ class LayerwiseDecay(ScaleStep):
         self.min_scale = check_number("min_scale", min_scale, ">= 0", lambda x: x >= 0)
         self.layers = [paths.as_list(patterns) for patterns in layers]
         last = len(self.layers) - 1
-        super().__init__(
-            [
-                (pattern, max(min_scale, decay ** (last - i)))
-                for i, patterns in enumerate(self.layers)
-                for pattern in patterns
-            ]
-        )
+        factors: list[tuple[paths.Pattern, Number]] = []
+        for i, patterns in enumerate(self.layers):
+            factor = max(min_scale, decay ** (last - i))
+            factors += [(pattern, factor) for pattern in patterns]
+        super().__init__(factors)
 
     def get_config(self) -> dict[str, Any]:
         layers = [paths.serializable(patterns) for patterns in self.layers]

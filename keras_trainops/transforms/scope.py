@@ -1,4 +1,4 @@
-"""What transforms may ask and say about the weight update that they run for."""
+"""The weight update that transforms run for: its number, its schedules and its skipping."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ class UpdateScope:
     """One weight update, while the chain runs for it.
 
     Attributes:
-        iterations: Gives the number of weight updates before this one.
-        skips: The conditions under which it is not made.
+        iterations: Returns the number of weight updates before this one.
+        skips: Conditions under which the update is skipped.
     """
 
     iterations: Callable[[], Any]
     skips: list[Any] = field(default_factory=list)
 
     def skip(self) -> Any:
-        """Whether any of the conditions holds; None where there is none."""
+        """Return whether any condition holds; None without conditions."""
         return ops.any(ops.stack(self.skips)) if self.skips else None
 
 
@@ -37,7 +37,7 @@ _owners: contextvars.ContextVar[Mapping[int, keras.layers.Layer]] = contextvars.
 
 @contextmanager
 def update_scope(iterations: Callable[[], Any]) -> Iterator[UpdateScope]:
-    """Says, while a chain runs, which weight update it runs for."""
+    """Set the weight update that the chain runs for."""
     token = _scope.set(UpdateScope(iterations))
     try:
         yield _scope.get()
@@ -46,16 +46,16 @@ def update_scope(iterations: Callable[[], Any]) -> Iterator[UpdateScope]:
 
 
 def skip_update_if(condition: Any) -> None:
-    """Leaves out the weight update that the running transform belongs to, where `condition` holds.
+    """Skip the weight update that the running transform belongs to, if `condition` holds.
 
-    Weights, the optimizer's state (its iteration count too) and the state of transforms stay as
-    they are; what `add_variable(..., held=False)` made is written all the same.
+    Weights, the optimizer's state including its iteration count, and the state of transforms keep
+    their values; variables made with `add_variable(..., held=False)` are assigned all the same.
 
     Args:
         condition: A scalar boolean tensor.
 
     Raises:
-        RuntimeError: If no optimizer runs the transform.
+        RuntimeError: If the transform does not run in an optimizer.
     """
     _current("Only a transform that an optimizer runs can skip a weight update").skips.append(
         ops.cast(condition, "bool")
@@ -63,10 +63,10 @@ def skip_update_if(condition: Any) -> None:
 
 
 def value_of(number: Number) -> Any:
-    """A number's value in the current weight update: schedules are asked for it.
+    """Return the value of a constant or schedule in the current weight update.
 
     Raises:
-        RuntimeError: If `number` is a schedule and no optimizer runs the transform.
+        RuntimeError: If `number` is a schedule and the transform does not run in an optimizer.
     """
     if not is_schedule(number):
         return number
@@ -86,7 +86,7 @@ def _current(complaint: str) -> UpdateScope:
 
 @contextmanager
 def owners_scope(layers: Sequence[keras.layers.Layer]) -> Iterator[None]:
-    """Says, while a chain is built, which layer each variable belongs to: the innermost."""
+    """Set the owner of each variable, its innermost layer, while a chain is built."""
     owners: dict[int, keras.layers.Layer] = {}
     for layer in sorted(layers, key=lambda layer: -len(layer.variables)):
         owners.update({id(variable): layer for variable in layer.variables})
@@ -98,5 +98,5 @@ def owners_scope(layers: Sequence[keras.layers.Layer]) -> Iterator[None]:
 
 
 def owner_of(variable: keras.Variable) -> keras.layers.Layer | None:
-    """The layer that `variable` belongs to, where it is known while transforms are built."""
+    """Return the layer that owns `variable`; None if unknown, or outside of `build`."""
     return _owners.get({}).get(id(variable))

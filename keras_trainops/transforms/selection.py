@@ -1,4 +1,4 @@
-"""A transform for some of the variables."""
+"""A transform applied to some of the variables."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from keras_trainops.transforms.chain import Chain, as_transform
 class Only(GradientTransform):
     """Applies a transform to the gradients of some variables, as if there were no others.
 
-    So a global norm in it is the norm of theirs.
+    A global norm, for example, is then the norm over these variables.
 
     Args:
         patterns: Patterns, variables or layers (see `keras_trainops.paths`).
@@ -44,7 +44,7 @@ class Only(GradientTransform):
             raise ValueError(f"`patterns` must name variables. Received: patterns={patterns!r}")
         self.transform = as_transform(transform)
         self.children = (self.transform,)
-        self._checked = Chain([self.transform])  # a chain checks what comes back
+        self._checked = Chain([self.transform])  # a chain checks the result
 
     @property
     def clips(self) -> bool:  # type: ignore[override]

@@ -1,4 +1,4 @@
-"""Transforms for gradients that are not finite, or too large to be believed."""
+"""Transforms for gradients that are not finite, or implausibly large."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from keras_trainops.transforms.scope import skip_update_if, value_of
 
 @keras.saving.register_keras_serializable(package="keras_trainops")
 class ZeroNonFinite(GradientTransform):
-    """Replaces the elements of gradients that are NaN or infinite by 0.
+    """Replaces NaN and infinite elements of gradients by 0.
 
     `g' = g` where `g` is finite, else 0. Under mixed precision the `LossScaleOptimizer` still sees
-    the overflow, and skips that step.
+    the overflow and skips that step.
 
     Returns:
         Gradients with the shapes and dtypes they came with; `None` stays `None`.
@@ -50,25 +50,25 @@ class ZeroNonFinite(GradientTransform):
 
 @keras.saving.register_keras_serializable(package="keras_trainops")
 class SkipNonFinite(GradientTransform):
-    """Skips the weight update where any gradient is NaN or infinite.
+    """Skips the weight update if any gradient is NaN or infinite.
 
-    Nothing changes then: no weight, no optimizer state, no iteration count, no other transform's
-    state. `skipped` and `consecutive` count.
+    A skipped update changes no weight, optimizer state, iteration count or state of other
+    transforms. Only `skipped` and `consecutive` count it.
 
     Args:
-        max_consecutive: After that many skipped updates in a row the next bad one is let through,
-            so that a run that is broken for good shows it; None: never. A good one resets the
-            count.
+        max_consecutive: After this many skipped updates in a row the next bad one is applied, so
+            that a permanently broken run fails visibly; None skips all. A finite update resets
+            the count.
 
     Attributes:
-        skipped: Variable, how many updates were skipped.
-        consecutive: Variable, how many bad ones there were since the last good one.
+        skipped: Variable, the number of skipped updates.
+        consecutive: Variable, the number of bad updates since the last finite one.
 
     Returns:
         The gradients.
 
     Raises:
-        ValueError: If `max_consecutive` is no integer >= 0.
+        ValueError: If `max_consecutive` is neither an integer >= 0 nor None.
 
     Example:
         >>> import keras_trainops as kt
@@ -108,16 +108,16 @@ class SkipNonFinite(GradientTransform):
 
 @keras.saving.register_keras_serializable(package="keras_trainops")
 class SkipLarge(GradientTransform):
-    """Skips the weight update where the joint L2 norm of the gradients is above a limit.
+    """Skips the weight update if the joint L2 norm of the gradients exceeds a limit.
 
-    A norm that is NaN is above it too. Nothing changes in a skipped update, as in `SkipNonFinite`.
+    A NaN norm exceeds it as well. A skipped update changes nothing, as in `SkipNonFinite`.
 
     Args:
-        max_norm: The largest norm of an update that is made, > 0; a number or a schedule of the
-            weight updates.
+        max_norm: The largest norm that is not skipped, > 0; a number or a schedule over the weight
+            updates.
 
     Attributes:
-        skipped: Variable, how many updates were skipped.
+        skipped: Variable, the number of skipped updates.
 
     Returns:
         The gradients.
@@ -147,7 +147,7 @@ class SkipLarge(GradientTransform):
         if not present:
             return gradients
         norm = global_norm(present)
-        # Not "not <=": TensorFlow's graph optimizer makes that ">", which lets NaN pass.
+        # Not "not <=": TensorFlow's graph optimizer turns that into ">", which is False for NaN.
         skip = ops.logical_or(norm > value_of(self.max_norm), ops.logical_not(ops.isfinite(norm)))
         self.skipped.assign(self.skipped + ops.cast(skip, "int32"))
         skip_update_if(skip)

@@ -1,4 +1,4 @@
-"""Updates: the non-gradient changes of state in a training step."""
+"""Updates: non-gradient changes of state in a training step."""
 
 from keras_trainops.updates.averaging import MovingAverage, StochasticWeightAverage, WarmUp
 from keras_trainops.updates.base import Update

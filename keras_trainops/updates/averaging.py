@@ -1,4 +1,4 @@
-"""Averages of weights over the steps of training."""
+"""Averages of weights over training steps."""
 
 from __future__ import annotations
 
@@ -28,19 +28,18 @@ from keras_trainops.values import copy_of
 
 
 class WeightAverage(Update):
-    """What averages of weights share: which, their state, and how they are used.
+    """Base class of averages of weights.
 
-    The first time it runs an average takes the weights as they are, so that nothing of the initial
-    or warm-started values is left in it. Averages of half-precision weights are kept in float32;
-    integers are copied.
+    The first run copies the weights, so the average contains nothing of the initial or warm-started
+    values. Averages of half-precision weights are kept in float32; integers are copied.
 
     Args:
-        patterns: Patterns, variables or layers (see `keras_trainops.paths`); None: the variables
-            to train.
-        statistics: Whether the weights that are not trained, such as batch-norm statistics, are
-            averaged too.
-        every: It runs once in so many weight updates or batches.
-        on: `"update"` or `"batch"`, what `every` counts; see `Update`.
+        patterns: Patterns, variables or layers (see `keras_trainops.paths`); None averages the
+            variables to train.
+        statistics: If True, average the weights that are not trained as well, such as batch-norm
+            statistics.
+        every: The number of weight updates or batches from one run to the next.
+        on: `"update"` or `"batch"`, the unit of `every`; see `Update`.
     """
 
     def __init__(
@@ -54,14 +53,14 @@ class WeightAverage(Update):
         paths.as_list(patterns)
         self.patterns, self.statistics = patterns, statistics
         self._averages: dict[int, tuple[keras.Variable, keras.Variable]] = {}
-        self.numbers: dict[str, keras.Variable] = {}
+        self.scalars: dict[str, keras.Variable] = {}
 
     def build(self, model: keras.Model) -> None:
         averages = {id(v): (v, self._average_of(v)) for v in self._chosen(model)}
-        goes_on = bool(averages.keys() & self._averages.keys())
-        numbers = self.numbers if goes_on else self._make_numbers()
-        self._averages, self.numbers = averages, numbers
-        self.use_as_state([*numbers.values(), *(average for _, average in averages.values())])
+        continues = bool(averages.keys() & self._averages.keys())
+        scalars = self.scalars if continues else self._make_scalars()
+        self._averages, self.scalars = averages, scalars
+        self.use_as_state([*scalars.values(), *(average for _, average in averages.values())])
 
     def _chosen(self, model: keras.Model) -> list[keras.Variable]:
         named = paths.by_path(model.weights)
@@ -82,50 +81,50 @@ class WeightAverage(Update):
         dtype = variable.dtype
         dtype = "float32" if dtype in ("float16", "bfloat16") else dtype
         average = self.add_variable(f"average_of_{variable.name}", variable.shape, dtype)
-        average.assign((copy_of(variable) * self._share()).astype(average.dtype))
+        average.assign((copy_of(variable) * self._initial_fraction()).astype(average.dtype))
         return average
 
-    def _share(self) -> float:
-        """What an average holds of the weights that it starts from, while others go on."""
+    def _initial_fraction(self) -> float:
+        """Initial fraction of the weights for an average that is added during training."""
         return 1.0
 
-    def _make_numbers(self) -> dict[str, keras.Variable]:
-        """Counts and the like; `count` says how often it ran."""
+    def _make_scalars(self) -> dict[str, keras.Variable]:
+        """Create the scalars that all averages share; `count` is the number of runs."""
         return {"count": self.add_variable("count", dtype="int32")}
 
     @abstractmethod
-    def kept(self, model: keras.Model) -> tuple[Any, Any]:
-        """How much of the average stays, and how much of the weights is added."""
+    def shares(self, model: keras.Model) -> tuple[Any, Any]:
+        """Return the shares of the old average and of the weights in the new average."""
 
     def __call__(self, model: keras.Model, loss: Any) -> None:
-        stays, added = self.kept(model)
+        old_share, new_share = self.shares(model)
         for variable, average in self._averages.values():
             if keras.backend.is_float_dtype(average.dtype):
                 dtype = average.dtype
-                weights = ops.cast(added, dtype) * ops.cast(variable, dtype)
-                average.assign(ops.cast(stays, dtype) * average + weights)
+                weights = ops.cast(new_share, dtype) * ops.cast(variable, dtype)
+                average.assign(ops.cast(old_share, dtype) * average + weights)
             else:
                 average.assign(variable)
-        self.numbers["count"].assign(self.numbers["count"] + 1)
+        self.scalars["count"].assign(self.scalars["count"] + 1)
 
     def correction(self) -> float:
-        """By what the averages are to be multiplied; a number, outside of a step."""
+        """Return the factor to apply when the averages are used, outside of a step."""
         return 1.0
 
     def averages(self) -> list[tuple[keras.Variable, np.ndarray]]:
-        """Each averaged variable and its average, in the variable's shape and dtype.
+        """Return each averaged variable with its average, in the variable's shape and dtype.
 
-        As long as it has not run, the weights as they are.
+        Before the first run these are the weights themselves.
 
         Raises:
-            RuntimeError: If it was not built yet: training builds it.
+            RuntimeError: If it is not built yet; training builds it.
         """
         if not self._averages:
             raise RuntimeError(
                 f"{self.name} has no averages yet: pass it to `compile(updates=...)` or "
                 "`add_update`, and train."
             )
-        if not int(copy_of(self.numbers["count"])):
+        if not int(copy_of(self.scalars["count"])):
             return [(v, copy_of(v)) for v, _ in self._averages.values()]
         correction = self.correction()
         return [
@@ -135,7 +134,7 @@ class WeightAverage(Update):
 
     @contextmanager
     def swapped(self) -> Iterator[None]:
-        """Within it the model has the averaged weights; afterwards, whatever happens, its own.
+        """Give the model the averaged weights; restore its own on exit, even after an error.
 
         Example:
             >>> import keras, keras_trainops as kt
@@ -155,7 +154,7 @@ class WeightAverage(Update):
             swap.leave()
 
     def finalize(self) -> None:
-        """Writes the averages into the model's weights, for good."""
+        """Assign the averages to the model's weights permanently."""
         for variable, value in self.averages():
             variable.assign(value)
 
@@ -171,29 +170,29 @@ class WeightAverage(Update):
 class MovingAverage(WeightAverage):
     """Keeps an exponential moving average of weights.
 
-    `a ← d · a + (1 − d) · w`, and `a ← w` the first time. With `debias`, `a` starts from 0 and is
-    divided by `1 − Π d` where it is used, as Adam's moments are.
+    `a ← d · a + (1 − d) · w`, and `a ← w` in the first run. With `debias`, `a` starts from 0 and is
+    divided by `1 − Π d` when it is used, like Adam's moments.
 
     Args:
-        decay: The decay `d`, `0 <= d < 1`; a number, or a schedule of the weight updates such as
+        decay: The decay `d`, `0 <= d < 1`; a number, or a schedule over the weight updates such as
             `WarmUp`.
-        patterns: Patterns, variables or layers (see `keras_trainops.paths`); None: the variables
-            to train.
-        statistics: Whether the weights that are not trained, such as batch-norm statistics, are
-            averaged too; integers are copied.
-        debias: Whether the average is corrected for its start.
-        every: It runs once in so many weight updates or batches.
-        on: `"update"` or `"batch"`, what `every` counts; see `Update`.
+        patterns: Patterns, variables or layers (see `keras_trainops.paths`); None averages the
+            variables to train.
+        statistics: If True, average the weights that are not trained as well, such as batch-norm
+            statistics; integers are copied.
+        debias: If True, start from 0 and correct the average for it.
+        every: The number of weight updates or batches from one run to the next.
+        on: `"update"` or `"batch"`, the unit of `every`; see `Update`.
 
     Raises:
-        ValueError: If an argument does not fit; at the first build, if a pattern matches no weight.
+        ValueError: If an argument is not valid; at the first build, if a pattern matches no weight.
 
     Example:
         >>> import keras_trainops as kt
         >>> average = kt.updates.MovingAverage(0.999, statistics=True)
 
-    References: `tf.train.ExponentialMovingAverage`; `use_ema` of Keras's optimizers, which gives
-    the same numbers; `ModelEmaV3` of timm.
+    References: `tf.train.ExponentialMovingAverage`; `use_ema` of Keras's optimizers, with equal
+    results; `ModelEmaV3` of timm.
     """
 
     def __init__(
@@ -209,27 +208,27 @@ class MovingAverage(WeightAverage):
         self.decay = check_decay(deserialize_number(decay), scheduled=True)
         self.debias = debias
 
-    def _make_numbers(self) -> dict[str, keras.Variable]:
+    def _make_scalars(self) -> dict[str, keras.Variable]:
         product = {"product": self.add_variable("product")} if self.debias else {}
-        return {**super()._make_numbers(), **product}
+        return {**super()._make_scalars(), **product}
 
-    def kept(self, model: keras.Model) -> tuple[Any, Any]:
-        # As Keras does in `use_ema`, so that the numbers are the same.
-        later = ops.cast(ops.not_equal(self.numbers["count"], 0), "float32")
+    def shares(self, model: keras.Model) -> tuple[Any, Any]:
+        # The same arithmetic as `use_ema` of Keras, for equal results.
+        later = ops.cast(ops.not_equal(self.scalars["count"], 0), "float32")
         decay = value_at(self.decay, _updates_before(model))
         if not self.debias:
             decay = later * decay
             return decay, 1 - decay
-        product = self.numbers["product"]
+        product = self.scalars["product"]
         product.assign(decay * ops.where(later > 0, product.value, 1.0))
         return later * decay, 1 - decay
 
-    def _share(self) -> float:
-        ran = self.debias and self.numbers and int(copy_of(self.numbers["count"]))
-        return 1 - float(copy_of(self.numbers["product"])) if ran else 1.0
+    def _initial_fraction(self) -> float:
+        ran = self.debias and self.scalars and int(copy_of(self.scalars["count"]))
+        return 1 - float(copy_of(self.scalars["product"])) if ran else 1.0
 
     def correction(self) -> float:
-        return 1 / (1 - float(copy_of(self.numbers["product"]))) if self.debias else 1.0
+        return 1 / (1 - float(copy_of(self.scalars["product"]))) if self.debias else 1.0
 
     def get_config(self) -> dict[str, Any]:
         own = {"decay": serialize_number(self.decay), "debias": self.debias}
@@ -238,23 +237,23 @@ class MovingAverage(WeightAverage):
 
 @keras.saving.register_keras_serializable(package="keras_trainops")
 class StochasticWeightAverage(WeightAverage):
-    """Averages the weights of later steps, all with the same share (SWA).
+    """Averages the weights of later steps with equal shares (SWA).
 
     `a ← a + (w − a) / (n + 1)` for the `n + 1`-th weights that are averaged.
 
-    Batch-norm statistics belong to the weights they were made with. Compute them anew for the
-    averaged ones: `keras_trainops.UseAverage(swa, finalize=True, recalibrate=data)`.
+    Batch-norm statistics depend on the weights. Recompute them for the averaged ones:
+    `keras_trainops.UseAverage(swa, finalize=True, recalibrate=data)`.
 
     Args:
-        start: The first weights averaged are those after so many weight updates.
-        patterns: Patterns, variables or layers (see `keras_trainops.paths`); None: the variables
-            to train.
-        statistics: Whether the weights that are not trained are averaged too.
-        every: It runs once in so many weight updates or batches.
-        on: `"update"` or `"batch"`, what `every` counts; see `Update`.
+        start: The first weights averaged are those after this many weight updates.
+        patterns: Patterns, variables or layers (see `keras_trainops.paths`); None averages the
+            variables to train.
+        statistics: If True, average the weights that are not trained as well.
+        every: The number of weight updates or batches from one run to the next.
+        on: `"update"` or `"batch"`, the unit of `every`; see `Update`.
 
     Raises:
-        ValueError: If an argument does not fit; at the first build, if a pattern matches no weight.
+        ValueError: If an argument is not valid; at the first build, if a pattern matches no weight.
 
     Example:
         >>> import keras_trainops as kt
@@ -275,16 +274,16 @@ class StochasticWeightAverage(WeightAverage):
         super().__init__(patterns, statistics, every, on)
         self.first = check_whole("start", start, 0)
 
-    def kept(self, model: keras.Model) -> tuple[Any, Any]:
-        count = ops.cast(self.numbers["count"], "float32")
-        counts = ops.greater_equal(model.optimizer.iterations, self.first)
-        added = ops.where(counts, 1 / (count + 1), 0.0)
+    def shares(self, model: keras.Model) -> tuple[Any, Any]:
+        count = ops.cast(self.scalars["count"], "float32")
+        started = ops.greater_equal(model.optimizer.iterations, self.first)
+        added = ops.where(started, 1 / (count + 1), 0.0)
         return 1 - added, added
 
     def __call__(self, model: keras.Model, loss: Any) -> None:
         super().__call__(model, loss)
         early = ops.less(model.optimizer.iterations, self.first)
-        count = self.numbers["count"]
+        count = self.scalars["count"]
         count.assign(count - ops.cast(early, "int32"))
 
     def get_config(self) -> dict[str, Any]:
@@ -293,18 +292,18 @@ class StochasticWeightAverage(WeightAverage):
 
 @keras.saving.register_keras_serializable(package="keras_trainops")
 class WarmUp(CallRepr, keras.optimizers.schedules.LearningRateSchedule):
-    """A decay that starts low, so that an average soon forgets the first weights.
+    """Decay that starts low, so that an average soon forgets the first weights.
 
     After `t` weight updates `min(d, (1 + t) / (10 + t))` or, with a `power`,
     `min(d, 1 − (1 + t / γ)^(−p))`.
 
     Args:
-        decay: The decay `d` in the end, `0 <= d < 1`.
-        power: The power `p`, > 0, or None.
-        gamma: The `γ` beside it, > 0, in weight updates.
+        decay: The final decay `d`, `0 <= d < 1`.
+        power: The power `p`, > 0, or None for the first formula.
+        gamma: The time scale `γ` of the second formula, > 0, in weight updates.
 
     Raises:
-        ValueError: If a number does not fit.
+        ValueError: If a number is out of range.
 
     Example:
         >>> import keras_trainops as kt
@@ -331,15 +330,15 @@ class WarmUp(CallRepr, keras.optimizers.schedules.LearningRateSchedule):
 
 
 def check_decay(decay: Any, *, scheduled: bool = False) -> Any:
-    """Refuses what is no decay or, if `scheduled`, a schedule.
+    """Return a decay or, if `scheduled`, a schedule.
 
     Raises:
-        ValueError: If it is none.
+        ValueError: If `decay` is neither.
     """
     must = "at least 0 and below 1"
     return check_number("decay", decay, must, lambda d: 0 <= d < 1, scheduled=scheduled)
 
 
 def _updates_before(model: keras.Model) -> Any:
-    """How many weight updates there were before the one that was just made."""
+    """Return the number of weight updates before the one just made."""
     return ops.maximum(ops.cast(model.optimizer.iterations, "int32") - 1, 0)

@@ -1,7 +1,7 @@
 """The protocol of updates.
 
 An *update* is a non-gradient change of state in a training step: batch-norm statistics, averages,
-whatever a user registers. (optax calls the transformed gradients updates; we never do.)
+or a function that a user registers. (In optax, "updates" are transformed gradients; not here.)
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ On: TypeAlias = Literal["update", "batch"]
 class Update(CallRepr, Stateful):
     """Base class of updates that run after the weight update: subclass it, or pass a function.
 
-    Subclasses override `__call__`, `get_config` and, where they have state, `build`; and register
+    Subclasses override `__call__` and `get_config`, and `build` if they have state. They register
     themselves with `keras.saving.register_keras_serializable`. State made with `add_variable` is
     saved and resumed with the optimizer.
 
     Args:
-        every: It runs once in so many weight updates or batches.
-        on: `"update"` counts weight updates (`optimizer.iterations`): under
-            `gradient_accumulation_steps` there is one in several batches, and in a batch whose
-            update is skipped, as after an overflow, there is none. `"batch"` counts batches.
+        every: The number of weight updates or batches from one run to the next.
+        on: `"update"` counts weight updates (`optimizer.iterations`). Gradient accumulation makes
+            one per `gradient_accumulation_steps` batches; a batch with a skipped update, as after
+            an overflow, makes none. `"batch"` counts batches.
 
     Raises:
-        ValueError: If an argument does not fit.
+        ValueError: If an argument is not valid.
     """
 
     argument = "compile(updates=...)"
@@ -46,31 +46,31 @@ class Update(CallRepr, Stateful):
         self.every, self.on = every, on
 
     def build(self, model: keras.Model) -> None:
-        """Checks the update against the model, before its first step, and creates its state.
+        """Check the update against the model before its first step, and create its state.
 
-        It is called again where the model is compiled again, and then keeps the state.
+        It is called again after the model is compiled again, and must then keep the state.
 
         Raises:
-            ValueError: If it does not fit the model.
+            ValueError: If the update does not fit the model.
         """
 
     def start(self, model: keras.Model) -> None:
-        """Takes from the model what training is to start from.
+        """Initialise the update from the model's weights.
 
-        Called as training with it begins, and again after a `WarmStart`. A run that is resumed
-        does not call it.
+        It is called when training with the update begins, and again after a `WarmStart`, but not
+        when a run is resumed.
         """
 
     @property
     def starts_from_weights(self) -> bool:
-        """Whether it takes anything as training begins."""
+        """True if the update overrides `start`."""
         return type(self).start is not Update.start
 
     @abstractmethod
     def __call__(self, model: keras.Model, loss: Any) -> None:
-        """Assigns whatever it assigns, with `keras.ops`, inside the training step.
+        """Assign variables with `keras.ops`, inside the training step.
 
-        It may assign the model's variables and its own, no others.
+        Only the model's variables and the update's own may be assigned.
 
         Args:
             model: The model in training.
@@ -79,14 +79,14 @@ class Update(CallRepr, Stateful):
 
     @property
     def name(self) -> str:
-        """How messages name the update."""
+        """The name of the update in messages."""
         return type(self).__name__
 
     def get_config(self) -> dict[str, Any]:
-        """The constructor's arguments, as Keras serialises them."""
+        """Return the constructor's arguments, as Keras serialises them."""
         return {"every": self.every, "on": self.on}
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Update:
-        """The update with these constructor arguments."""
+        """Create the update from its constructor's arguments."""
         return cls(**config)

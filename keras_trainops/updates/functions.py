@@ -1,15 +1,18 @@
-"""Updates out of plain functions."""
+"""Updates made from plain functions, and the conversion of user arguments to updates."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import keras
 
 from keras_trainops import keras_private
 from keras_trainops.arguments import misplaced
 from keras_trainops.updates.base import On, Update
+from keras_trainops.updates.layer_updates import LayerUpdates
+
+PolicyEntry: TypeAlias = "Update | LayerUpdates"
 
 
 @keras.saving.register_keras_serializable(package="keras_trainops")
@@ -18,16 +21,16 @@ class Function(Update):
 
     Args:
         function: `fn(model, loss)`, which assigns variables with `keras.ops`; its result is not
-            used. It is traced with the step, so that Python side effects do not happen in every
-            step. To be saved in a `.keras` file it must be registered with
+            used. It is traced with the step, so Python side effects do not happen in every step.
+            To be saved in a `.keras` file it must be registered with
             `keras.saving.register_keras_serializable`.
         variables: Each `keras.Variable` that it assigns and that is not the model's. They are
             saved and resumed with the optimizer.
-        every: It runs once in so many weight updates or batches.
-        on: `"update"` or `"batch"`, what `every` counts; see `Update`.
+        every: The number of weight updates or batches from one run to the next.
+        on: `"update"` or `"batch"`, the unit of `every`; see `Update`.
 
     Raises:
-        ValueError: If an argument does not fit; at the first build, if the function assigns another
+        ValueError: If an argument is not valid; before training, if the function assigns another
             variable, or a value of another shape.
 
     Example:
@@ -72,7 +75,7 @@ class Function(Update):
         if self.variables:
             raise ValueError(
                 f"The update {self.name!r} has variables of its own, which no configuration can "
-                "hold. Write a subclass of `keras_trainops.updates.Update` that makes them in "
+                "hold. Write a subclass of `keras_trainops.updates.Update` that creates them in "
                 "`build` with `add_variable`, or register it with `model.add_update` in the code "
                 "that builds the model."
             )
@@ -82,20 +85,21 @@ class Function(Update):
         }
 
 
-def as_update(value: Any, **options: Any) -> Update:
-    """An update out of what users pass as one: an `Update` or a callable.
+def as_update(value: Any, **options: Any) -> PolicyEntry:
+    """Return a user's update, `LayerUpdates` or callable as an entry of an update policy.
 
     Args:
-        value: What was passed.
+        value: The user's argument.
         **options: Arguments of `Function`, for a callable.
 
     Raises:
-        ValueError: If it is neither, or is an `Update` and there are options.
+        ValueError: If `value` is none of them, or options are given without a callable.
     """
-    if isinstance(value, Update):
+    if isinstance(value, (Update, LayerUpdates)):
         if options:
             raise ValueError(
-                f"{', '.join(options)} are for functions: give them to {value.name} itself."
+                f"Only functions take options here (received: {', '.join(options)}). Pass them to "
+                f"{value.name} itself."
             )
         return value
     why = misplaced(value)

@@ -1,4 +1,4 @@
-"""The updates that layers make themselves, such as batch-norm statistics."""
+"""Updates that layers make themselves, such as batch-norm statistics."""
 
 from __future__ import annotations
 
@@ -8,16 +8,20 @@ from typing import Any
 import keras
 
 from keras_trainops import paths
-from keras_trainops.updates.base import Update
+from keras_trainops.representation import CallRepr
+from keras_trainops.state import BoundToModel
 
 
 @keras.saving.register_keras_serializable(package="keras_trainops")
-class LayerUpdates(Update):
-    """Stands for the layers' own updates, or some of them, in a list of updates.
+class LayerUpdates(CallRepr, BoundToModel):
+    """Represents the layers' own updates, or some of them, in a list of updates.
+
+    Layers make these updates in the forward pass, so there is nothing to run after the weight
+    update.
 
     Args:
         include: Patterns (see `keras_trainops.paths`) of the weights whose updates run; None: all.
-        exclude: Patterns of the weights whose updates do not run.
+        exclude: Patterns of the weights whose updates do not run, even if `include` matches.
 
     Raises:
         ValueError: At the first build, if a pattern matches no weight of the model.
@@ -29,11 +33,23 @@ class LayerUpdates(Update):
     References: `tf.GraphKeys.UPDATE_OPS`.
     """
 
+    argument = "compile(updates=...)"
+
     def __init__(self, include: paths.Patterns = None, exclude: paths.Patterns = None) -> None:
         self.include, self.exclude = include, exclude
         self._chosen: set[int] = set()
 
+    @property
+    def name(self) -> str:
+        """The name of the object in messages."""
+        return type(self).__name__
+
     def build(self, model: keras.Model) -> None:
+        """Choose the weights of a model.
+
+        Raises:
+            ValueError: If a pattern matches no weight.
+        """
         named = paths.by_path(model.weights)
         included = paths.select(self.include, named)
         excluded = paths.select(self.exclude, named)
@@ -45,32 +61,35 @@ class LayerUpdates(Update):
         }
 
     def chooses(self, variable: keras.Variable) -> bool:
-        """Whether a layer's own update of `variable` runs."""
+        """Return whether a layer's own update of `variable` runs."""
         return id(variable) in self._chosen
 
-    def __call__(self, model: keras.Model, loss: Any) -> None:
-        """Nothing: the layers' updates were applied before the weight update."""
-
     def get_config(self) -> dict[str, Any]:
+        """Return the constructor's arguments, as Keras serialises them."""
         return {
             "include": paths.serializable(self.include),
             "exclude": paths.serializable(self.exclude),
         }
 
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> LayerUpdates:
+        """Create the object from its constructor's arguments."""
+        return cls(**config)
+
 
 class LayerUpdateScope(keras.StatelessScope):
-    """Collects what layers assign during a forward pass, and writes nothing.
+    """Collects the assignments of layers during a forward pass, and writes none of them.
 
-    Variables keep their values; inside the scope they read as what was assigned to them. Where a
-    layer assigns a *trainable* variable (spectral normalisation does), the gradient reaches the
-    variable as if it had held the new value all along, as when layers assign at once.
+    Variables keep their values; inside the scope they read as the values assigned to them. If a
+    layer assigns a *trainable* variable, as spectral normalisation does, the gradient reaches the
+    variable as if it had held the new value all along. That matches layers that assign directly.
 
     Args:
         variables: All variables that the forward pass may read or assign.
     """
 
     def __init__(self, variables: Sequence[keras.Variable]) -> None:
-        # Every variable is mapped: weight regularisers read the mapping, and fail where it is None.
+        # Map every variable: weight regularisers read the mapping, and fail on a missing value.
         super().__init__([(v, v.value) for v in variables], collect_losses=True)
         self._assigned: dict[int, tuple[keras.Variable, Any]] = {}
 
@@ -90,7 +109,7 @@ class LayerUpdateScope(keras.StatelessScope):
 
 @keras.ops.custom_gradient
 def _take_value_keep_gradient(current: Any, value: Any) -> Any:
-    """`value`, with the gradient of `current`."""
+    """Return `value` with the gradient of `current`."""
 
     def gradient(*args: Any, upstream: Any = None) -> tuple[Any, Any]:
         if upstream is None:

@@ -1,4 +1,4 @@
-"""Which updates a training step runs, and when: the meaning of `compile(updates=...)`."""
+"""The update policy: the updates that a training step runs, as `compile(updates=...)` chooses."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_trainops.arguments import misplaced
+from keras_trainops.arguments import is_list, misplaced
 from keras_trainops.backends import backend
 from keras_trainops.state import Stateful
 from keras_trainops.updates.base import Update
-from keras_trainops.updates.functions import as_update
+from keras_trainops.updates.functions import PolicyEntry, as_update
 from keras_trainops.updates.layer_updates import LayerUpdates
 from keras_trainops.values import copy_of
 
@@ -23,68 +23,78 @@ class UpdatePolicy(Stateful):
     """The chosen updates.
 
     Args:
-        updates: None: every layer's own updates and all registered ones. A list: exactly these.
-        registered: What `model.add_update` registered, in order.
-        before: The policy that it takes the place of, whose count of batches goes on.
+        updates: None chooses every layer's own updates and all registered ones; a list chooses
+            exactly its entries.
+        registered: The updates that `model.add_update` registered, in order.
+        previous: The policy that this one replaces; its count of batches continues.
+
+    Attributes:
+        keeps_layer_updates: True if all of the layers' own updates run.
+        after_weights: The updates that run after the weight update, in order.
 
     Raises:
-        ValueError: If something in the list is no update, or is in it twice.
+        ValueError: If an entry of the list is not an update, or is in it twice.
     """
 
     def __init__(
-        self, updates: Any, registered: Sequence[Update], before: UpdatePolicy | None = None
+        self, updates: Any, registered: Sequence[PolicyEntry], previous: UpdatePolicy | None = None
     ) -> None:
         self.keeps_layer_updates = updates is None
-        chosen = registered if updates is None else [as_update(u) for u in _as_list(updates)]
-        self.after_weights = [u for u in chosen if not isinstance(u, LayerUpdates)]
+        entries = registered if updates is None else [as_update(u) for u in _as_list(updates)]
+        _require_no_duplicates(entries)
+        self.after_weights = [u for u in entries if isinstance(u, Update)]
         self.children = self.after_weights
-        self._layer_updates = [u for u in chosen if isinstance(u, LayerUpdates)]
-        self._left_out = [update.name for update in registered if update not in chosen]
+        self._layer_updates = [u for u in entries if isinstance(u, LayerUpdates)]
+        self._unused = [update.name for update in registered if update not in entries]
         self._warned = False
         self._weights: set[int] = set()
-        self._changes: dict[int, list[keras.Variable]] = {}
-        self._batches: keras.Variable | None = before._batches if before is not None else None
+        self._assigned_by: dict[int, list[keras.Variable]] = {}
+        self._batches: keras.Variable | None = previous._batches if previous is not None else None
         self._starting: list[tuple[Update, keras.Variable]] = []
         self._all_started = False
-        twice = [u.name for i, u in enumerate(chosen) if any(u is v for v in chosen[:i])]
-        if twice:
-            raise ValueError(f"An update must be in the list once. Received twice: {twice[0]}")
 
     def build(self, model: keras.Model) -> None:
-        """Checks the updates against the model, and creates their state.
+        """Check the updates against the model, and create their state.
 
         Raises:
-            ValueError: If one does not fit, as where a pattern matches no weight.
+            ValueError: If one does not fit, for example if a pattern matches no weight.
         """
-        for update in [*self._layer_updates, *self.after_weights]:
-            update.bind_to(model.weights)
-            update.build(model)
+        entries: list[PolicyEntry] = [*self._layer_updates, *self.after_weights]
+        for entry in entries:
+            entry.bind_to(model.weights)
+            entry.build(model)
         starting = [u for u in self.after_weights if u.starts_from_weights]
         self._starting = [(u, u.state_variable("started", dtype="bool")) for u in starting]
         self._weights = {id(weight) for weight in model.weights}
+        self._require_weight_updates(model)
+        if any(u.on == "batch" and u.every > 1 for u in self.after_weights):
+            self._count_batches()
+
+    def _require_weight_updates(self, model: keras.Model) -> None:
         after_updates = [u.name for u in self.after_weights if u.on == "update"]
         if after_updates and not model.trainable_variables:
             raise ValueError(
-                f"{', '.join(after_updates)} would never run: there is no weight to train, and so "
-                'no weight update. Use `on="batch"`.'
+                f"{', '.join(after_updates)} would never run: there are no weights to train, hence "
+                'no weight updates. Use `on="batch"`.'
             )
-        if any(map(_counts_batches, self.after_weights)):
-            if self._batches is None:
-                self._batches = self.add_variable("batches", dtype="int32")
-            self.use_as_state([self._batches])
+
+    def _count_batches(self) -> None:
+        if self._batches is None:
+            self._batches = self.add_variable("batches", dtype="int32")
+        self.use_as_state([self._batches])
 
     def start(self, model: keras.Model, *, anew: bool) -> bool:
-        """Lets updates take what they need from the weights that training starts from.
+        """Initialise updates from the weights that training starts from.
 
         Args:
             model: The model, before a step.
-            anew: Whether those do, too, that did already: after a warm start.
+            anew: If True, updates that have started before start again, as after a warm start.
 
         Returns:
-            Whether there was anything to do.
+            False if all updates have already started.
         """
         if self._all_started and not anew:
-            return False  # so that the flags are not read before each step of `train_on_batch`
+            return False  # do not read the flags before each step of `train_on_batch`
         for update, started in self._starting:
             if anew or not bool(copy_of(started)):
                 update.start(model)
@@ -93,83 +103,79 @@ class UpdatePolicy(Stateful):
         return True
 
     def check(self, model: keras.Model) -> list[keras.Variable]:
-        """Runs each update once without effect, to see which variables it reads and assigns.
+        """Run each update once without effect, to record the variables it reads and assigns.
 
         Args:
             model: The model, built for training.
 
         Returns:
-            Variables that are read, and that are neither the model's nor an update's.
+            Variables that updates read and that belong neither to the model nor to an update.
 
         Raises:
-            ValueError: If an update assigns another variable, or a value of another shape.
+            ValueError: If an update assigns such a variable, or a value of another shape.
         """
         known = {id(v) for v in [*model.variables, *model.optimizer.variables, *self.variables]}
         known |= {id(v) for v in model.metrics_variables}
         read: dict[int, keras.Variable] = {}
         for update in self.after_weights:
-            touched = _Touched()
-
-            def run(update: Update = update, touched: _Touched = touched) -> None:
-                with touched:
-                    update(model, ops.zeros(()))
-
-            try:
-                backend().trace(run)
-            except ValueError as error:
-                raise ValueError(f"The update {update.name!r} fails: {error}") from error
-            strangers = [v.path for key, v in touched.assigned.items() if key not in known]
+            accesses = _accesses_of(update, model)
+            strangers = [v.path for key, v in accesses.assigned.items() if key not in known]
             if strangers:
                 raise ValueError(
                     f"The update {update.name!r} assigns variables that are neither the model's "
                     f"nor its own: {', '.join(strangers)}. On JAX they would be lost, and no file "
-                    "would keep them. Say that they are its own: `Function(fn, variables=[...])`, "
-                    "or make them in an `Update` with `add_variable`."
+                    "would keep them. Declare them with `Function(fn, variables=[...])`, or create "
+                    "them in an `Update` with `add_variable`."
                 )
-            self._changes[id(update)] = list(touched.assigned.values())
-            read.update({key: v for key, v in touched.read.items() if key not in known})
+            self._assigned_by[id(update)] = list(accesses.assigned.values())
+            read.update({key: v for key, v in accesses.read.items() if key not in known})
         return list(read.values())
 
     def run(self, model: keras.Model, loss: Any, before: Any) -> None:
-        """Runs the updates that are due, in their order, inside the training step.
+        """Run the updates that are due, in their order, inside the training step.
 
         Args:
             model: The model in training.
             loss: The step's loss.
-            before: How many weight updates there were before the step's.
+            before: The number of weight updates before the step.
         """
         if self._batches is not None:
             self._batches.assign(self._batches + 1)
-        for (on, every), group in itertools.groupby(
+        for (on, every), updates in itertools.groupby(
             self.after_weights, lambda update: (update.on, update.every)
         ):
-            updates = list(group)
-
-            def run(loss: Any, updates: Sequence[Update] = updates) -> None:
-                for update in updates:
-                    update(model, loss)
-
-            if on == "batch" and every == 1:
-                run(loss)
-                continue
-            count = self._batches if on == "batch" else model.optimizer.iterations
-            due = ops.equal(ops.mod(count, every), 0)
+            due = None
             if on == "update":
-                due = ops.logical_and(due, ops.not_equal(count, before))
-            changes = [v for update in updates for v in self._changes[id(update)]]
-            backend().conditionally(due, run, lambda loss: None, (loss,), changes=changes)
+                count = model.optimizer.iterations
+                due = ops.logical_and(_is_multiple(count, every), ops.not_equal(count, before))
+            elif every > 1:
+                due = _is_multiple(self._batches, every)
+            self._run_if(due, list(updates), model, loss)
+
+    def _run_if(self, due: Any, updates: list[Update], model: keras.Model, loss: Any) -> None:
+        """Run updates if the scalar boolean tensor `due` is None or true."""
+
+        def run(loss: Any) -> None:
+            for update in updates:
+                update(model, loss)
+
+        if due is None:
+            run(loss)
+            return
+        assigned = itertools.chain.from_iterable(self._assigned_by[id(u)] for u in updates)
+        backend().conditionally(due, run, lambda loss: None, (loss,), changes=list(assigned))
 
     def chosen(
         self, assigned: Iterable[tuple[keras.Variable, Any]]
     ) -> list[tuple[keras.Variable, Any]]:
-        """Which of the layers' assignments happen; warns once of what else there would be.
+        """Return the layers' assignments that the policy keeps; warn once about the rest.
 
         Only weights are subject to the policy: random seeds and metrics always advance.
         """
         assigned = list(assigned)
         kept = [(v, value) for v, value in assigned if self._keeps(v)]
         left_out = [v.path for v, _ in assigned if not self._keeps(v)]
-        self._warn_once([*left_out, *self._left_out])
+        self._warn_once([*left_out, *self._unused])
         return kept
 
     def _keeps(self, variable: keras.Variable) -> bool:
@@ -188,8 +194,8 @@ class UpdatePolicy(Stateful):
             )
 
 
-class _Touched(keras.StatelessScope):
-    """Notes which variables are read and assigned; nothing is written."""
+class _AccessRecorder(keras.StatelessScope):
+    """Records the variables that are read and assigned; writes nothing."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -205,14 +211,37 @@ class _Touched(keras.StatelessScope):
         return super().get_current_value(variable)
 
 
-def _counts_batches(update: Update) -> bool:
-    return update.on == "batch" and update.every > 1
+def _accesses_of(update: Update, model: keras.Model) -> _AccessRecorder:
+    recorder = _AccessRecorder()
+
+    def run() -> None:
+        with recorder:
+            update(model, ops.zeros(()))
+
+    try:
+        backend().trace(run)
+    except ValueError as error:
+        raise ValueError(f"The update {update.name!r} fails: {error}") from error
+    return recorder
+
+
+def _is_multiple(count: Any, every: int) -> Any:
+    return ops.equal(ops.mod(count, every), 0)
+
+
+def _require_no_duplicates(entries: Sequence[PolicyEntry]) -> None:
+    seen: set[int] = set()
+    for entry in entries:
+        if id(entry) in seen:
+            raise ValueError(f"An update must be in the list once. Received twice: {entry.name}")
+        seen.add(id(entry))
 
 
 def _as_list(updates: Any) -> list[Any]:
-    if isinstance(updates, (list, tuple)) and not hasattr(updates, "_fields"):
+    if is_list(updates):
         return list(updates)
-    if callable(updates) or misplaced(updates):  # one, or what says itself why it is none
+    # A single update, or a value for which `as_update` raises a better error.
+    if isinstance(updates, LayerUpdates) or callable(updates) or misplaced(updates):
         return [updates]
     raise ValueError(
         "`updates` must be None (all of them), an update or a list of updates, which may be empty. "

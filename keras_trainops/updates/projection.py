@@ -1,4 +1,4 @@
-"""Projections: weights that are put back, after each update, to where they must be."""
+"""Projections: constraints on weights that are enforced after each weight update."""
 
 from __future__ import annotations
 
@@ -19,41 +19,41 @@ from keras_trainops.values import copy_of
 
 
 class Projection(CallRepr, Stateful):
-    """Base class of projections with state; a plain function `fn(value) -> value` is one, too."""
+    """Base class of projections with state; without state, use a function `fn(value) -> value`."""
 
     def build(self, variable: keras.Variable) -> None:
-        """Creates the state for one variable."""
+        """Create the state for one variable."""
 
     def start(self, variable: keras.Variable) -> None:
-        """Takes from the variable what training is to start from."""
+        """Initialise the state from the variable when training begins."""
 
     @abstractmethod
     def __call__(self, value: Any) -> Any:
-        """The projected value, of the same shape and dtype."""
+        """Return the projected value, with the same shape and dtype."""
 
     def get_config(self) -> dict[str, Any]:
-        """The constructor's arguments, as Keras serialises them."""
+        """Return the constructor's arguments, as Keras serialises them."""
         return {}
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Projection:
-        """The projection with these constructor arguments."""
+        """Create the projection from its constructor's arguments."""
         return cls(**config)
 
 
 @keras.saving.register_keras_serializable(package="keras_trainops")
 class Project(Update):
-    """Projects weights, each for itself, after the weight update.
+    """Projects weights, each one on its own, after the weight update.
 
     Args:
         patterns: Patterns, variables or layers (see `keras_trainops.paths`).
-        projection: A function `fn(value) -> value` of the same shape, such as a
+        projection: A function `fn(value) -> value` that keeps the shape, such as a
             `keras.constraints` object (`UnitNorm(axis=0)`, `NonNeg()`), or a `Projection`.
-        every: It runs once in so many weight updates or batches.
-        on: `"update"` or `"batch"`, what `every` counts; see `Update`.
+        every: The number of weight updates or batches from one run to the next.
+        on: `"update"` or `"batch"`, the unit of `every`; see `Update`.
 
     Raises:
-        ValueError: If an argument does not fit; at the first build, if a pattern matches no weight
+        ValueError: If an argument is not valid; at the first build, if a pattern matches no weight
             or the projection does not fit one.
 
     Example:
@@ -61,7 +61,7 @@ class Project(Update):
         >>> unit = kt.updates.Project("dictionary/kernel", keras.constraints.UnitNorm(axis=0))
         >>> lipschitz = kt.updates.Project("critic/.*/kernel", kt.updates.SpectralNorm(1.0))
 
-    References: `kernel_constraint` of Keras's layers, which must be known when a layer is made.
+    References: `kernel_constraint` of Keras's layers, which must be set when a layer is created.
     """
 
     def __init__(
@@ -90,11 +90,13 @@ class Project(Update):
         named = paths.by_path(model.weights)
         chosen = paths.select(self.patterns, named)
         variables = [v for (_, v), yes in zip(named, chosen, strict=True) if yes]
-        self._projected = {id(v): self._projected.get(id(v)) or (v, self._of(v)) for v in variables}
+        self._projected = {
+            id(v): self._projected.get(id(v)) or (v, self._projection_for(v)) for v in variables
+        }
         self.children = [p for _, p in self._projected.values() if isinstance(p, Projection)]
 
-    def _of(self, variable: keras.Variable) -> Callable[[Any], Any]:
-        """The projection of one variable: one with state is made anew for each."""
+    def _projection_for(self, variable: keras.Variable) -> Callable[[Any], Any]:
+        """Return the projection of one variable; each variable gets its own state."""
         if not isinstance(self.projection, Projection):
             return self.projection
         own = type(self.projection).from_config(self.projection.get_config())
@@ -115,12 +117,13 @@ class Project(Update):
             variable.assign(projection(ops.convert_to_tensor(variable)))
 
     def get_config(self) -> dict[str, Any]:
-        plain = callable(self.projection) and not hasattr(self.projection, "get_config")
+        if hasattr(self.projection, "get_config"):
+            projection = keras.saving.serialize_keras_object(self.projection)
+        else:
+            projection = keras_private.serialized_function(self.projection)
         return {
             "patterns": paths.serializable(self.patterns),
-            "projection": keras_private.serialized_function(self.projection)
-            if plain
-            else keras.saving.serialize_keras_object(self.projection),
+            "projection": projection,
             **super().get_config(),
         }
 
@@ -130,15 +133,15 @@ class SpectralNorm(Projection):
     """Keeps the largest singular value of a kernel at or below a limit.
 
     `w ← w · c / max(σ, c)`, with `σ = uᵀ W v` from the power iteration `v ← Wᵀ u / ‖Wᵀ u‖`,
-    `u ← W v / ‖W v‖` on `W`, the kernel as a matrix of `(inputs, outputs)`; `u` goes on from update
-    to update.
+    `u ← W v / ‖W v‖` on `W`, the kernel as a matrix of `(inputs, outputs)`; `u` continues from one
+    update to the next.
 
     Args:
         limit: The limit `c`, > 0.
-        iterations: Power iterations an update, >= 1. One is enough where weights change slowly.
+        iterations: Power iterations per update, >= 1. One is enough if weights change slowly.
 
     Raises:
-        ValueError: If an argument does not fit, or a variable has fewer than two axes.
+        ValueError: If an argument is out of range, or a variable has fewer than two axes.
 
     Example:
         >>> import keras_trainops as kt
@@ -155,7 +158,7 @@ class SpectralNorm(Projection):
     def build(self, variable: keras.Variable) -> None:
         shape = tuple(variable.shape)
         if len(shape) < 2:
-            raise ValueError(f"a spectral norm needs a matrix, and its shape is {shape}")
+            raise ValueError(f"a spectral norm needs a matrix, but the shape is {shape}")
         rows = int(np.prod(shape[:-1]))
         self._vector = self.add_variable("vector", (rows,))
         start = np.random.default_rng(rows).normal(size=rows)  # any but the zero vector
@@ -167,7 +170,7 @@ class SpectralNorm(Projection):
         for _ in range(self.iterations):
             v = _unit(ops.matmul(ops.transpose(matrix), u))
             u = _unit(ops.matmul(matrix, v))
-        # A kernel of zeros has no direction: the one of before stays.
+        # A kernel of zeros has no direction: keep the previous one.
         known = ops.sum(ops.square(u)) > 0.5
         self._vector.assign(ops.where(known, u, self._vector.value))
         sigma = ops.sum(u * ops.matmul(matrix, v))
@@ -184,14 +187,14 @@ def _unit(vector: Any) -> Any:
 
 @keras.saving.register_keras_serializable(package="keras_trainops")
 class FixedMask(Projection):
-    """Keeps weights at zero that are zero when training starts: what is pruned stays pruned.
+    """Keeps weights at zero that are zero when training starts, so pruned weights stay pruned.
 
     Args:
-        sparsity: None, or the share of weights, `0 < sparsity < 1`, to prune: those of the least
-            magnitude when training starts.
+        sparsity: The fraction of weights, `0 < sparsity < 1`, to prune when training starts: those
+            with the smallest magnitudes. None prunes no others.
 
     Raises:
-        ValueError: If `sparsity` does not fit.
+        ValueError: If `sparsity` is out of range.
 
     Example:
         >>> import keras_trainops as kt

@@ -1,4 +1,4 @@
-"""Batch-norm statistics of given weights, from data."""
+"""Batch-norm statistics of given weights, recomputed from data."""
 
 from __future__ import annotations
 
@@ -26,54 +26,47 @@ def recalibrate_batch_norm(
     layer_by_layer: bool = False,
     verbose: int = 0,
 ) -> None:
-    """Gives every batch normalisation the exact moments of its inputs (precise batch norm).
+    """Set the statistics of every batch normalisation to the exact moments of its inputs.
 
-    Of batches with `n_b` values of a channel, their means `μ_b` and biased variances `v_b`, in one
-    pass: `μ = Σ n_b μ_b / N` and `v = Σ n_b (v_b + μ_b²) / N − μ²`.
+    This is precise batch norm. Batches with `n_b` values of a channel, means `μ_b` and biased
+    variances `v_b` are pooled: `μ = Σ n_b μ_b / N` and `v = Σ n_b (v_b + μ_b²) / N − μ²`.
 
-    In that pass each layer normalises with its batch's moments, as in training, so that what
-    deeper layers see depends on the batches. With `layer_by_layer` there is a pass per layer, in
-    which those before it have their final moments: what comes out is what one batch of all data
-    gives, whatever the batches.
+    In a single pass each layer normalises with its batch's moments, as in training, so the inputs
+    of deeper layers depend on the batches. With `layer_by_layer` there is one pass per layer, in
+    which the previous layers already have their final moments. The result then equals that of one
+    batch of all data, for every batch size.
 
     Args:
-        model: A built model. Its weights are left as they are.
-        data: What `fit` takes as `x`: arrays, a dataset, a `PyDataset`; of `(x, y)` the `x` is
-            used.
-        steps: How many batches; None: all there are.
-        batch_size: Examples in a batch of arrays; None: 32.
-        layer_by_layer: Whether each layer gets a pass of its own.
-        verbose: 1 shows the progress, and says how long it took.
+        model: A built model. Its weights do not change.
+        data: Data that `fit` accepts as `x`: arrays, a dataset, a `PyDataset`; of `(x, y)` only
+            `x` is used.
+        steps: The number of batches; None uses all.
+        batch_size: Examples in a batch of arrays; None means 32.
+        layer_by_layer: If True, make a separate pass for each layer.
+        verbose: 1 shows progress and the time taken.
 
     Raises:
-        ValueError: If the model has no `BatchNormalization` that is trained, or there is no data,
-            or a generator where there are several passes. The statistics are as they were then, and
-            after any other error.
+        ValueError: If the model has no trainable `BatchNormalization`, if there is no data, or if
+            the data is a generator and several passes are needed. The statistics keep their
+            values then, and after any other error.
     """
     started = time.perf_counter()
     layers = [layer for layer in _batch_norms(model) if layer.trainable]
-    if not layers:
-        raise ValueError(
-            f"{model.name!r} has no `keras.layers.BatchNormalization` that is not frozen, so there "
-            "is nothing to recalibrate."
-        )
-    if layer_by_layer and isinstance(data, Iterator):
-        raise ValueError(
-            "`layer_by_layer=True` goes through the data several times, and `data` is a generator: "
-            "pass arrays, a dataset or a `PyDataset`."
-        )
+    _require_layers(model, layers)
+    if layer_by_layer:
+        _require_repeatable(data)
     before = [(v, copy_of(v)) for v in batch_statistics(model)]
     try:
-        with _watched(layers) as watches:
-            todo = [watches]
+        with _recording(layers) as recorders:
+            passes = [recorders]
             if layer_by_layer:
                 _forward(model, next(keras_private.batches(data, batch_size)))
-                todo = [[watch] for watch in sorted(watches, key=lambda w: w.turn) if watch.turn]
-            for i, now in enumerate(todo):
-                label = f"batch norm {i + 1}/{len(todo)}"
-                _recalibrate(model, now, _shown(data, steps, batch_size, verbose, label))
-                for watch in now:
-                    watch.settled = True
+                passes = _in_call_order(recorders)
+            for i, group in enumerate(passes, start=1):
+                batches = _batches(data, steps, batch_size)
+                if verbose:
+                    batches = _with_progress(batches, steps, f"batch norm {i}/{len(passes)}")
+                _recalibrate(model, group, batches)
     except BaseException:
         _assign(before)
         raise
@@ -82,24 +75,45 @@ def recalibrate_batch_norm(
         print(f"Recalibrated {len(layers)} batch normalizations in {seconds:.1f} s", flush=True)
 
 
-class _Watch:
-    """Takes the place of a batch normalisation's `call`, and adds up what it is given."""
+def _require_layers(model: keras.Model, layers: list[keras.layers.BatchNormalization]) -> None:
+    if not layers:
+        raise ValueError(
+            f"{model.name!r} has no `keras.layers.BatchNormalization` that is not frozen, so there "
+            "is nothing to recalibrate."
+        )
 
-    def __init__(self, layer: keras.layers.BatchNormalization, turns: Iterator[int]) -> None:
-        self.layer, self._call, self._turns = layer, layer.call, turns
-        self.turn = 0  # in which turn it is called first, from 1; 0: never
+
+def _require_repeatable(data: Any) -> None:
+    if isinstance(data, Iterator):
+        raise ValueError(
+            "`layer_by_layer=True` goes through the data several times, but `data` is a generator: "
+            "pass arrays, a dataset or a `PyDataset`."
+        )
+
+
+class _MomentsRecorder:
+    """Replaces a batch normalisation's `call`, and accumulates the moments of its inputs.
+
+    Attributes:
+        position: The layer's place in the order of first calls, from 1; 0 before its first call.
+        settled: If True, the layer has its final moments, and uses them.
+    """
+
+    def __init__(self, layer: keras.layers.BatchNormalization, positions: Iterator[int]) -> None:
+        self.layer, self._call, self._positions = layer, layer.call, positions
+        self.position = 0
         self.settled = False
         self.clear()
 
     def clear(self) -> None:
-        """Forgets what was added up."""
+        """Reset the accumulated moments."""
         self.count: Any = 0.0
         self.first: Any = 0.0
         self.second: Any = 0.0
 
     def __call__(self, inputs: Any, training: Any = None, mask: Any = None) -> Any:
         if training and not self.settled:
-            self.turn = self.turn or next(self._turns)
+            self.position = self.position or next(self._positions)
             self._add(ops.cast(inputs, "float32"), mask)
         return self._call(inputs, training=training and not self.settled, mask=mask)
 
@@ -112,63 +126,81 @@ class _Watch:
             weights = ops.broadcast_to(ops.cast(mask, "float32")[..., None], ops.shape(inputs))
         count = ops.sum(weights, axes, keepdims=True)
         mean = ops.sum(weights * inputs, axes, keepdims=True) / ops.maximum(count, 1.0)
-        square = ops.sum(weights * ops.square(inputs - mean), axes)  # about the mean: exact enough
-        count, mean, square = (
-            np.asarray(ops.convert_to_numpy(part), "float64").reshape(-1)
-            for part in (count, mean, square)
-        )
+        # Squares about the batch's mean are exact enough in float32.
+        square = ops.sum(weights * ops.square(inputs - mean), axes)
+        count, mean, square = map(_float64_vector, (count, mean, square))
         self.count = self.count + count
         self.first = self.first + count * mean
         self.second = self.second + square + count * mean**2
 
     def moments(self) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and biased variance of all that was added up.
+        """Return the mean and the biased variance of all inputs since `clear`.
 
         Raises:
-            ValueError: If there was nothing.
+            ValueError: If there were none.
         """
         if not np.all(self.count):
             raise ValueError(
-                f"`data` holds nothing that reaches {self.layer.name!r}, so that there is nothing "
-                "to recalibrate it from."
+                f"`data` holds nothing that reaches {self.layer.name!r}, so there is nothing to "
+                "recalibrate it from."
             )
         mean = self.first / self.count
         return mean, np.maximum(self.second / self.count - mean**2, 0.0)
 
 
+def _float64_vector(tensor: Any) -> np.ndarray:
+    return np.asarray(ops.convert_to_numpy(tensor), "float64").reshape(-1)
+
+
 @contextlib.contextmanager
-def _watched(layers: Iterable[keras.layers.BatchNormalization]) -> Iterator[list[_Watch]]:
-    turns = itertools.count(1)
-    watches = [_Watch(layer, turns) for layer in layers]
+def _recording(
+    layers: Iterable[keras.layers.BatchNormalization],
+) -> Iterator[list[_MomentsRecorder]]:
+    positions = itertools.count(1)
+    recorders = [_MomentsRecorder(layer, positions) for layer in layers]
     try:
-        for watch in watches:
-            watch.layer.__dict__["call"] = watch  # on the instance, beside Keras's tracking
-        yield watches
+        for recorder in recorders:
+            recorder.layer.__dict__["call"] = recorder  # bypasses Keras's attribute tracking
+        yield recorders
     finally:
-        for watch in watches:
-            watch.layer.__dict__.pop("call", None)
+        for recorder in recorders:
+            recorder.layer.__dict__.pop("call", None)
 
 
-def _recalibrate(model: keras.Model, watches: list[_Watch], batches: Iterable[Any]) -> None:
-    for watch in watches:
-        watch.clear()
+def _in_call_order(recorders: list[_MomentsRecorder]) -> list[list[_MomentsRecorder]]:
+    """Return one group for each recorder that was called, in the order of first calls."""
+    ordered = sorted(recorders, key=lambda recorder: recorder.position)
+    return [[recorder] for recorder in ordered if recorder.position]
+
+
+def _recalibrate(
+    model: keras.Model, recorders: list[_MomentsRecorder], batches: Iterable[Any]
+) -> None:
+    """Assign the moments of one pass over `batches` to the layers of `recorders`."""
+    for recorder in recorders:
+        recorder.clear()
     for x in batches:
         _forward(model, x)
-    # Layers that this model does not call keep what they have, unless none was called at all.
-    for watch in [w for w in watches if w.turn] or watches[:1]:
-        for variable, value in zip(_statistics(watch.layer), watch.moments(), strict=True):
+    # Layers that the model does not call keep their values. If it calls none, `moments` raises.
+    for recorder in [r for r in recorders if r.position] or recorders[:1]:
+        for variable, value in zip(_statistics(recorder.layer), recorder.moments(), strict=True):
             variable.assign(value.astype(variable.dtype))
+    for recorder in recorders:
+        recorder.settled = True
 
 
 def _forward(model: keras.Model, x: Any) -> None:
-    """A forward pass as in training, which changes nothing."""
+    """Run a forward pass in training mode that assigns no variable."""
     with backend().no_gradients(), LayerUpdateScope(model.variables):
         keras_private.call_in_training(model, x)
 
 
 def batch_statistics(model: keras.Model) -> list[keras.Variable]:
-    """The moving means and variances of a model's batch normalisations."""
-    return [v for layer in _batch_norms(model) for v in _statistics(layer)]
+    """Return the moving means and variances of a model's batch normalisations."""
+    found: list[keras.Variable] = []
+    for layer in _batch_norms(model):
+        found += _statistics(layer)
+    return found
 
 
 def _assign(values: Iterable[tuple[keras.Variable, np.ndarray]]) -> None:
@@ -185,14 +217,13 @@ def _statistics(layer: keras.layers.BatchNormalization) -> list[keras.Variable]:
     return [layer.moving_mean, layer.moving_variance]
 
 
-def _shown(
-    data: Any, steps: int | None, batch_size: int | None, verbose: int, label: str
-) -> Iterable[Any]:
-    """The inputs of the batches, with Keras's progress bar where it is wanted."""
-    bar = keras.utils.Progbar(steps, unit_name=label) if verbose else None
-    for i, x in enumerate(keras_private.batches(data, batch_size)):
-        if steps is not None and i >= steps:
-            break
+def _batches(data: Any, steps: int | None, batch_size: int | None) -> Iterator[Any]:
+    return itertools.islice(keras_private.batches(data, batch_size), steps)
+
+
+def _with_progress(batches: Iterable[Any], steps: int | None, label: str) -> Iterator[Any]:
+    """Show Keras's progress bar while `batches` are consumed."""
+    bar = keras.utils.Progbar(steps, unit_name=label)
+    for i, x in enumerate(batches, start=1):
         yield x
-        if bar is not None:
-            bar.update(i + 1)
+        bar.update(i)

@@ -1,4 +1,4 @@
-"""Other values in a model's variables for a while, and the way back."""
+"""Temporary values in a model's variables."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ Values = list[tuple[keras.Variable, np.ndarray]]
 
 
 class Swap:
-    """Puts values into variables, and the variables' own back afterwards.
+    """Assigns temporary values to variables, and restores their own afterwards.
 
-    Both ways may be interrupted anywhere: `leave` goes on until each variable has its own value.
+    `enter` and `leave` may be interrupted at any point: call `leave` again to restore the rest.
     """
 
     def __init__(self) -> None:
@@ -24,7 +24,7 @@ class Swap:
 
     @property
     def is_in(self) -> bool:
-        """Whether the variables hold the values, and not their own."""
+        """True while the variables hold the temporary values."""
         return bool(self._own)
 
     def enter(
@@ -33,12 +33,12 @@ class Swap:
         then: Callable[[], None] = lambda: None,
         changes: Sequence[keras.Variable] = (),
     ) -> None:
-        """Assigns `values`, then calls `then`.
+        """Assign `values`, then call `then`.
 
         Args:
-            values: Variables, and what they are to hold.
-            then: Called when they hold it. Where it raises all have their own values back.
-            changes: The variables that it may assign, which get their own values back as well.
+            values: Variables with their temporary values.
+            then: Called afterwards. If it raises, all variables get their own values back.
+            changes: Variables that `then` may assign; they get their own values back as well.
         """
         assert not self.is_in
         self._own = [(v, copies_of(v)) for v, _ in values]
@@ -48,17 +48,18 @@ class Swap:
             for variable, value in values:
                 variable.assign(value)
             then()
-            # Read back: a dtype that NumPy lacks is another one on the host.
+            # Read the values back: a dtype that NumPy lacks differs on the host.
             self._put = [(v, copy_of(v)) for v, _ in self._own]
         except BaseException:
             self.leave()
             raise
 
     def leave(self, *, keep_assigned: bool = False) -> None:
-        """Gives the variables their own values back, where they do not have them.
+        """Restore the variables' own values.
 
         Args:
-            keep_assigned: Whether variables that were assigned other values meanwhile keep those.
+            keep_assigned: If True, variables that were assigned other values since `enter` keep
+                those.
         """
         put = {id(v): value for v, value in self._put} if keep_assigned else {}
         for variable, own in self._own:

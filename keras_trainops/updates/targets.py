@@ -1,4 +1,4 @@
-"""Target networks: slow copies of a part of the model."""
+"""Target networks: slowly updated copies of a part of the model."""
 
 from __future__ import annotations
 
@@ -15,24 +15,25 @@ from keras_trainops.values import copy_of
 
 @keras.saving.register_keras_serializable(package="keras_trainops")
 class TargetNetwork(Update):
-    """Lets one part of the model follow another, softly or by a copy every so many steps.
+    """Updates a target layer from a source layer, softly or by a copy every few steps.
 
-    `t ← τ · s + (1 − τ) · t`; with `every` alone `t ← s`. Integers are copied. As training begins,
-    after a warm start, the target takes the source's values.
+    `t ← τ · s + (1 − τ) · t`; with `every` alone `t ← s`. Integers are copied. When training
+    begins, after a warm start, the target takes the source's values.
 
     The target must not be trained: set `target.trainable = False`, or leave it out of
     `variables_to_train`.
 
     Args:
-        source: The layer, such as a nested model, that is followed; or its name.
-        target: The layer that follows, or its name: with as many weights, of the same names and
-            shapes, in the same order.
-        tau: The share `τ` of the source, `0 < τ <= 1`. None, beside `every`: 1.
-        every: It runs once in so many weight updates or batches. None, beside `tau`: in each.
-        on: `"update"` or `"batch"`, what `every` counts; see `Update`.
+        source: The source layer, such as a nested model, or its name.
+        target: The target layer, or its name. Its weights have the same names and shapes as those
+            of the source, in the same order.
+        tau: The share `τ` of the source, `0 < τ <= 1`. None, if `every` is given, means 1.
+        every: The number of weight updates or batches from one run to the next. None, if `tau` is
+            given, means 1.
+        on: `"update"` or `"batch"`, the unit of `every`; see `Update`.
 
     Raises:
-        ValueError: If an argument does not fit; at the first build, if the model has no such layer,
+        ValueError: If an argument is not valid; at the first build, if the model has no such layer,
             source and target differ, or the target is trained.
 
     Example:
@@ -70,11 +71,12 @@ class TargetNetwork(Update):
         source, target = (_weights(model, layer) for layer in (self.source, self.target))
         _check_alike(source, target)
         trained = {id(v) for v in model.trainable_variables}
-        both = [v.path for v in target if id(v) in trained]
-        if both:
+        trained_paths = [v.path for v in target if id(v) in trained]
+        if trained_paths:
             raise ValueError(
-                f"The target's variables must not be trained, and these are: {', '.join(both)}. "
-                "Set `trainable = False` on the target, or leave it out of `variables_to_train`."
+                "The target's variables must not be trained, but these are: "
+                f"{', '.join(trained_paths)}. Set `trainable = False` on the target, or leave it "
+                "out of `variables_to_train`."
             )
         self._pairs = list(zip(source, target, strict=True))
 
@@ -99,9 +101,12 @@ class TargetNetwork(Update):
 
 
 def _weights(model: keras.Model, wanted: keras.layers.Layer | str) -> list[keras.Variable]:
-    """The weights of a layer of `model`, however deep it is nested.
+    """Return the weights of a layer of `model`, at any depth.
 
-    By layers and not by patterns: two nested models may hold variables of one path.
+    Layers and not patterns identify them: variables of two nested models may share a path.
+
+    Raises:
+        ValueError: If no layer or several layers have the name.
     """
     layers = keras_private.all_layers(model)
     found = [la for la in layers if la is wanted or la.name == wanted]
@@ -112,25 +117,32 @@ def _weights(model: keras.Model, wanted: keras.layers.Layer | str) -> list[keras
     if len(found) > 1:
         raise ValueError(
             f"{model.name!r} has {len(found)} layers named {name!r}: pass the layer itself, or "
-            "give them names of their own."
+            "give them unique names."
         )
     return found[0].weights
 
 
 def _check_alike(source: list[keras.Variable], target: list[keras.Variable]) -> None:
-    differences = [
-        f"{s.path} {tuple(s.shape)} and {t.path} {tuple(t.shape)}"
-        for s, t in zip(source, target, strict=False)
-        if tuple(s.shape) != tuple(t.shape) or s.name != t.name
-    ]
-    both = {id(v) for v in source} & {id(v) for v in target}
-    shared = [v.path for v in source if id(v) in both]
-    if len(source) != len(target):
-        differences.insert(0, f"{len(source)} variables and {len(target)}")
-    if shared:
-        differences.insert(0, f"the same variables in both: {', '.join(shared)}")
+    """Raise if the two lists of weights differ in number, names or shapes, or share variables."""
+    differences = [*_shared(source, target), *_mismatches(source, target)]
     if differences:
         listed = "\n".join(f"  ! {line}" for line in differences)
         raise ValueError(
             f"Source and target of a TargetNetwork must have the same variables:\n{listed}"
         )
+
+
+def _shared(source: list[keras.Variable], target: list[keras.Variable]) -> list[str]:
+    targets = {id(v) for v in target}
+    shared = [v.path for v in source if id(v) in targets]
+    return [f"the same variables in both: {', '.join(shared)}"] if shared else []
+
+
+def _mismatches(source: list[keras.Variable], target: list[keras.Variable]) -> list[str]:
+    lines = []
+    if len(source) != len(target):
+        lines.append(f"{len(source)} variables and {len(target)}")
+    for s, t in zip(source, target, strict=False):
+        if tuple(s.shape) != tuple(t.shape) or s.name != t.name:
+            lines.append(f"{s.path} {tuple(s.shape)} and {t.path} {tuple(t.shape)}")
+    return lines

@@ -100,7 +100,7 @@ def once(model: Any, callback: Any, data: Any, epochs: int) -> tuple[float, floa
 
     timed(callback, held)
     if isinstance(callback, kt.TrainingSession):
-        timed(callback._opening, held)  # the half of it that works between steps
+        timed(callback._first_half, held)  # the half of it that works between steps
     callbacks = [Epochs(), callback]
     model.fit(*data, batch_size=BATCH, epochs=epochs + 2, verbose=0, callbacks=callbacks)
     seconds = Epochs.begins[-1] - Epochs.begins[1]

@@ -1,4 +1,4 @@
-"""Averaged weights where weights are measured and kept, and the model's own where it trains."""
+"""Averages for measuring and keeping weights, the model's own weights for training."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ORDERS = ("first", "middle", "last")
 def net(
     ema: bool = False, norm: bool = False, policy: str = "float32", **average: Any
 ) -> tuple[Any, Any]:
-    """A network whose learning rate is too high, so that its average is better."""
+    """Make a network whose learning rate is too high, so that its average is better."""
     keras.backend.clear_session()
     keras.utils.set_random_seed(1)
     inputs = keras.Input((4,))
@@ -61,7 +61,7 @@ def loss(model: Any) -> float:
 
 
 class Sees(keras.callbacks.Callback):
-    """Keeps the weights that it finds at each event, and acts if it is told to."""
+    """Record the weights at each event, and call `act` at one of them."""
 
     def __init__(self, act: Any = None, at: str = "") -> None:
         super().__init__()
@@ -104,7 +104,7 @@ def raises(error: BaseException) -> Any:
 
 
 @pytest.mark.parametrize("order", ORDERS)
-def test_the_epoch_that_validation_picks_is_what_is_handed_back(order: str) -> None:
+def test_other_callbacks_keep_the_validated_weights(order: str) -> None:
     def run(model: Any, use: Any, order: str) -> tuple[float, float, float]:
         stop = C.EarlyStopping(patience=3, restore_best_weights=True)
         keep = C.ModelCheckpoint("best.weights.h5", save_best_only=True, save_weights_only=True)
@@ -117,7 +117,7 @@ def test_the_epoch_that_validation_picks_is_what_is_handed_back(order: str) -> N
     assert stopped == pytest.approx(best, rel=1e-6)
     assert kept == pytest.approx(best, rel=1e-6)
     oracle = run(net(ema=True)[0], C.SwapEMAWeights(swap_on_epoch=True), "first")
-    # Which swaps by sums on TensorFlow, and so changes the last digits of the weights.
+    # SwapEMAWeights swaps by sums on TensorFlow, which changes the last digits of the weights.
     assert (best, stopped, kept) == pytest.approx(oracle, rel=1e-3)
     raw = min(fit(net()[0], [])["val_loss"])
     assert raw > 1.1 * best
@@ -125,9 +125,7 @@ def test_the_epoch_that_validation_picks_is_what_is_handed_back(order: str) -> N
 
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("frequency", [1, 2, None])
-def test_callbacks_see_the_averages_as_an_epoch_ends_and_else_the_model_s_own(
-    order: str, frequency: int | None
-) -> None:
+def test_callbacks_see_averages_only_as_epochs_end(order: str, frequency: int | None) -> None:
     options: dict[str, Any] = {"validation_freq": frequency}
     if frequency is None:
         options = {"validation_data": None}
@@ -153,7 +151,7 @@ def test_callbacks_see_the_averages_as_an_epoch_ends_and_else_the_model_s_own(
     assert differ(averages[-1], raw.seen["epoch ends"][-1]) > 1e-3
 
 
-def test_for_the_validation_alone() -> None:
+def test_only_validation_uses_the_averages() -> None:
     plain, _ = net()
     raw = Sees()
     fit(plain, [raw])
@@ -202,13 +200,13 @@ def test_steps_per_epoch_and_blocks_of_steps() -> None:
 
 
 @pytest.mark.parametrize("event", ["batch ends", "epoch begins", "epoch ends"])
-def test_an_evaluation_that_a_callback_makes_uses_the_averages(event: str) -> None:
+def test_evaluations_by_callbacks_use_the_averages(event: str) -> None:
     expected: list[float] = []
     found: list[float] = []
     plain, moving = net()
 
     def with_averages(model: Any) -> None:
-        if not keras.ops.convert_to_numpy(moving.numbers["count"].value):
+        if not keras.ops.convert_to_numpy(moving.scalars["count"].value):
             expected.append(loss(model))
             return
         with moving.swapped():
@@ -221,7 +219,7 @@ def test_an_evaluation_that_a_callback_makes_uses_the_averages(event: str) -> No
     assert_same(values(model), values(plain))
 
 
-def test_weights_that_a_callback_assigns_stay() -> None:
+def test_keeps_weights_that_a_callback_assigns() -> None:
     def halve(model: Any) -> None:
         kernel = model.get_layer("head").kernel
         kernel.assign(value(kernel) * 0 + 0.5)
@@ -244,7 +242,7 @@ def test_weights_that_a_callback_assigns_stay() -> None:
     ("event", "order"), [("epoch ends", "first"), ("test ends", "last"), ("test begins", "middle")]
 )
 @pytest.mark.parametrize("error", [KeyError("mine"), KeyboardInterrupt("mine")])
-def test_its_own_weights_come_back_where_something_fails(
+def test_restores_the_model_s_weights_after_errors(
     order: str, event: str, error: BaseException
 ) -> None:
     model, _ = net(norm=True)
@@ -259,8 +257,8 @@ def test_its_own_weights_come_back_where_something_fails(
 
 
 @pytest.mark.parametrize("way", ["in", "out"])
-def test_an_interrupt_in_the_middle_of_the_swap(way: str) -> None:
-    """The third assignment of the swap, in one direction or the other, is interrupted."""
+def test_restores_weights_after_an_interrupted_swap(way: str) -> None:
+    """Interrupt the swap at an assignment, in one direction or the other."""
     model, _ = net()
     variable = model.get_layer("head").kernel
     assign, calls = variable.assign, []
@@ -276,7 +274,7 @@ def test_an_interrupt_in_the_middle_of_the_swap(way: str) -> None:
             variable.__dict__["assign"] = interrupted
 
     with pytest.raises(KeyboardInterrupt, match="in the swap"):
-        # Without a validation the swap is all that assigns between two epochs.
+        # Without validation only the swap assigns between two epochs.
         fit(model, [Waits(lie_in_wait), kt.UseAverage()], validation_data=None)
     del variable.__dict__["assign"]
     plain, _ = net()
@@ -285,7 +283,7 @@ def test_an_interrupt_in_the_middle_of_the_swap(way: str) -> None:
 
 
 class Waits(keras.callbacks.Callback):
-    """Acts before the last batch of an epoch's end is told: after the last training step."""
+    """Act after the last training step of an epoch."""
 
     def __init__(self, act: Any) -> None:
         super().__init__()
@@ -297,12 +295,12 @@ class Waits(keras.callbacks.Callback):
 
 
 @pytest.mark.parametrize("order", ORDERS)
-def test_what_training_ends_with(order: str) -> None:
+def test_finalize_ends_with_averages_or_best_weights(order: str) -> None:
     model, moving = net()
     history = fit(model, ordered(kt.UseAverage(finalize=True), [], order))["val_loss"]
     assert_same(weights(model), [a for _, a in moving.averages()])
     model, moving = net()
-    # The best epoch has to be an early one; initial weights differ between backends.
+    # The best epoch must be an early one; initial weights differ between backends.
     mode, best = ("max", max) if np.argmax(history) < len(history) - 1 else ("min", min)
     stop = C.EarlyStopping(mode=mode, patience=9, restore_best_weights=True)
     others = [
@@ -315,7 +313,7 @@ def test_what_training_ends_with(order: str) -> None:
 
 
 @pytest.mark.parametrize("order", ORDERS)
-def test_backup_and_restore_goes_on_from_the_model_s_own_weights(order: str) -> None:
+def test_backup_and_restore_saves_the_own_weights(order: str) -> None:
     def run(*more: Any, order: str = order) -> Any:
         model, _ = net()
         stop = C.EarlyStopping(patience=9)
@@ -334,7 +332,7 @@ def test_backup_and_restore_goes_on_from_the_model_s_own_weights(order: str) -> 
 
 
 @pytest.mark.parametrize(("order", "stop_at_step"), [("first", 24), ("middle", 32), ("last", 40)])
-def test_a_session_goes_on_from_the_model_s_own_weights(order: str, stop_at_step: int) -> None:
+def test_a_session_saves_the_own_weights(order: str, stop_at_step: int) -> None:
     def run(logdir: str, **options: Any) -> Any:
         model, _ = net(norm=True, statistics=True)
         session = kt.TrainingSession(
@@ -356,7 +354,7 @@ def test_a_session_goes_on_from_the_model_s_own_weights(order: str, stop_at_step
             np.testing.assert_array_equal(kept[variable.path], value(variable))
 
 
-def test_a_list_of_callbacks_that_the_user_made() -> None:
+def test_accepts_a_callback_list() -> None:
     model, _ = net()
     stop = C.EarlyStopping(patience=3, restore_best_weights=True)
     given = [stop, kt.UseAverage()]
@@ -367,7 +365,7 @@ def test_a_list_of_callbacks_that_the_user_made() -> None:
     assert listed.callbacks == before
 
 
-def test_two_are_refused(tmp_path: Path) -> None:
+def test_refuses_two_of_them(tmp_path: Path) -> None:
     model, _ = net()
     with pytest.raises(ValueError, match="one of these only: UseAverage and UseAverage"):
         fit(model, [kt.UseAverage(), kt.UseAverage()])

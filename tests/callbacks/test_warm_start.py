@@ -15,7 +15,7 @@ X, Y = np.ones((8, 4), "float32"), np.zeros((8, 2), "float32")
 
 
 class FirstWeights(keras.callbacks.Callback):
-    """Keeps the weights that the first step starts from."""
+    """Record the weights before the first step."""
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
         if batch == 0:
@@ -40,7 +40,7 @@ def fit(model: keras.Model, *callbacks: keras.callbacks.Callback, **options: Any
     return model.fit(X, Y, batch_size=4, verbose=0, callbacks=list(callbacks), **options)
 
 
-def test_the_first_step_starts_from_the_loaded_weights(capsys: pytest.CaptureFixture[str]) -> None:
+def test_loads_weights_before_the_first_step(capsys: pytest.CaptureFixture[str]) -> None:
     source, model = two_layers(1), two_layers(2)
     source.save_weights("w.weights.h5")
     model.compile("sgd", "mse")
@@ -51,14 +51,14 @@ def test_the_first_step_starts_from_the_loaded_weights(capsys: pytest.CaptureFix
     assert "restored 4 of 4 variables" in capsys.readouterr().out
 
 
-def test_verbose_0_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+def test_verbose_0_prints_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     model = two_layers()
     model.compile("sgd", "mse")
     fit(model, kt.WarmStart(two_layers(1), verbose=0))
     assert capsys.readouterr().out == ""
 
 
-def test_a_lazily_built_model_with_the_mixin_is_built_in_time() -> None:
+def test_builds_a_lazy_model_with_the_mixin() -> None:
     source = two_layers(1)
     source.save_weights("w.weights.h5")
     model = MixedIn()
@@ -70,7 +70,7 @@ def test_a_lazily_built_model_with_the_mixin_is_built_in_time() -> None:
 
 
 @pytest.mark.backends("tensorflow")
-def test_a_lazily_built_model_without_it_says_what_to_do() -> None:
+def test_rejects_a_lazy_model_without_the_mixin() -> None:
     model = Lazy()
     model.compile("sgd", "mse")
     with pytest.raises(kt.RestoreError, match=r"has no variables yet.*mix in `TrainOpsMixin`"):
@@ -81,7 +81,7 @@ def test_a_lazily_built_model_without_it_says_what_to_do() -> None:
 
 
 @pytest.mark.backends("tensorflow")
-def test_a_model_that_cannot_be_built_says_why() -> None:
+def test_reports_why_a_model_cannot_be_built() -> None:
     class Broken(kt.TrainOpsMixin, keras.Model):
         def call(self, x: Any) -> Any:
             raise RuntimeError("no way to build this")
@@ -92,7 +92,7 @@ def test_a_model_that_cannot_be_built_says_why() -> None:
         fit(model, kt.WarmStart({"x": np.ones(2)}))
 
 
-def test_it_runs_once() -> None:
+def test_loads_once() -> None:
     model = two_layers(2)
     model.compile("sgd", "mse")
     start, first = kt.WarmStart({"head/bias": [5.0, 6.0]}, verbose=0), FirstWeights()
@@ -102,7 +102,7 @@ def test_it_runs_once() -> None:
     assert_same(first.weights, after)
 
 
-def test_a_resumed_run_skips_it_and_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_resumed_run_skips_it(capsys: pytest.CaptureFixture[str]) -> None:
     model = two_layers(2)
     model.compile("adam", "mse")
     fit(model)
@@ -114,7 +114,7 @@ def test_a_resumed_run_skips_it_and_says_so(capsys: pytest.CaptureFixture[str]) 
     assert "WarmStart skipped: the optimizer has made 2 updates" in capsys.readouterr().out
 
 
-def test_a_run_resumed_by_backup_and_restore_keeps_its_weights() -> None:
+def test_backup_and_restore_keeps_its_weights() -> None:
     class Stop(Exception):
         pass
 
@@ -137,7 +137,7 @@ def test_a_run_resumed_by_backup_and_restore_keeps_its_weights() -> None:
     assert_same(weights(run()), weights(uninterrupted))
 
 
-def test_a_failing_warm_start_stops_fit_before_the_first_step() -> None:
+def test_errors_stop_fit_before_the_first_step() -> None:
     model = two_layers(2)
     model.compile("adam", "mse")
     model.optimizer.build(model.trainable_variables)
@@ -146,7 +146,7 @@ def test_a_failing_warm_start_stops_fit_before_the_first_step() -> None:
         fit(model, kt.WarmStart("w.npz", include=["head"]))
 
 
-def test_averages_of_weights_start_from_the_loaded_ones() -> None:
+def test_averages_start_from_the_loaded_weights() -> None:
     model = two_layers(2)
     model.compile(keras.optimizers.SGD(0.0, use_ema=True, ema_momentum=0.9), "mse")
     source = two_layers(1)
@@ -157,7 +157,7 @@ def test_averages_of_weights_start_from_the_loaded_ones() -> None:
         np.testing.assert_allclose(value(average), loaded, rtol=1e-6)
 
 
-def test_mixed_precision_variables_get_full_precision() -> None:
+def test_loads_full_precision_into_mixed_precision_models() -> None:
     keras.mixed_precision.set_global_policy("mixed_float16")
     try:
         model = two_layers(2)
@@ -172,7 +172,7 @@ def test_mixed_precision_variables_get_full_precision() -> None:
 
 
 def test_arrays_and_the_model_share_no_memory() -> None:
-    """JAX takes an aligned array as a variable's memory, and trains in place."""
+    """JAX uses the memory of an aligned array for a variable, and trains in place."""
     memory = np.empty(4 * 2 * 4 + 64, "uint8")
     start = -memory.ctypes.data % 64
     kernel = memory[start : start + 32].view("float32").reshape(4, 2)
@@ -210,7 +210,7 @@ print("both replicas have it")
 
 
 @pytest.mark.backends("tensorflow")
-def test_both_replicas_of_a_mirrored_variable_get_the_value() -> None:
+def test_loads_both_replicas_of_a_mirrored_variable() -> None:
     run = subprocess.run(
         [sys.executable, "-c", MIRRORED], capture_output=True, text=True, check=False
     )

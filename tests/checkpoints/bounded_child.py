@@ -1,7 +1,7 @@
-"""Opens a file in little memory and time; `test_bounds.py` runs it as a process.
+"""Read a checkpoint in limited memory and time; `bounded.py` runs this as a process.
 
-Arguments: the path, and what happens while it is open (`read` alone, or `cut` to 100 bytes before).
-Standard output has `read`, or `refused: ` and the message.
+Arguments: the path, `read` or `cut` (truncate the file to 100 bytes while it is open), and modules
+to import first. Prints `read`, or `refused: ` and the message.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ warnings.simplefilter("ignore")
 
 
 def main() -> None:
-    """Reads all that there is, in 1 GiB more than what the libraries need for themselves."""
+    """Read every tensor, in 1 GiB more than the libraries need."""
     path, what, *libraries = sys.argv[1:]
     for library in libraries:
         __import__(library)
     with open("/proc/self/statm") as status:
         used = int(status.read().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + 2**30, used + 2**30))
-    signal.alarm(60)  # ends a process that never would
+    signal.alarm(60)  # ends a process that hangs
     try:
         with open_checkpoint(path) as checkpoint:
             if what == "cut":

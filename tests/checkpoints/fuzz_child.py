@@ -1,8 +1,8 @@
-"""Opens damaged files and says of each what came of it; `test_fuzz.py` runs it as a process.
+"""Restore from damaged files; `test_fuzz.py` runs this as a process.
 
-Standard input has a line of JSON for each case: the format, and what to damage, as a list of pairs
-(byte, value to xor it with), and to which length to cut the file. Standard output has one line for
-each: `right`, `other values`, `refused`, or `wrong: …`, as where memory grew.
+Each line of standard input is a case in JSON: the format, a list of pairs (byte, value to xor it
+with), and the length to truncate the file to. Each line of standard output is a result: `right`,
+`other values`, `refused`, or `wrong: …`, for example if memory grew.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tests.helpers import assert_same, two_layers, values
 
 
 def outcome(form: Format, model: keras.Model, before: list[np.ndarray]) -> str:
-    """Restores from the damaged file, and compares the model with what it was and should be."""
+    """Restore from the damaged file and compare the values with those before and expected."""
     try:
         report = kt.restore(model, form.path, rename=form.rename)
     except kt.RestoreError:
@@ -37,13 +37,13 @@ def outcome(form: Format, model: keras.Model, before: list[np.ndarray]) -> str:
 
 
 def peak() -> int:
-    """The most memory that this process ever had, in bytes."""
+    """Peak memory of this process in bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def main() -> None:
-    """Answers cases until there are no more."""
-    for form in FORMATS.values():  # what libraries need for themselves
+    """Process cases until the input ends."""
+    for form in FORMATS.values():  # lets libraries allocate their own memory
         kt.open_checkpoint(form.path).close()
     bound = peak() + 256 * 2**20
     model = two_layers(seed=1)
@@ -56,7 +56,7 @@ def main() -> None:
         for place, mask in flips:
             if place < len(data):
                 data[place] ^= mask
-        # A new file each time: one that is mapped must not change under the mapping.
+        # A new file each time: a mapped file must not change.
         os.remove(form.damaged)
         Path(form.damaged).write_bytes(data)
         try:
@@ -67,7 +67,7 @@ def main() -> None:
             answer = f"wrong: {peak():,} bytes of memory after {answer}"
         for variable, old in zip(model.variables, before, strict=True):
             variable.assign(old)
-        Path(form.damaged).write_bytes(whole)  # other formats have the file in common
+        Path(form.damaged).write_bytes(whole)  # other formats share the file
         print(answer, flush=True)
 
 

@@ -1,4 +1,4 @@
-"""A small valid file of each format, to be damaged."""
+"""Small valid files of each format, for the fuzz test to damage."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ class Format(NamedTuple):
     """A format in the fuzz test.
 
     Attributes:
-        write: Writes a valid checkpoint into the current directory.
-        damaged: Which of its files is damaged.
-        path: What is restored from.
-        checked: Whether the format has checksums, so that no damage at all loads other values.
-        rename: The rules that lead its keys to the model.
+        write: Writes a valid checkpoint to the current directory.
+        damaged: The file to damage.
+        path: The path to restore from.
+        checked: If True, checksums ensure that damage never loads other values.
+        rename: Rules that rename its keys to the model's paths.
     """
 
     write: Callable[[], Any]
@@ -33,7 +33,7 @@ class Format(NamedTuple):
 
     @property
     def whole(self) -> str:
-        """Where a copy of the valid file lies."""
+        """Path of a copy of the valid file."""
         return self.damaged.replace("/", "+") + ".whole"
 
 

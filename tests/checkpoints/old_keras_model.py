@@ -1,4 +1,4 @@
-"""The model of the files in `data/`, in code that Keras 3.3 runs as well as today's."""
+"""The model saved in `data/`, in code that runs in Keras 3.3 and in today's."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import numpy as np
 
 
 def old_keras_model(offset: float = 0.0) -> keras.Model:
-    """Layers of one class whose order and names differ, nested and recurrent ones.
+    """Return a model with layers of one class in unsorted order, and nested and recurrent ones.
 
     Args:
-        offset: Added to every value, so that another model differs in every weight.
+        offset: Added to every value, so that two models can differ in every weight.
     """
     layers = keras.layers
     inner = [keras.Input((4,)), layers.Dense(4, name="b"), layers.Dense(4, name="a")]

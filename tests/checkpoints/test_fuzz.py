@@ -1,7 +1,7 @@
-"""Damaged files of each format: the right values, or a `RestoreError`; never a crash or a hang.
+"""Damaged files of each format give the right values or a `RestoreError`, and never crash or hang.
 
-The cases run in a process of their own, as damage may crash the libraries that readers rest on, or
-never let them return: the deadline is there to end such a process, and to tell.
+The cases run in a child process, as damage could crash the libraries used by readers, or make them
+loop forever: then the process is killed after a deadline.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from hypothesis import strategies as st
 from tests.checkpoints.fuzz_formats import FORMATS
 
 HERE = Path(__file__).parent
-DEADLINE = 120  # seconds until a case counts as one that never returns
+DEADLINE = 120  # seconds after which a case has hung
 
 
 class Child:
-    """A process that answers cases one by one; a new one where the last has died."""
+    """A process that runs cases one by one; it is restarted after a crash."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -36,7 +36,7 @@ class Child:
         self._answers: queue.Queue[str] = queue.Queue()
 
     def answer(self, case: Any) -> str:
-        """What came of a case; `died` or `hung` where nothing did."""
+        """Return the result of a case; `died` or `hung` if there is none."""
         process = self._process or self._start()
         assert process.stdin is not None
         process.stdin.write(f"{json.dumps(case)}\n")
@@ -72,7 +72,7 @@ class Child:
         return process
 
     def close(self) -> None:
-        """Ends the process, whatever it does."""
+        """Kill the process."""
         if self._process is not None:
             self._process.kill()
             self._process.communicate()
@@ -81,7 +81,7 @@ class Child:
 
 @pytest.fixture(scope="module")
 def child(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Child]:
-    """One process for all formats, in a directory with a valid file of each."""
+    """A process for all formats, in a directory with a valid file of each."""
     directory = tmp_path_factory.mktemp("fuzz")
     before = Path.cwd()
     os.chdir(directory)
@@ -98,7 +98,7 @@ def child(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Child]:
 
 
 def cases(size: int) -> st.SearchStrategy[tuple[list[tuple[int, int]], int]]:
-    """Some bits flipped, or the end cut off, or both."""
+    """Flip some bits, truncate the file, or both."""
     flips = st.lists(st.tuples(st.integers(0, size - 1), st.integers(1, 255)), max_size=3)
     return st.tuples(flips, st.one_of(st.just(size), st.integers(0, size)))
 
@@ -121,20 +121,20 @@ def test_damage_is_harmless(child: Child, name: str, data: st.DataObject) -> Non
 def flips_of(
     child: Child, name: str, found: bytes, offset: int, new: bytes
 ) -> list[tuple[int, int]]:
-    """What makes `new` of the bytes at `offset` behind `found` in the valid file."""
+    """Return the flips that write `new` at `offset` after `found` in the valid file."""
     whole = (child.directory / FORMATS[name].whole).read_bytes()
     place = whole.index(found) + offset
     return [(place + i, whole[place + i] ^ byte) for i, byte in enumerate(new)]
 
 
 @pytest.mark.parametrize("name", ["weights.h5", "legacy h5", "keras"])
-def test_a_heap_at_which_the_hdf5_library_stands_still(child: Child, name: str) -> None:
-    """The first entry of the heap says that it is free space, of no length."""
+def test_refuses_a_heap_that_hangs_the_hdf5_library(child: Child, name: str) -> None:
+    """The first entry of the heap becomes free space of length zero."""
     flips = flips_of(child, name, b"GCOL", 16, bytes(16))
     assert child.answer([name, flips, None]) == "refused"
 
 
-def test_a_type_at_which_the_hdf5_library_crashes(child: Child) -> None:
-    """The string that is a layer's name becomes a sequence of varying length."""
+def test_refuses_a_type_that_crashes_the_hdf5_library(child: Child) -> None:
+    """The string with a layer's name becomes a variable-length sequence."""
     flips = flips_of(child, "weights.h5", b"name\0\0\0\0\x19\x01", 9, b"\x05")
     assert child.answer(["weights.h5", flips, None]) == "refused"

@@ -12,6 +12,8 @@ import keras_trainops as kt
 from examples.mini_xception import RENAME, WEIGHTS, mini_xception
 from examples.packages import wheel_file
 
+pytestmark = pytest.mark.once
+
 
 @pytest.fixture(scope="module")
 def model_file() -> Path:

@@ -12,6 +12,8 @@ import keras_trainops as kt
 from examples.packages import wheel_file
 from tests.real.bert_model import ADAPT, BLOCKS, RENAME, WEIGHTS, bert
 
+pytestmark = pytest.mark.once
+
 SQUARE = r"block\d_(query|key|value|mix)/kernel"
 
 

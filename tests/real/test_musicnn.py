@@ -12,6 +12,8 @@ import keras_trainops as kt
 from examples.packages import wheel_file
 from tests.real.musicnn_model import RENAME, musicnn, reference_logits
 
+pytestmark = pytest.mark.once
+
 WEIGHTS = 150 - 84 - 2  # all tensors, without Adam's slots and beta powers
 
 

@@ -14,6 +14,8 @@ import pytest
 
 import keras_trainops as kt
 
+pytestmark = pytest.mark.once
+
 CONVOLUTIONS = 53
 WEIGHTS = CONVOLUTIONS * (1 + 4) + 2  # a kernel and a batch normalisation each, and the head
 

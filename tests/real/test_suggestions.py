@@ -19,6 +19,8 @@ from keras_trainops.restoring.naming.rules import apply_rules
 from tests.helpers import assert_same, weights
 from tests.real.bert_model import RENAME, WEIGHTS, bert
 
+pytestmark = pytest.mark.once
+
 LEAVES = {
     "weight": "gamma",
     "bias": "beta",
@@ -49,7 +51,7 @@ def pasted(suggestion: Any, model: keras.Model) -> dict[str, Any]:
 
 def by_hand(rules: dict[str, Any], keys: Any) -> dict[str, str]:
     renamed = apply_rules(rules, keys).renamed
-    return {r.key: str(r.targets[0]) for r in renamed if r.rule is not None and r.targets}
+    return {r.key: str(r.addresses[0]) for r in renamed if r.rule is not None and r.addresses}
 
 
 def test_vgg_16_of_tf_slim(tmp_path: Path) -> None:

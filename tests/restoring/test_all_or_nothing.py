@@ -1,4 +1,4 @@
-"""Whatever goes wrong, and whenever: all variables are restored, or none is."""
+"""All variables are restored or none, whatever fails at any time."""
 
 from __future__ import annotations
 
@@ -15,11 +15,10 @@ import tensorflow as tf
 
 import keras_trainops as kt
 from keras_trainops.restoring.loading import assign as assigning
-from tests.helpers import assert_same, refused, run, two_layers, value, weights
+from tests.helpers import refused, run, two_layers
+from tests.restoring.helpers import arrays
 
-
-def arrays(seed: int = 5) -> dict[str, np.ndarray]:
-    return {v.path: value(v) for v in two_layers(seed).weights}
+pytestmark = pytest.mark.once
 
 
 FORMATS: dict[str, Callable[[], Any]] = {
@@ -35,23 +34,8 @@ def file_of(source: str) -> str:
     return f"{source}.data-00000-of-00001" if source == "tf2/ck" else source
 
 
-@pytest.fixture
-def assigned(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The paths of variables, as they are assigned."""
-    original, paths = keras.Variable.assign, []
-
-    def assign(self: keras.Variable, new: Any) -> Any:
-        paths.append(self.path)
-        return original(self, new)
-
-    monkeypatch.setattr(keras.Variable, "assign", assign)
-    return paths
-
-
 @pytest.mark.parametrize("source", ["w.npz", "tf2/ck"])
-def test_a_damaged_last_tensor_is_found_before_the_first_assignment(
-    source: str, assigned: list[str]
-) -> None:
+def test_a_damaged_last_tensor_prevents_all_assignments(source: str, assigned: list[str]) -> None:
     FORMATS[source]()
     data, last = Path(file_of(source)).read_bytes(), arrays()["head/bias"].tobytes()
     assert data.count(last) == 1
@@ -64,9 +48,7 @@ def test_a_damaged_last_tensor_is_found_before_the_first_assignment(
 
 
 @pytest.mark.parametrize("source", ["w.safetensors", "w.weights.h5", "w.keras"])
-def test_a_last_tensor_that_is_not_finite_is_found_before_the_first_assignment(
-    source: str, assigned: list[str]
-) -> None:
+def test_a_last_nan_prevents_all_assignments(source: str, assigned: list[str]) -> None:
     FORMATS[source]()
     data, last = Path(source).read_bytes(), arrays()["head/bias"].tobytes()
     nan = np.array([np.nan, 1], "float32").tobytes()
@@ -95,7 +77,7 @@ def replaced(path: str) -> None:
 
 @pytest.mark.parametrize("change", [truncated, overwritten, replaced])
 @pytest.mark.parametrize("source", FORMATS)
-def test_a_file_that_changes_after_it_was_checked(
+def test_a_file_that_changes_after_the_check(
     source: str, change: Callable[[str], None], monkeypatch: pytest.MonkeyPatch, assigned: list[str]
 ) -> None:
     FORMATS[source]()
@@ -114,7 +96,7 @@ def test_a_file_that_changes_after_it_was_checked(
 
 
 @pytest.mark.parametrize("source", FORMATS)
-def test_a_file_that_is_cut_short_between_two_assignments(
+def test_a_file_truncated_between_two_assignments(
     source: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     FORMATS[source]()
@@ -129,38 +111,6 @@ def test_a_file_that_is_cut_short_between_two_assignments(
     monkeypatch.setattr(keras.Variable, "assign", assign)
     with refused(model, f"'{source}'", kt.RestoreError):
         kt.restore(model, source)
-
-
-def test_what_cannot_be_put_back_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = two_layers()
-    last, original = model.get_layer("head").bias, keras.Variable.assign
-
-    def assign(self: keras.Variable, new: Any) -> Any:
-        if self is last:
-            raise MemoryError("no room")
-        return original(self, new)
-
-    monkeypatch.setattr(keras.Variable, "assign", assign)
-    monkeypatch.setattr(assigning, "UNDO_BYTES", 24)
-    with pytest.raises(MemoryError, match="no room") as error:
-        kt.restore(model, arrays())
-    assert "half-loaded: 2 variables keep their new values" in error.value.__notes__[0]
-
-
-def test_the_largest_is_assigned_first(assigned: list[str]) -> None:
-    model, source = two_layers(), arrays()
-    del assigned[:]
-    kt.restore(model, source)
-    assert assigned == ["trunk/kernel", "head/kernel", "trunk/bias", "head/bias"]
-
-
-def test_a_model_is_restored_from_itself_with_names_swapped() -> None:
-    inputs = keras.Input((3,))
-    x = keras.layers.Dense(3, name="a")(inputs)
-    model = keras.Model(inputs, keras.layers.Dense(3, name="b")(x))
-    before = [np.array(w) for w in model.get_weights()]
-    kt.restore(model, model, rename={r"a/(\w+)": r"b/\1", r"b/(\w+)": r"a/\1"})
-    assert_same(weights(model), [*before[2:], *before[:2]])
 
 
 SHORT_OF_MEMORY = """
@@ -197,7 +147,7 @@ print("as it should be")
 """
 
 
-def test_a_process_that_is_short_of_memory_for_one_tensor() -> None:
+def test_too_little_memory_for_one_tensor() -> None:
     run(SHORT_OF_MEMORY)
 
 

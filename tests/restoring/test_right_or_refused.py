@@ -1,7 +1,7 @@
-"""Where stock loading goes wrong in silence: what it does, and what `restore` does instead.
+"""Silent failures of stock loading, and the behaviour of `restore` in the same cases.
 
-docs/warm-start.md shows these side by side. Each test holds stock to what is said of it, so that a
-Keras that has mended its ways fails a test with a name.
+docs/warm-start.md shows these side by side. Each test also checks the stock behaviour, so that a
+Keras that has fixed it fails a test of that name.
 """
 
 from __future__ import annotations
@@ -20,9 +20,11 @@ import tensorflow as tf
 import keras_trainops as kt
 from tests.helpers import assert_same, randomise, refused, two_layers, value, weights
 
+pytestmark = pytest.mark.once
+
 
 def stack(names: Sequence[str], seed: int, last: int = 3) -> keras.Model:
-    """Dense layers of three units, one after the other; the last has `last`."""
+    """Return a chain of dense layers with three units; the last one has `last`."""
     x = inputs = keras.Input((3,))
     for name in names:
         x = keras.layers.Dense(last if name == names[-1] else 3, name=name)(x)
@@ -40,7 +42,7 @@ def same(first: keras.Model, second: keras.Model, name: str) -> bool:
 
 @pytest.fixture
 def quiet() -> Iterator[None]:
-    """Without absl's warning of the legacy format."""
+    """Silence absl's warning about the legacy format."""
     logging.disable(logging.WARNING)
     yield
     logging.disable(logging.NOTSET)
@@ -51,7 +53,7 @@ def test_one_more_layer_in_front() -> None:
     source.save_weights("w.weights.h5")
     stock = stack(["a", "b"], 2)
     stock.load_weights("w.weights.h5")
-    assert_same(layer(stock, "a"), layer(source, "new"))  # each layer gets its neighbour's
+    assert_same(layer(stock, "a"), layer(source, "new"))  # each layer gets its neighbour's weights
     ours = stack(["a", "b"], 2)
     report = kt.restore(ours, "w.weights.h5")
     assert same(ours, source, "a")
@@ -76,7 +78,7 @@ def test_skipped_mismatches_shift_what_follows() -> None:
     source.save_weights("w.weights.h5")
     stock = stack(["a", "b"], 2, last=5)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that something was skipped, it does say
+        warnings.simplefilter("ignore")  # Keras does warn about the skipped layer
         stock.load_weights("w.weights.h5", skip_mismatch=True)
     assert_same(layer(stock, "a"), layer(source, "wide"))
     ours = stack(["a", "b"], 2, last=5)
@@ -100,7 +102,7 @@ def test_an_error_leaves_a_model_half_loaded() -> None:
         kt.restore(ours, "w.weights.h5")
 
 
-def test_what_the_file_holds_besides_is_never_told() -> None:
+def test_unused_tensors_of_the_file_are_not_reported() -> None:
     source = stack(["a", "b", "c"], 1)
     source.save_weights("w.weights.h5")
     stack(["a", "b"], 2).load_weights("w.weights.h5")
@@ -121,7 +123,7 @@ def nested(seed: int, frozen: bool) -> keras.Model:
 
 
 @pytest.mark.usefixtures("quiet")
-def test_a_frozen_layer_of_a_nested_model_in_a_legacy_file() -> None:
+def test_a_frozen_nested_layer_in_a_legacy_file() -> None:
     source = nested(1, frozen=True)  # the file lists trainable variables first
     source.save("w.h5")
     stock = nested(2, frozen=False)
@@ -136,17 +138,17 @@ def test_a_frozen_layer_of_a_nested_model_in_a_legacy_file() -> None:
 
 
 @pytest.mark.usefixtures("quiet")
-def test_names_that_match_nothing() -> None:
+def test_names_that_match_nothing_are_not_reported() -> None:
     stack(["a", "b"], 1).save("w.h5")
     stock = stack(["x", "y"], 2)
     before = weights(stock)
     stock.load_weights("w.h5", by_name=True)
-    assert_same(weights(stock), before)  # nothing was loaded, and nothing is said
+    assert_same(weights(stock), before)  # nothing was loaded, without any warning
     with refused(stock, "missing: {x,y}/{bias,kernel}|missing: x/", kt.RestoreError):
         kt.restore(stock, "w.h5")
 
 
-def test_variables_that_an_object_based_checkpoint_does_not_have() -> None:
+def test_variables_missing_in_an_object_based_checkpoint() -> None:
     source = two_layers(1)
     tf.train.Checkpoint(trunk=source.get_layer("trunk")).write("tf2/ck")
     stock = two_layers(2)
@@ -189,7 +191,7 @@ def test_a_state_file_of_another_machine() -> None:
     assert value(ours.get_layer("head").bias).tolist() == [1, 1]
 
 
-def test_an_optimizer_that_does_not_fit_is_skipped() -> None:
+def test_an_optimizer_of_another_class_is_skipped() -> None:
     source = two_layers(1)
     source.compile("adam", "mse")
     source.train_on_batch(np.ones((2, 4)), np.ones((2, 2)))
@@ -201,9 +203,9 @@ def test_an_optimizer_that_does_not_fit_is_skipped() -> None:
     with pytest.warns(UserWarning, match="Skipping variable loading for optimizer"):
         stock.load_weights("w.weights.h5")
     assert_same(weights(stock), weights(source))
-    with refused(ours, "the state is that of adam, and the model's optimizer is SGD|sgd"):
+    with refused(ours, "the state belongs to adam, but the model's optimizer is SGD|sgd"):
         kt.restore(ours, "w.weights.h5", include_optimizer=True)
-    kt.restore(ours, "w.weights.h5")  # weights alone, as asked for
+    kt.restore(ours, "w.weights.h5")  # weights only, as requested
 
 
 def test_values_that_are_not_finite() -> None:
@@ -217,7 +219,7 @@ def test_values_that_are_not_finite() -> None:
         kt.restore(two_layers(2), "w.weights.h5")
 
 
-def test_prefixes_that_mean_less_or_more_than_they_say() -> None:
+def test_prefixes_match_too_little_or_too_much() -> None:
     import tf_slim as slim
 
     with tf.Graph().as_default():
@@ -234,7 +236,7 @@ def test_prefixes_that_mean_less_or_more_than_they_say() -> None:
         kt.restore(model, two_layers(1), include=["trun"])
 
 
-def test_values_that_are_reshaped_unasked() -> None:
+def test_values_are_reshaped_without_request() -> None:
     import tf_slim as slim
 
     wrong = np.arange(6, dtype="f4").reshape(2, 3)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def scalars(logdir: str) -> dict[str, dict[int, float]]:
-    """Of each tag the value at each step, without what TensorBoard leaves out of resumed runs."""
+    """Return the values that TensorBoard shows, by tag and step."""
     from tensorboardX.proto.event_pb2 import Event
 
     values: dict[str, dict[int, float]] = {}
@@ -15,7 +15,7 @@ def scalars(logdir: str) -> dict[str, dict[int, float]]:
         while len(content) > 12:
             length = int.from_bytes(content[:8], "little")
             if len(content) < 16 + length:
-                break  # the process was killed while it wrote this one
+                break  # the process was killed while it wrote this event
             event = Event.FromString(content[12 : 12 + length])
             content = content[16 + length :]
             if event.session_log.status == event.session_log.START:

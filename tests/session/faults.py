@@ -1,10 +1,10 @@
-"""Runs to which something happens, as a program.
+"""Inject faults into runs, as a program.
 
     python faults.py KILLS
 
-Each trains in a process forked from this one, which has imported everything and started nothing:
-so a restart costs no import. Whatever happens to it, the run that was started again until it ended
-must leave, bit for bit, the state of one that was left alone. Prints a line for each fault.
+Each run trains in a process forked from this one, which has imported everything and started no
+backend, so that a restart is cheap. The run is restarted until it ends, and must then leave bit for
+bit the state of an undisturbed run. Prints a line for each fault.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ EPOCHS, SAVE_STEPS, STEPS = 8, 3, 80
 
 
 class Beacon(keras.callbacks.Callback):
-    """Says that the first step is about to be made."""
+    """Signal that the first step is about to begin."""
 
     def __init__(self, pipe: int) -> None:
         super().__init__()
@@ -52,7 +52,7 @@ class Beacon(keras.callbacks.Callback):
 
 
 def forked(work: Callable[[int], None]) -> tuple[int, int]:
-    """A process that does `work`, and where it says that it trains."""
+    """Run `work` in a child process; return its id, and the pipe of its `Beacon`."""
     reader, writer = os.pipe()
     child = os.fork()
     if child:
@@ -80,7 +80,7 @@ def train(
         made = runs.train(logdir, beacon, *more, model=made, session=options, epochs=EPOCHS)
         arrays = {f"v{i}": array for i, array in enumerate(runs.state(made))}
         np.savez(f"{logdir}.part.npz", **arrays)
-        os.replace(f"{logdir}.part.npz", f"{logdir}.npz")  # it may be killed here too
+        os.replace(f"{logdir}.part.npz", f"{logdir}.npz")  # a kill may come here too
 
     return work
 
@@ -90,13 +90,13 @@ def status(child: int) -> int:
 
 
 def run(work: Callable[[int], None]) -> int:
-    """The exit status of a process that does it."""
+    """Run `work` in a child process, and return its exit status."""
     child, reader = forked(work)
     os.close(reader)
     return status(child)
 
 
-def assert_ends_as_if_nothing_had_been(logdir: str) -> None:
+def assert_ends_like_an_undisturbed_run(logdir: str) -> None:
     with np.load(f"{logdir}.npz") as archive, np.load("whole.npz") as whole:
         assert set(archive) == set(whole)
         for name in archive:
@@ -108,8 +108,8 @@ def steps_of(logdir: str) -> list[int]:
 
 
 def killed(child: int, reader: int, logdir: str, during_save: bool, wait: float) -> bool:
-    """Kills the process, unless it ends before. Whether it was killed."""
-    select.select([reader], [], [])  # it trains, or has ended
+    """Kill the process, and return True unless it ended before."""
+    select.select([reader], [], [])  # wait until it trains or has ended
     os.close(reader)
     checkpoints = Path(logdir, "checkpoints")
     then = time.monotonic()
@@ -136,14 +136,14 @@ def kills(wanted: int) -> None:
             elif killed(child, reader, logdir, count % 2 == 0, rng.uniform(0, 0.15)):
                 count += 1
                 in_saves += any(Path(logdir).glob("checkpoints/.writing-*"))
-        assert_ends_as_if_nothing_had_been(logdir)
+        assert_ends_like_an_undisturbed_run(logdir)
         assert scalars(logdir)["loss"] == scalars("whole")["loss"]
         finished += 1
     print(f"{count} kills, {in_saves} of them during a save: bit-equal")
 
 
 def sigterm() -> None:
-    """Before the first save that is due."""
+    """Send SIGTERM before the first save is due."""
     child, reader = forked(train("term", save_steps=None))
     select.select([reader], [], [])
     os.kill(child, signal.SIGTERM)
@@ -151,14 +151,14 @@ def sigterm() -> None:
     (step,) = steps_of("term")
     assert 0 < step < STEPS
     log = Path("term/session.log").read_text(encoding="utf-8")
-    assert f"interrupted by SIGTERM; the checkpoint stands at step {step}" in log
+    assert f"interrupted by SIGTERM; saved a checkpoint at step {step}" in log
     assert run(train("term")) == 0
-    assert_ends_as_if_nothing_had_been("term")
+    assert_ends_like_an_undisturbed_run("term")
     print(f"SIGTERM: status {code}, bit-equal")
 
 
 class Fill(keras.callbacks.Callback):
-    """No file may grow any more, from some step on."""
+    """Keep files from growing, from step 15 on."""
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
         if self.model.optimizer.iterations == 15:
@@ -166,21 +166,21 @@ class Fill(keras.callbacks.Callback):
 
 
 def disk_full() -> None:
-    """Training goes on, its end is an error; the last good checkpoint stays."""
+    """Training continues, but ends with an error; the last intact checkpoint stays."""
     assert run(train("full", Fill())) == 1
     log = Path("full/session.log").read_text(encoding="utf-8")
-    assert "could not be written, and training goes on" in log
+    assert "could not be written, but training continues" in log
     saved = steps_of("full")
     assert saved
     assert max(saved) <= 15
     assert not list(Path("full/checkpoints").glob(".*"))
     assert run(train("full")) == 0
-    assert_ends_as_if_nothing_had_been("full")
+    assert_ends_like_an_undisturbed_run("full")
     print("disk full: bit-equal after there was room")
 
 
 class Wait(keras.callbacks.Callback):
-    """Trains no further until another process has tried."""
+    """Wait until another process has tried to start the same run."""
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         while not Path("tried").exists():
@@ -202,7 +202,7 @@ def two_at_once() -> None:
     assert sorted(Path("two").rglob("*")) == before
     Path("tried").touch()
     assert status(child) == 0
-    assert_ends_as_if_nothing_had_been("two")
+    assert_ends_like_an_undisturbed_run("two")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What a run shares with processes that are forked from it, as a program."""
+"""Fork processes during a run, as a program."""
 
 from __future__ import annotations
 
@@ -23,29 +23,29 @@ from tests.session import runs
 LOCK = Path("run/session.lock")
 
 
-def no_other_run() -> None:
+def no_takeover() -> None:
     raise AssertionError("there is no run of this process")
 
 
-def is_taken() -> str:
-    """What another process is told that wants the directory; empty where it gets it."""
+def lock_error() -> str:
+    """Lock the directory from another process; return its error message, or an empty string."""
     reader, writer = os.pipe()
     child = os.fork()
     if not child:
         try:
-            DirectoryLock(LOCK, no_other_run).acquire()
+            DirectoryLock(LOCK, no_takeover).acquire()
         except RuntimeError as error:
             os.write(writer, str(error).encode())
         finally:
             os._exit(0)
     os.close(writer)
     os.waitpid(child, 0)
-    with open(reader, "rb") as told:
-        return told.read().decode()
+    with open(reader, "rb") as message:
+        return message.read().decode()
 
 
 class Forks(keras.callbacks.Callback):
-    """Does with processes what callbacks and data loaders do."""
+    """Fork processes as callbacks and data loaders do."""
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
         if batch != 3:
@@ -61,7 +61,7 @@ class Forks(keras.callbacks.Callback):
         with context.Pool(1) as pool:
             assert pool.map(abs, [-1]) == [1]
         shutil.copytree("run", "copy")
-        assert f"'{Path.cwd() / 'run'}' is in use by process {os.getpid()} on" in is_taken()
+        assert f"'{Path.cwd() / 'run'}' is in use by process {os.getpid()} on" in lock_error()
         child = os.fork()
         if not child:
             sys.exit("a child that leaves `fit`")
@@ -74,7 +74,7 @@ def a_child_does_not_keep_the_lock() -> None:
     reader, writer = os.pipe()
     holder = os.fork()
     if not holder:
-        DirectoryLock(Path("other/session.lock"), no_other_run).acquire()
+        DirectoryLock(Path("other/session.lock"), no_takeover).acquire()
         child = os.fork()
         if child:
             os.write(writer, str(child).encode())
@@ -83,8 +83,8 @@ def a_child_does_not_keep_the_lock() -> None:
     child = int(os.read(reader, 20))
     os.kill(holder, signal.SIGKILL)
     os.waitpid(holder, 0)
-    os.kill(child, 0)  # it is there
-    lock = DirectoryLock(Path("other/session.lock"), no_other_run)
+    os.kill(child, 0)  # it is alive
+    lock = DirectoryLock(Path("other/session.lock"), no_takeover)
     lock.acquire()
     lock.release()
     os.kill(child, signal.SIGKILL)
@@ -98,7 +98,7 @@ if __name__ == "__main__":
     except SystemExit:
         os._exit(int(os.getpid() == parent))
     assert signal.getsignal(signal.SIGTERM) == before
-    assert is_taken() == ""
+    assert lock_error() == ""
     log = Path("run/session.log").read_text(encoding="utf-8")
     assert "stopped at step 10: all 1 epochs are trained" in log
     assert "stopped because" not in log

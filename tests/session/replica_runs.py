@@ -1,8 +1,8 @@
-"""Sessions on two replicas, as a program: TensorFlow sets logical devices up once in a process.
+"""Sessions on two replicas, as a program: a process can set up logical devices only once.
 
     python replica_runs.py OUT KIND
 
-Writes the weights that runs leave, as an archive of arrays `run/path`.
+Writes the final weights of all runs to an archive of arrays `run/path`.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def scope(replicas: int) -> Any:
 
 
 def run(name: str, replicas: int, logdir: str, kind: str, **options: Any) -> None:
-    """Trains eight batches, or goes on with them; the fifth to seventh are an accumulation."""
+    """Train eight batches, or resume; a stop at step 6 is within an accumulation."""
     keras.backend.clear_session()
     keras.utils.set_random_seed(1)
     with scope(replicas):
@@ -68,7 +68,7 @@ out, kind = sys.argv[1:]
 run("two", 2, "two", kind)
 if kind == "plain":
     pairs, stop = [(2, 2)], 8
-    run("2 then 1", 1, "two", kind)  # nothing is left to do
+    run("2 then 1", 1, "two", kind)  # nothing is left to train
 else:
     pairs, stop = [(2, 2), (2, 1), (1, 2)], 6
     run("one", 1, "one", kind)

@@ -1,4 +1,4 @@
-"""The run that session tests interrupt: dropout, noise, averages, callbacks with state."""
+"""The run that tests interrupt: dropout, noise, averages, callbacks with state."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Interrupted(Exception):
 
 
 class Interrupt(keras.callbacks.Callback):
-    """Raises before some batch of all that this process trains on, or in some other place."""
+    """Raise before a batch, counted over all that this process trains."""
 
     def __init__(self, at: int) -> None:
         super().__init__()
@@ -38,7 +38,7 @@ class Interrupt(keras.callbacks.Callback):
 
 
 class InterruptEnd(keras.callbacks.Callback):
-    """Raises as an epoch ends, when what was saved before its last batch is surely written."""
+    """Raise as an epoch ends, after the checkpoint before its last batch is written."""
 
     def __init__(self, epoch: int) -> None:
         super().__init__()
@@ -57,7 +57,7 @@ class InterruptEnd(keras.callbacks.Callback):
 
 
 def net(model_class: Any = kt.TrainOpsModel, **options: Any) -> Any:
-    """A small network that has all kinds of state."""
+    """Make a small network with all kinds of state."""
     keras.backend.clear_session()
     keras.utils.set_random_seed(3)
     inputs = keras.Input((6,))
@@ -76,7 +76,7 @@ def net(model_class: Any = kt.TrainOpsModel, **options: Any) -> Any:
 
 
 def callbacks() -> list[keras.callbacks.Callback]:
-    """Those that keep state between epochs, and act on it."""
+    """Make callbacks that keep state between epochs, and act on it."""
     return [
         keras.callbacks.ReduceLROnPlateau("loss", factor=0.5, patience=1, min_delta=0.05),
         keras.callbacks.LearningRateScheduler(lambda epoch, rate: float(rate * 0.99)),
@@ -85,7 +85,7 @@ def callbacks() -> list[keras.callbacks.Callback]:
 
 
 def state(model: Any) -> list[np.ndarray]:
-    """All that a run leaves."""
+    """Return the values of all variables that a run leaves."""
     return [value(v) for v in [*model.variables, *model.optimizer.variables]]
 
 
@@ -98,7 +98,7 @@ def train(
     epochs: int = EPOCHS,
     beside: Sequence[keras.callbacks.Callback] | None = None,
 ) -> Any:
-    """Makes the model anew, as a program that is run again does, and trains it in a session."""
+    """Train in a session, by default a new model, as a restarted program does."""
     model = net() if model is None else model
     data = {"x": X, "y": Y, "shuffle": False} if data is None else data
     if not isinstance(data["x"], np.ndarray):

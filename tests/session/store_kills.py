@@ -1,11 +1,11 @@
-"""Kills processes at every operation on files of a save, as a program.
+"""Kill processes at every file operation of a save, as a program.
 
     python store_kills.py
 
-Each save is made in a forked process, which dies as it is about to do its first, second, …
-operation that changes names or opens a file (Python's audit events tell of them), until one gets
-through. After each kill a new store must find a good checkpoint, and not an older one than there
-was. A file of somebody else's in it stays.
+Each save runs in a forked process, which dies before its first, second, … operation that opens a
+file or changes a name, until a save gets through (Python raises an audit event for each operation).
+After each kill a new store must find an intact checkpoint that is not older than the newest one
+before. A foreign file in it must stay.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def newest() -> SavedStep | None:
 
 
 def killed_at(operation: int, work: Callable[[], object]) -> bool:
-    """Whether a process that does `work` came to its operation of this number, and died of it."""
+    """Run `work` in a process that dies at this operation; return False if it ends before."""
     child = os.fork()
     if child:
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
@@ -70,7 +70,7 @@ def killed_at(operation: int, work: Callable[[], object]) -> bool:
 
 
 def kills(before: Callable[[], None], step: int, keep: int, *, twice: bool = False) -> int:
-    """Kills a save at each operation, and, if `twice`, the recovery from it at each of its own."""
+    """Kill a save at each operation and, if `twice`, also each operation of its recovery."""
     operation, recoveries, complete = 0, 0, False
     while not complete:
         shutil.rmtree(DIRECTORY, ignore_errors=True)
@@ -82,7 +82,7 @@ def kills(before: Callable[[], None], step: int, keep: int, *, twice: bool = Fal
         foreign.write_bytes(b"Finder")
         complete = not killed_at(operation, lambda: save(step, 9.0, keep))
         at = 0
-        left = any(DIRECTORY.glob(".*/SHA256SUMS"))  # something that may be complete
+        left = any(DIRECTORY.glob(".*/SHA256SUMS"))  # a directory that may be complete
         while twice and left and killed_at(at, newest):
             at += 1
         recoveries += at

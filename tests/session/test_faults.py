@@ -1,4 +1,4 @@
-"""What happens to real processes: SIGKILL, SIGTERM, a full disk, two at once."""
+"""Faults of real processes: SIGKILL, SIGTERM, a full disk, two runs at once."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from pathlib import Path
 
 import keras
 
-# Most of them where a restart costs least: PyTorch has nothing to trace or to compile.
+# PyTorch gets most: it traces and compiles nothing, so that a restart is cheap.
 KILLS = {"torch": 50, "tensorflow": 3, "jax": 2}
 
 
-def test_whatever_happens_the_run_ends_as_if_nothing_had_been() -> None:
+def test_ends_bit_equal_after_any_fault() -> None:
     kills = KILLS[keras.backend.backend()]
     program = Path(__file__).with_name("faults.py")
     run = subprocess.run(
@@ -31,7 +31,7 @@ def test_whatever_happens_the_run_ends_as_if_nothing_had_been() -> None:
     assert "SIGTERM: status 143, bit-equal" in out
     assert re.search(r"OSError: The final checkpoint, at step 80, could not be written", out)
     assert "disk full: bit-equal after there was room" in out
-    told = re.search(r"(\d+) kills, (\d+) of them during a save: bit-equal", out)
-    assert told is not None
-    assert int(told[1]) == kills
-    assert int(told[2]) >= kills // 4
+    count = re.search(r"(\d+) kills, (\d+) of them during a save: bit-equal", out)
+    assert count is not None
+    assert int(count[1]) == kills
+    assert int(count[2]) >= kills // 4

@@ -1,5 +1,3 @@
-"""What TensorBoard is given."""
-
 from __future__ import annotations
 
 import sys
@@ -20,7 +18,7 @@ def fit(logdir: str, *more: Any, model: Any = None, stop: int | None = None, **o
     return train(logdir, *more, model=model, data=data, session=session, beside=[])
 
 
-def test_every_so_many_steps_and_what_a_validation_gave() -> None:
+def test_writes_every_n_steps_and_after_validation() -> None:
     model = fit("run", validation_data=(X[:8], Y[:8]))
     tags = scalars("run")
     assert set(tags) == {
@@ -35,7 +33,7 @@ def test_every_so_many_steps_and_what_a_validation_gave() -> None:
     assert all(norm > 0 for norm in tags["gradient_norm"].values())
 
 
-def test_the_loss_is_the_mean_of_the_epoch_until_then() -> None:
+def test_the_loss_is_the_epoch_s_running_mean() -> None:
     seen: list[float] = []
 
     class Means(keras.callbacks.Callback):
@@ -48,12 +46,12 @@ def test_the_loss_is_the_mean_of_the_epoch_until_then() -> None:
 
 
 @pytest.mark.backends("tensorflow", "jax")  # PyTorch has no such option in Keras
-def test_in_blocks_of_steps_at_the_first_chance() -> None:
+def test_writes_after_the_next_block_of_steps() -> None:
     fit("run", model=net(steps_per_execution=4))
     assert list(scalars("run")["loss"]) == [8, 14, 24, 28, 38]
 
 
-def test_what_an_interrupted_run_wrote_after_its_last_checkpoint_is_written_anew() -> None:
+def test_rewrites_events_after_the_last_checkpoint() -> None:
     fit("whole")
     with pytest.raises(Interrupted, match="before batch"):
         fit("run", Interrupt(16))
@@ -63,19 +61,19 @@ def test_what_an_interrupted_run_wrote_after_its_last_checkpoint_is_written_anew
     assert resumed["gradient_norm"] == whole["gradient_norm"]
 
 
-def test_those_of_the_checkpoint_s_own_step_stay() -> None:
+def test_keeps_the_events_of_the_checkpoint_step() -> None:
     fit("whole")
     fit("run", stop=14)
     fit("run")
     assert list(scalars("run")["loss"]) == list(scalars("whole")["loss"]) == [7, 14, 21, 28, 35]
 
 
-def test_no_summaries_no_files() -> None:
+def test_writes_no_files_without_summaries() -> None:
     train("run", session={"summary_steps": None}, epochs=1, beside=[])
     assert not list(Path("run").glob("events.*"))
 
 
-def test_without_tensorboardx_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reports_a_missing_tensorboardx(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ["tensorboardX", *(n for n in sys.modules if n.startswith("tensorboardX."))]:
         monkeypatch.setitem(sys.modules, name, None)
     train("run", session={"summary_steps": 5}, epochs=1, beside=[])
@@ -83,8 +81,8 @@ def test_without_tensorboardx_it_is_told(monkeypatch: pytest.MonkeyPatch) -> Non
     assert "no summaries: pip install 'keras-trainops[tensorboard]'" in log
 
 
-def test_between_summaries_the_state_stays_on_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On JAX each look at the model of a callback costs a copy of its state."""
+def test_the_state_stays_on_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On JAX each use of a callback's `model` copies its state from the device."""
     looks: list[int] = []
     of_callbacks = keras.callbacks.Callback.model
 
@@ -102,4 +100,4 @@ def test_between_summaries_the_state_stays_on_the_device(monkeypatch: pytest.Mon
         counts.append(len(looks))
         session = kt.TrainingSession("other", save_seconds=1e9, summary_steps=None, verbose=0)
     per_epoch = (counts[1] - counts[0]) / 4
-    assert per_epoch <= 2  # of the history, at an epoch's end
+    assert per_epoch <= 2  # by the history, at the end of an epoch

@@ -1,8 +1,7 @@
-"""Norms in the logs, and in TensorBoard."""
+"""Norms in the logs."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import keras
@@ -97,72 +96,6 @@ def test_monitors_change_nothing() -> None:
 def test_two_monitors_of_one_name_are_refused() -> None:
     with pytest.raises(ValueError, match=r"log under one name: gradient_norm. Give each"):
         net().compile("sgd", "mse", gradient_transforms=[T.Monitor(), T.Monitor()])
-
-
-def events(directory: Path) -> Any:
-    """Every value in the event files, as another library reads them."""
-    from tensorboardX.proto.event_pb2 import Event
-    from tensorboardX.record_writer import masked_crc32c
-
-    found = []
-    for path in sorted(directory.rglob("events*")):
-        data, at = path.read_bytes(), 0
-        while at < len(data):
-            length = int.from_bytes(data[at : at + 8], "little")
-            record = data[at + 12 : at + 12 + length]
-            assert masked_crc32c(record) == int.from_bytes(
-                data[at + 12 + length : at + 16 + length], "little"
-            )
-            event = Event.FromString(record)
-            found += [(event.step, v.tag, v) for v in event.summary.value]
-            at += 16 + length
-    return found
-
-
-@pytest.mark.parametrize("frequency", ["epoch", 2])
-@pytest.mark.parametrize("plain", [False, True], ids=["mixin", "plain model"])
-def test_the_board_gets_scalars_and_histograms(frequency: Any, plain: bool, tmp_path: Path) -> None:
-    monitor = T.Monitor(["head"], histogram=True)
-    if plain:
-        model = net(keras.Model)
-        model.compile(kt.TransformedOptimizer(keras.optimizers.SGD(0.01), monitor), "mse")
-    else:
-        model = net()
-        model.compile(keras.optimizers.SGD(0.01), "mse", gradient_transforms=monitor)
-    board = kt.MonitorBoard(tmp_path / "logs", update_freq=frequency)
-    model.fit(X, Y, batch_size=8, epochs=2, verbose=0, callbacks=[board])
-    found = events(tmp_path / "logs")
-    scalars = [(step, v.simple_value) for step, tag, v in found if tag == "gradient_norm"]
-    assert [step for step, _ in scalars] == ([4, 8] if frequency == "epoch" else [2, 4, 6, 8])
-    assert scalars[-1][1] == pytest.approx(float(value(monitor.norms)[0]), rel=1e-6)
-    histograms = [v.histo for _, tag, v in found if tag == "gradient_norm/head/elements"]
-    assert sum(histograms[-1].bucket) == 8 * 2 + 2
-    assert histograms[-1].bucket_limit[0] < 0 < histograms[-1].bucket_limit[-1] < 1e6
-
-
-@pytest.mark.backends("tensorflow")
-def test_tensorflow_reads_what_the_board_writes(tmp_path: Path) -> None:
-    import tensorflow as tf
-
-    model = net()
-    model.compile("sgd", "mse", gradient_transforms=T.Monitor(histogram=True))
-    model.fit(X, Y, verbose=0, callbacks=[kt.MonitorBoard(tmp_path)])
-    (path,) = tmp_path.glob("events*")
-    tags = [
-        value.tag
-        for record in tf.data.TFRecordDataset(str(path))
-        for value in tf.compat.v1.Event.FromString(record.numpy()).summary.value
-    ]
-    assert tags == ["gradient_norm", "gradient_norm/elements"]
-
-
-def test_what_the_board_needs() -> None:
-    with pytest.raises(ValueError, match='`update_freq` must be "epoch" or a number'):
-        kt.MonitorBoard("logs", update_freq=0)
-    model = net()
-    model.compile("sgd", "mse", gradient_transforms=T.ClipByNorm(1.0))
-    with pytest.raises(ValueError, match=r"There is no `keras_trainops\.transforms\.Monitor`"):
-        model.fit(X, Y, verbose=0, callbacks=[kt.MonitorBoard("logs")])
 
 
 class Root(keras.layers.Layer):

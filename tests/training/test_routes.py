@@ -1,10 +1,8 @@
-"""One number everywhere: the same run by other routes gives the same weights.
-
-Each route is a process of its own (`routes.py`), as backends, devices and saved files need.
-"""
+"""One number everywhere: the same run by other routes gives the same weights."""
 
 from __future__ import annotations
 
+import functools
 import os
 import subprocess
 import sys
@@ -15,32 +13,34 @@ import keras
 import numpy as np
 import pytest
 
-PROGRAM = Path(__file__).with_name("routes.py")
-BACKENDS = ("tensorflow", "jax", "torch")
-OURS = keras.backend.backend()
+from tests.training import routes
+from tests.training.routes import Route
+
+ROOT = Path(__file__).parents[2]
+OTHER_BACKENDS = ("jax", "torch")
 
 
-def start(*options: str, backend: str = OURS, end: str = "end.npz") -> Any:
+@functools.cache
+def run(**options: Any) -> dict[str, Any]:
+    """Each route is taken once: several tests compare with the same one."""
+    return routes.take(Route(**options))
+
+
+def start(route: Route, backend: str = keras.backend.backend()) -> subprocess.Popen[str]:
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     return subprocess.Popen(
-        [sys.executable, "-W", "ignore", str(PROGRAM), "start.npz", end, *options],
-        env={**os.environ, "KERAS_BACKEND": backend},
-        stdout=subprocess.PIPE,
+        route.as_program(),
+        env={**os.environ, "KERAS_BACKEND": backend, "PYTHONPATH": path},
         stderr=subprocess.PIPE,
         text=True,
     )
 
 
-def finish(process: Any, end: str = "end.npz") -> dict[str, Any]:
-    out, err = process.communicate()
-    assert process.returncode == 0, err
+def finish(process: subprocess.Popen[str], end: str) -> dict[str, Any]:
+    _, error = process.communicate()
+    assert process.returncode == 0, error
     with np.load(end) as archive:
-        result: dict[str, Any] = dict(archive)
-    result["out"] = out
-    return result
-
-
-def run(*options: str, backend: str = OURS) -> dict[str, Any]:
-    return finish(start(*options, backend=backend))
+        return dict(archive)
 
 
 def apart(first: dict[str, Any], second: dict[str, Any]) -> float:
@@ -54,42 +54,46 @@ def apart(first: dict[str, Any], second: dict[str, Any]) -> float:
 
 @pytest.mark.backends("tensorflow")  # it starts the others
 def test_the_backends_agree_after_20_steps() -> None:
-    one = run()
-    others = {backend: start(backend=backend, end=f"{backend}.npz") for backend in BACKENDS[1:]}
+    start_weights = routes.initial_weights()
+    np.savez("start.npz", **start_weights)
+    routes_of = {b: Route(start="start.npz", end=f"{b}.npz") for b in OTHER_BACKENDS}
+    others = {backend: start(route, backend) for backend, route in routes_of.items()}
+    one = routes.take(Route(start="start.npz"))
     assert one["iterations"] == 20
     for backend, process in others.items():
         assert apart(one, finish(process, f"{backend}.npz")) <= 1e-5, backend
-    with np.load("start.npz") as archive:
-        assert max(np.abs(archive[n] - one[n]).max() for n in archive.files) > 1e-2
+    assert max(np.abs(start_weights[name] - one[name]).max() for name in start_weights) > 1e-2
 
 
 def test_accumulation_equals_the_large_batch() -> None:
-    assert apart(run("--accumulate", "4"), run()) <= 1e-5
+    assert apart(run(accumulate=4), run()) <= 1e-5
 
 
 @pytest.mark.backends("tensorflow")
-@pytest.mark.parametrize("options", [[], ["--accumulate", "2"]], ids=["plain", "accumulation"])
-def test_two_replicas_equal_one_device(options: list[str]) -> None:
-    assert apart(run(*options, "--devices", "mirrored"), run(*options)) <= 1e-6
+@pytest.mark.parametrize("accumulate", [None, 2], ids=["plain", "accumulation"])
+def test_two_replicas_equal_one_device(accumulate: int | None) -> None:
+    two, one = (run(accumulate=accumulate, devices=kind) for kind in ("mirrored", "one"))
+    assert apart(two, one) <= 1e-6
 
 
 @pytest.mark.backends("tensorflow")
 def test_data_of_unknown_length_on_two_replicas() -> None:
     """Stock Keras counts one update more in each epoch."""
-    known = run("--devices", "mirrored", "--seeded")
-    assert apart(run("--devices", "mirrored", "--seeded", "--unknown"), known) == 0
+    known = run(devices="mirrored", seeded=True)
+    assert apart(run(devices="mirrored", seeded=True, unknown=True), known) == 0
 
 
 @pytest.mark.backends("jax")
 def test_four_devices_equal_one() -> None:
-    assert apart(run("--devices", "data"), run()) <= 1e-6
+    assert apart(run(devices="data"), run()) <= 1e-6
 
 
-def test_saved_in_the_middle_and_continued_equals_the_uninterrupted_run() -> None:
-    """In a new process, with noise, dropout and the state of transforms; bit for bit."""
-    whole = run("--seeded", "--epochs", "4")
-    run("--seeded", "--epochs", "2", "--save", "middle.keras")
-    continued = run("--epochs", "2", "--load", "middle.keras")
+def test_a_saved_run_continues_in_a_new_process() -> None:
+    """With noise, dropout and the state of transforms; bit for bit."""
+    routes.take(Route(seeded=True, epochs=2, save="middle.keras"))
+    process = start(Route(seeded=True, epochs=2, load="middle.keras", end="continued.npz"))
+    whole = run(seeded=True, epochs=4)
+    continued = finish(process, "continued.npz")
     continued["norms"] = np.concatenate([whole["norms"][:2], continued["norms"]])
     assert apart(continued, whole) == 0
 
@@ -102,27 +106,27 @@ DEVICES = [
 
 
 @pytest.mark.parametrize("devices", DEVICES)
-def test_a_bad_batch_on_one_replica_skips_the_step_on_all(devices: str) -> None:
-    out = run("--devices", devices, "--bad", "skip", "--epochs", "2")
+def test_a_bad_batch_on_one_replica_skips_everywhere(devices: str) -> None:
+    out = run(devices=devices, bad="skip", epochs=2)
     assert out["iterations"] == 6  # of 8: one in each epoch
     assert np.isfinite(out["w0"]).all()
     if devices != "one":
-        assert apart(out, run("--bad", "skip", "--epochs", "2")) <= 1e-6
+        assert apart(out, run(devices="one", bad="skip", epochs=2)) <= 1e-6
 
 
 @pytest.mark.parametrize("devices", DEVICES)
 def test_a_bad_loss_on_one_replica_stops_training(devices: str) -> None:
-    out = run("--devices", devices, "--bad", "loss")
-    assert "The loss became NaN or infinite at step 1 " in out["out"]
+    out = run(devices=devices, bad="loss")
+    assert "The loss became NaN or infinite at step 1 " in str(out["error"])
     assert out["iterations"] == 1
     assert np.isfinite(out["w0"]).all()
 
 
 @pytest.mark.backends("tensorflow")
-def test_an_overflow_on_one_replica_skips_the_step_on_both() -> None:
+def test_an_overflow_on_one_replica_skips_on_both() -> None:
     """In stock Keras the loss scale optimizer looks at the first replica's gradients only."""
-    options = ("--policy", "mixed_float16", "--bad", "skip", "--epochs", "2")
-    one, two = run(*options), run(*options, "--devices", "mirrored")
+    options = {"policy": "mixed_float16", "bad": "skip", "epochs": 2}
+    one, two = run(**options), run(**options, devices="mirrored")
     assert all(np.isfinite(two[name]).all() for name in two if name.startswith("w"))
     assert apart(two, one) <= 2e-3  # float16 sums in another order
     assert one["iterations"] < 8

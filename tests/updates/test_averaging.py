@@ -28,7 +28,7 @@ Y = RNG.normal(size=(24, 2)).astype("float32")
 
 
 class Weights(U.Update):
-    """Keeps the kernel of `head` after each weight update."""
+    """Records the kernel of `head` after each weight update."""
 
     def build(self, model: keras.Model) -> None:
         if not self.variables:
@@ -84,14 +84,14 @@ def polynomial(step: Any) -> Any:
     ],
     ids=["constant", "warm-up", "polynomial warm-up", "schedule"],
 )
-def test_the_closed_form(decay: Any, oracle: Callable[[int], float]) -> None:
+def test_average_follows_its_closed_form(decay: Any, oracle: Callable[[int], float]) -> None:
     average = U.MovingAverage(decay)
     model, kernels = train(average)
     np.testing.assert_allclose(of_head(average, model), exponential(kernels, oracle), atol=1e-6)
     assert differ([of_head(average, model)], [kernels[-1]]) > 1e-3
 
 
-def test_debiased() -> None:
+def test_debiased_average_follows_its_closed_form() -> None:
     average = U.MovingAverage(0.95, debias=True)
     model, kernels = train(average)
     share = 0.05 * 0.95 ** np.arange(len(kernels))[::-1]
@@ -99,7 +99,7 @@ def test_debiased() -> None:
     np.testing.assert_allclose(of_head(average, model), expected, rtol=2e-5)
 
 
-def test_every_so_many_updates() -> None:
+def test_average_of_every_fifth_update() -> None:
     average = U.MovingAverage(0.9, every=5)
     model, kernels = train(average)
     expected = exponential(kernels[4::5], lambda t: 0.9)
@@ -107,7 +107,7 @@ def test_every_so_many_updates() -> None:
 
 
 @pytest.mark.parametrize("eager", [False, True], ids=["graph", "eager"])
-def test_it_is_keras_s_own_average(eager: bool) -> None:
+def test_average_equals_that_of_keras(eager: bool) -> None:
     average = U.MovingAverage(0.9)
     model, _ = train(average, run_eagerly=eager)
     stock = two_layers()
@@ -120,7 +120,7 @@ def test_it_is_keras_s_own_average(eager: bool) -> None:
     assert differ(weights(model), weights(stock)) > 1e-3
 
 
-def test_the_mean_of_later_weights() -> None:
+def test_stochastic_average_is_the_mean_of_later_weights() -> None:
     average = U.StochasticWeightAverage(start=8, every=3)
     model, kernels = train(average)
     chosen = [i for i in range(24) if (i + 1) % 3 == 0 and i + 1 >= 8]
@@ -153,7 +153,7 @@ class Counting(keras.layers.Layer):
         return x
 
 
-def test_which_weights() -> None:
+def test_patterns_and_statistics_choose_the_weights() -> None:
     def averaged(**options: Any) -> set[str]:
         model = with_statistics()
         average = U.MovingAverage(0.5, **options)
@@ -184,7 +184,7 @@ def test_which_weights() -> None:
     assert averaged(patterns="head/bias", statistics=True) == {"head/bias"} | statistics
 
 
-def test_averages_of_half_precision_are_kept_in_single() -> None:
+def test_half_precision_weights_have_float32_averages() -> None:
     inputs = keras.Input((4,))
     dense = keras.layers.Dense(2, name="head", dtype="bfloat16", bias_initializer="ones")
     model = kt.TrainOpsModel(inputs, dense(inputs))
@@ -197,7 +197,7 @@ def test_averages_of_half_precision_are_kept_in_single() -> None:
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_swapping_in_always_swaps_back(fails: bool) -> None:
+def test_swapped_restores_the_weights(fails: bool) -> None:
     average = U.MovingAverage(0.9)
     model, _ = train(average)
     own = values(model)
@@ -230,7 +230,7 @@ class FailsInTheSecond(keras.callbacks.Callback):
             raise KeyError("in validation")
 
 
-def test_validation_uses_the_average_and_training_its_own_weights() -> None:
+def test_only_validation_uses_the_average() -> None:
     def fit(use: bool, extra: list[Any] | None = None) -> tuple[Any, Any, dict[str, Any]]:
         model = kt.with_train_ops(two_layers())
         average = U.MovingAverage(0.9)
@@ -260,7 +260,7 @@ def test_validation_uses_the_average_and_training_its_own_weights() -> None:
     assert outside == pytest.approx(plain_history["val_loss"][-1], rel=1e-6)
 
 
-def test_a_validation_that_fails_leaves_the_model_its_own_weights() -> None:
+def test_failing_validation_restores_the_weights() -> None:
     model = kt.with_train_ops(two_layers())
     model.compile(keras.optimizers.SGD(0.05), "mse")
     average = model.add_update(U.MovingAverage(0.9))
@@ -287,7 +287,7 @@ def test_a_validation_that_fails_leaves_the_model_its_own_weights() -> None:
     assert loss == pytest.approx(plain.evaluate(X, Y, verbose=0), rel=1e-6)
 
 
-def test_training_ends_with_the_average_and_its_own_batch_statistics() -> None:
+def test_finalize_recalibrates_the_averaged_model() -> None:
     model = with_statistics()
     average = U.StochasticWeightAverage(start=3)
     model.compile(keras.optimizers.SGD(0.05), "mse", updates=[U.LayerUpdates(), average])
@@ -300,7 +300,7 @@ def test_training_ends_with_the_average_and_its_own_batch_statistics() -> None:
     np.testing.assert_allclose(value(norm.moving_variance), X.var(0), rtol=1e-5)
 
 
-def test_a_file_keeps_both_and_training_goes_on_bit_for_bit() -> None:
+def test_saved_average_is_resumed_exactly() -> None:
     def make() -> Any:
         model = kt.with_train_ops(two_layers())
         model.compile(
@@ -322,7 +322,7 @@ def test_a_file_keeps_both_and_training_goes_on_bit_for_bit() -> None:
     assert_same(values(fit(loaded)), values(whole))
 
 
-def test_it_starts_from_warm_started_weights() -> None:
+def test_average_starts_from_warm_started_weights() -> None:
     loaded = {f"{v.path}": np.full(v.shape, 3.0, "float32") for v in two_layers().weights}
     model = kt.with_train_ops(two_layers())
     average = model.add_update(U.MovingAverage(0.999))
@@ -332,7 +332,7 @@ def test_it_starts_from_warm_started_weights() -> None:
         np.testing.assert_allclose(array, 3.0, rtol=1e-3)
 
 
-def test_other_variables_to_train_keep_the_averages_that_go_on() -> None:
+def test_averages_survive_other_variables_to_train() -> None:
     model = kt.with_train_ops(two_layers())
     average = U.MovingAverage(0.5)
     updates = [U.LayerUpdates(), average]
@@ -346,7 +346,7 @@ def test_other_variables_to_train_keep_the_averages_that_go_on() -> None:
 
 
 @pytest.mark.parametrize("debias", [False, True])
-def test_variables_that_are_trained_later_are_averaged_from_what_they_are(debias: bool) -> None:
+def test_variables_trained_later_start_their_own_average(debias: bool) -> None:
     model = kt.with_train_ops(two_layers())
     average = U.MovingAverage(0.9, debias=debias)
     updates = [U.LayerUpdates(), average]
@@ -358,7 +358,7 @@ def test_variables_that_are_trained_later_are_averaged_from_what_they_are(debias
         np.testing.assert_allclose(array, value(variable), rtol=1e-5)
 
 
-def test_one_average_serves_one_model() -> None:
+def test_average_serves_one_model() -> None:
     average = U.MovingAverage(0.9)
     model, _ = train(average)
     with pytest.raises(ValueError, match="This MovingAverage belongs to another model already"):
@@ -379,12 +379,12 @@ def test_one_average_serves_one_model() -> None:
         (lambda: train(U.MovingAverage(patterns="tail")), "'tail' matches no variable. Closest"),
     ],
 )
-def test_arguments_that_make_no_sense(make: Any, message: str) -> None:
+def test_rejects_invalid_arguments(make: Any, message: str) -> None:
     with pytest.raises((ValueError, RuntimeError), match=message):
         make()
 
 
-def test_which_average_to_use_must_be_clear(tmp_path: Path) -> None:
+def test_use_average_needs_one_average(tmp_path: Path) -> None:
     for updates in ([], [U.MovingAverage(), U.MovingAverage(0.9)]):
         model = kt.with_train_ops(two_layers())
         model.compile("sgd", "mse", updates=[U.LayerUpdates(), *updates])

@@ -31,7 +31,7 @@ def kernel(model: Any, name: str = "trunk") -> np.ndarray:
     return value(model.get_layer(name).kernel)
 
 
-def test_a_constraint_of_keras_by_pattern_is_the_constraint_of_the_layer() -> None:
+def test_constraint_by_pattern_equals_constraint_of_layer() -> None:
     projected = fit(net(U.Project("trunk/kernel", keras.constraints.UnitNorm(axis=0))))
     np.testing.assert_allclose(np.linalg.norm(kernel(projected), axis=0), 1, rtol=1e-5)
     stock = two_layers()
@@ -41,7 +41,7 @@ def test_a_constraint_of_keras_by_pattern_is_the_constraint_of_the_layer() -> No
     np.testing.assert_allclose(kernel(projected), kernel(stock), rtol=1e-5)
 
 
-def test_a_function_and_every() -> None:
+def test_function_projects_every_few_updates() -> None:
     def positive(value: Any) -> Any:
         return keras.ops.maximum(value, 0)
 
@@ -53,7 +53,7 @@ def test_a_function_and_every() -> None:
     assert (kernel(model, "trunk") < 0).any()
 
 
-def test_the_spectral_norm_stays_below_its_limit() -> None:
+def test_spectral_norm_stays_below_its_limit() -> None:
     free = fit(net(), epochs=10)
     assert np.linalg.norm(kernel(free), 2) > 2
     kept = fit(net(U.Project("trunk/kernel", U.SpectralNorm(0.7, iterations=3))), epochs=10)
@@ -61,13 +61,13 @@ def test_the_spectral_norm_stays_below_its_limit() -> None:
     assert norm == pytest.approx(0.7, rel=1e-3)  # it wants to be larger
 
 
-def test_a_spectral_norm_below_the_limit_changes_nothing() -> None:
+def test_spectral_norm_below_the_limit_changes_nothing() -> None:
     assert_same(
         [kernel(fit(net(U.Project("trunk/kernel", U.SpectralNorm(100.0)))))], [kernel(fit(net()))]
     )
 
 
-def test_a_spectral_norm_comes_back_from_a_kernel_of_zeros() -> None:
+def test_spectral_norm_recovers_from_a_zero_kernel() -> None:
     projection = U.SpectralNorm(1.0)
     variable = keras.Variable(np.zeros((3, 2)))
     projection.build(variable)
@@ -76,7 +76,7 @@ def test_a_spectral_norm_comes_back_from_a_kernel_of_zeros() -> None:
     assert np.linalg.norm(numpy(projection(ones)), 2) == pytest.approx(1.0, rel=1e-5)
 
 
-def test_kernels_of_convolutions_are_matrices_of_inputs_and_outputs() -> None:
+def test_spectral_norm_flattens_kernels_of_convolutions() -> None:
     inputs = keras.Input((5, 5, 3))
     x = keras.layers.Conv2D(4, 2, name="conv")(inputs)
     model = kt.TrainOpsModel(inputs, keras.layers.GlobalAveragePooling2D()(x))
@@ -87,7 +87,7 @@ def test_kernels_of_convolutions_are_matrices_of_inputs_and_outputs() -> None:
     assert np.linalg.svd(matrix)[1][0] == pytest.approx(0.5, rel=1e-4)
 
 
-def test_what_is_pruned_stays_pruned() -> None:
+def test_pruned_weights_stay_pruned() -> None:
     model = net(U.Project(".*/kernel", U.FixedMask()))
     pruned = kernel(model)
     pruned[0] = 0
@@ -98,7 +98,7 @@ def test_what_is_pruned_stays_pruned() -> None:
     assert (kernel(fit(net()))[0] != 0).all()  # else they would grow again
 
 
-def test_pruning_by_magnitude_starts_from_warm_started_weights() -> None:
+def test_pruning_by_magnitude_uses_warm_started_weights() -> None:
     loaded = RNG.normal(size=(4, 3)).astype("float32")
     model = net(U.Project("trunk/kernel", U.FixedMask(sparsity=0.5)))
     start = kt.WarmStart({"trunk/kernel": loaded}, verbose=0)
@@ -107,7 +107,7 @@ def test_pruning_by_magnitude_starts_from_warm_started_weights() -> None:
     np.testing.assert_array_equal(kernel(model) == 0, smallest)
 
 
-def test_state_is_saved_and_training_goes_on_bit_for_bit() -> None:
+def test_saved_state_is_resumed_exactly() -> None:
     def updates() -> list[Any]:
         return [
             U.Project("trunk/kernel", U.SpectralNorm(0.7)),
@@ -131,7 +131,7 @@ def test_state_is_saved_and_training_goes_on_bit_for_bit() -> None:
         (lambda: U.FixedMask(1.0), "`sparsity` must be above 0 and below 1, or None"),
     ],
 )
-def test_arguments_that_make_no_sense(make: Any, message: str) -> None:
+def test_rejects_invalid_arguments(make: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()
 
@@ -147,7 +147,7 @@ def test_arguments_that_make_no_sense(make: Any, message: str) -> None:
         (U.Project("head", lambda value: value[:1]), r"Project\(<lambda>\)' fails: The shape of"),
     ],
 )
-def test_what_does_not_fit_the_model(update: Any, message: str) -> None:
+def test_rejects_projections_that_do_not_fit(update: Any, message: str) -> None:
     model = net(update)
     model.optimizer.build(model.trainable_variables)
     with refused(model, message):

@@ -15,7 +15,7 @@ Y = RNG.normal(size=(22, 2)).astype("float32")
 
 
 def net() -> Any:
-    """Two batch norms, one on what the other gives, and one that is frozen."""
+    """A model with two batch norms, one after the other, and a frozen one."""
     keras.utils.set_random_seed(3)
     inputs = keras.Input((6, 6, 3))
     x = keras.layers.BatchNormalization(name="first")(inputs)
@@ -34,7 +34,7 @@ def moments(model: Any, name: str) -> list[np.ndarray]:
 
 
 def one_big_batch() -> Any:
-    """What a momentum of 0 leaves after one batch of everything."""
+    """A model trained with momentum 0 on one batch of all data."""
     model = net()
     for name in ("first", "second"):
         model.get_layer(name).momentum = 0.0
@@ -44,7 +44,7 @@ def one_big_batch() -> Any:
 
 
 @pytest.mark.parametrize("batch_size", [22, 8, 5])
-def test_layer_by_layer_it_is_one_big_batch(batch_size: int) -> None:
+def test_layer_by_layer_equals_one_big_batch(batch_size: int) -> None:
     model = net()
     kt.updates.recalibrate_batch_norm(model, X, batch_size=batch_size, layer_by_layer=True)
     for name in ("first", "second"):
@@ -54,7 +54,7 @@ def test_layer_by_layer_it_is_one_big_batch(batch_size: int) -> None:
     np.testing.assert_allclose(moments(model, "first")[1], X.var((0, 1, 2)), rtol=1e-5)
 
 
-def test_in_one_pass_the_moments_of_batches_are_pooled() -> None:
+def test_one_pass_pools_the_moments_of_batches() -> None:
     model = net()
     before = net()
     kt.updates.recalibrate_batch_norm(model, X, batch_size=8)
@@ -73,7 +73,7 @@ def test_in_one_pass_the_moments_of_batches_are_pooled() -> None:
     np.testing.assert_allclose(moments(model, "second"), (mean, variance), rtol=1e-4, atol=1e-5)
 
 
-def test_the_callback_when_training_ends() -> None:
+def test_callback_recalibrates_at_the_end_of_training() -> None:
     model = net()
     precise = kt.RecalibrateBatchNorm((X, Y), batch_size=5, layer_by_layer=True)
     model.fit(X, Y, batch_size=8, epochs=2, shuffle=False, verbose=0, callbacks=[precise])
@@ -98,14 +98,14 @@ class Batches(keras.utils.PyDataset):
 
 
 @pytest.mark.parametrize("steps", [None, 2])
-def test_data_of_other_kinds_and_so_many_steps(steps: int | None) -> None:
+def test_datasets_and_a_number_of_steps(steps: int | None) -> None:
     model, other = net(), net()
     kt.updates.recalibrate_batch_norm(model, Batches(), steps)
     kt.updates.recalibrate_batch_norm(other, X[: 4 * (steps or 5)], batch_size=4)
     assert_same(weights(model), weights(other))
 
 
-def test_a_layer_called_twice_has_the_moments_of_both_calls() -> None:
+def test_layer_called_twice_pools_both_calls() -> None:
     first, second = keras.Input((3,)), keras.Input((3,))
     norm = keras.layers.BatchNormalization(name="norm")
     model = keras.Model([first, second], norm(first) + norm(second))
@@ -116,7 +116,7 @@ def test_a_layer_called_twice_has_the_moments_of_both_calls() -> None:
 
 
 @pytest.mark.parametrize("batch_size", [10, 3])
-def test_what_is_masked_does_not_count(batch_size: int) -> None:
+def test_masked_values_do_not_count(batch_size: int) -> None:
     inputs = keras.Input((4, 3))
     x = keras.layers.Masking()(inputs)
     model = keras.Model(inputs, keras.layers.BatchNormalization(name="norm")(x))
@@ -128,7 +128,7 @@ def test_what_is_masked_does_not_count(batch_size: int) -> None:
     np.testing.assert_allclose(moments(model, "norm"), (there.mean(0), there.var(0)), rtol=1e-4)
 
 
-def test_what_is_frozen_stays_frozen() -> None:
+def test_frozen_variables_stay_frozen() -> None:
     model = net()
     model.get_layer("first").gamma.trainable = False
     kt.updates.recalibrate_batch_norm(model, X, layer_by_layer=True)
@@ -136,12 +136,12 @@ def test_what_is_frozen_stays_frozen() -> None:
     assert "call" not in vars(model.get_layer("first"))
 
 
-def test_it_shows_what_it_does(capsys: pytest.CaptureFixture[str]) -> None:
+def test_verbose_reports_layers_and_time(capsys: pytest.CaptureFixture[str]) -> None:
     kt.updates.recalibrate_batch_norm(net(), X, batch_size=8, verbose=1)
     assert "Recalibrated 2 batch normalizations in " in capsys.readouterr().out
 
 
-def test_what_fails_changes_nothing() -> None:
+def test_failures_change_nothing() -> None:
     def broken() -> Any:
         yield X[:4], Y[:4]
         raise KeyError("no more")
@@ -155,7 +155,7 @@ def test_what_fails_changes_nothing() -> None:
         kt.updates.recalibrate_batch_norm(without, np.zeros((2, 3)))
     with refused(model, "`data` holds nothing that reaches 'first'"):
         kt.updates.recalibrate_batch_norm(model, X, steps=0)
-    with refused(model, "goes through the data several times, and `data` is a generator"):
+    with refused(model, "goes through the data several times, but `data` is a generator"):
         kt.updates.recalibrate_batch_norm(model, broken(), layer_by_layer=True)
     with pytest.raises(ValueError, match=r"`steps` must be >= 1, or None\. Received: steps=0"):
         kt.RecalibrateBatchNorm(X, steps=0)

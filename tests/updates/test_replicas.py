@@ -20,7 +20,7 @@ def run(devices: int) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.backends("tensorflow")
-def test_two_replicas() -> None:
+def test_two_replicas_equal_one_device() -> None:
     two, one = run(2), run(1)
     rng = np.random.default_rng(0)
     x = rng.normal(2.0, 3.0, size=(32, 6)).astype("float32")

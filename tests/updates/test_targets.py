@@ -42,8 +42,8 @@ def of(model: Any, name: str) -> list[np.ndarray]:
     return [value(v) for v in model.get_layer(name).weights]
 
 
-def test_soft() -> None:
-    """Followed step by step in NumPy, batch statistics among the rest."""
+def test_target_follows_softly() -> None:
+    """Compare each step with NumPy, batch statistics included."""
     model = net(TargetNetwork("online", "target", tau=0.25))
     expected = of(model, "online")
     for i in range(0, 12, 2):
@@ -53,7 +53,7 @@ def test_soft() -> None:
     assert differ(of(model, "target"), of(model, "online")) > 1e-3
 
 
-def test_copied() -> None:
+def test_target_is_copied_every_few_steps() -> None:
     model = net(TargetNetwork("online", "target", every=4))
     start = of(model, "online")
     assert differ(of(model, "target"), start) > 1e-3
@@ -70,7 +70,7 @@ def test_copied() -> None:
             assert_same(target, copies[3][1])
 
 
-def test_it_starts_from_warm_started_weights_and_not_again_when_resumed() -> None:
+def test_target_starts_once_from_warm_started_weights() -> None:
     model = net(TargetNetwork("online", "target", every=1000))
     arrays = {f"online/{v.path}": np.full(v.shape, 2.0) for v in part("online").weights}
     fit(model, callbacks=[kt.WarmStart(arrays, verbose=0)])
@@ -79,7 +79,7 @@ def test_it_starts_from_warm_started_weights_and_not_again_when_resumed() -> Non
     assert not all((weight == 2).all() for weight in of(model, "online"))
 
 
-def test_it_starts_when_training_with_it_begins_and_only_then() -> None:
+def test_target_starts_when_its_training_begins() -> None:
     model = net(TargetNetwork("online", "target", every=1000))
     model.compile(model.optimizer, "mse")
     fit(model)
@@ -93,7 +93,7 @@ def test_it_starts_when_training_with_it_begins_and_only_then() -> None:
     assert_same(of(model, "target"), start)
 
 
-def test_it_is_saved_by_names_and_goes_on() -> None:
+def test_saved_target_is_resumed_exactly() -> None:
     def update() -> Any:
         return TargetNetwork("online", "target", tau=0.1, every=2)
 
@@ -102,7 +102,7 @@ def test_it_is_saved_by_names_and_goes_on() -> None:
     assert_same(values(fit(keras.saving.load_model("half.keras"))), values(whole))
 
 
-def test_the_layers_themselves_may_be_given() -> None:
+def test_layers_may_be_given_instead_of_names() -> None:
     keras.utils.set_random_seed(3)
     online, target = part("online"), part("target", trainable=False)
     inputs = keras.Input((4,))
@@ -149,7 +149,7 @@ def test_source_and_target_must_fit(update: Any, options: Any, message: str) -> 
         ({"every": 0}, "`every` must be an integer >= 1"),
     ],
 )
-def test_arguments_that_make_no_sense(arguments: dict[str, Any], message: str) -> None:
+def test_rejects_invalid_arguments(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         TargetNetwork("online", "target", **arguments)
     with pytest.raises(ValueError, match="`target` must be a layer or the name of one"):

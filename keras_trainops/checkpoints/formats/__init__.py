@@ -1,1 +1,1 @@
-"""TODO."""
+"""Checkpoint formats, one module or package each."""

@@ -1,4 +1,4 @@
-"""Arrays in memory, and the weights of another model, as checkpoints."""
+"""Arrays in memory, and the variables of a model, as checkpoints."""
 
 from __future__ import annotations
 
@@ -8,31 +8,31 @@ from typing import Any
 
 import numpy as np
 
-from keras_trainops.checkpoints.checkpoint import PIECE, Checkpoint, Memory
+from keras_trainops.checkpoints.checkpoint import Checkpoint, Memory, pieces_of
 from keras_trainops.checkpoints.formats import torch
 from keras_trainops.checkpoints.nested import flattened
 from keras_trainops.checkpoints.storage.raw import aligned
 from keras_trainops.checkpoints.training_state import is_counter
 
-_DEEPEST = 64  # dimensions that NumPy takes: deeper lists are no arrays
+_DEEPEST = 64  # dimensions of a NumPy array; deeper lists cannot be one
 
 
 class ArraysCheckpoint(Checkpoint):
-    """A mapping from name to anything NumPy takes for an array, and to PyTorch's tensors.
+    """A mapping from name to anything that NumPy can convert to an array, or PyTorch tensors.
 
-    Mappings in it are joined by `/`. So are lists and tuples that hold arrays or mappings, by
-    position (`blocks/0/kernel`); those of numbers are arrays themselves. Arrays stay where they
-    are until they are read, and then are copied once.
+    Names in nested mappings are joined by `/`. Lists and tuples that contain arrays or mappings
+    are nested too, with positions as names (`blocks/0/kernel`); those of numbers are arrays. Arrays
+    are copied once, when they are read.
 
     Args:
-        arrays: The mapping. Of one that `scipy.io.loadmat` made its header is left out.
-        location: What it is, for messages.
-        is_overwritten: Whether memory at an address is a variable's, whose value changes while the
-            mapping is in use: arrays there are copied at once.
+        arrays: The mapping. The header that `scipy.io.loadmat` adds is ignored.
+        location: A description for messages.
+        is_overwritten: Returns True for memory addresses of variables that will be assigned while
+            the mapping is in use; arrays at such addresses are copied at once.
 
     Raises:
-        ValueError: If a key is no name, two values have one name, a container holds itself, or a
-            value is no array, is sparse or has masked elements.
+        ValueError: If a key is not a name, two values have the same name, a container holds itself,
+            or a value cannot be an array, is sparse or has masked elements.
 
     Example:
         >>> import numpy as np
@@ -54,7 +54,7 @@ class ArraysCheckpoint(Checkpoint):
         for key, value in flattened(_without_header(arrays), _entries, "the mapping"):
             array = _as_array(key, value)
             self._arrays[key] = _copy(array) if is_overwritten(_address(array)) else array
-        # Arrays are to be used whole, but for what counts batches in a PyTorch `state_dict()`.
+        # The user wants all of the arrays, except counters such as PyTorch's `num_batches_tracked`.
         self.training_state = frozenset(k for k in self._arrays if is_counter(k.replace(".", "/")))
 
     def _keys(self) -> Mapping[str, Any]:
@@ -67,35 +67,34 @@ class ArraysCheckpoint(Checkpoint):
         return _dtype_of(self._arrays[key])
 
     def _read(self, key: str) -> np.ndarray:
-        # JAX would make an aligned array the variable's own memory, and so share it with the user.
+        # Without a copy, JAX could use the user's aligned array as the variable's own memory.
         return self._view(key).copy()
 
     def _view(self, key: str) -> np.ndarray:
-        """The array, in memory of the user's wherever NumPy can look at it there."""
+        """Return the array, in the user's own memory if NumPy can access it."""
         value = self._arrays[key]
         return torch.view_of(value) if _is_torch(value) else np.asarray(value)
 
     def pieces(self, key: str) -> Iterator[np.ndarray]:
-        """The elements in C order, `PIECE` at a time, in memory of the user's."""
-        elements = self._ask(self._view, key).reshape(-1)
-        yield from (elements[i : i + PIECE] for i in range(0, elements.size, PIECE))
+        """Yield the elements in C order, `PIECE` at a time, in the user's own memory."""
+        yield from pieces_of(self._call(self._view, key))
 
     def again(self, key: str, memory: Memory = aligned) -> np.ndarray:
-        """The array, copied into what `memory` makes."""
+        """Copy the array into one that `memory` returns."""
         array = memory(self.shape(key), self.dtype(key))
-        np.copyto(array, self._ask(self._view, key))
+        np.copyto(array, self._call(self._view, key))
         return array
 
 
 def _entries(value: Any, name: str) -> list[tuple[str, Any]] | None:
-    """What a container holds, by name; None for what is to be an array."""
+    """Return the named entries of a container; None if `value` should be an array."""
     if isinstance(value, Mapping):
         return [(_as_name(key, name), entry) for key, entry in value.items()]
     return [(str(i), v) for i, v in enumerate(value)] if _holds_arrays(value) else None
 
 
 def _holds_arrays(value: Any, depth: int = 0) -> bool:
-    """Whether a list is no array itself, as one of numbers is: it holds arrays or mappings."""
+    """Return True for lists that contain arrays or mappings; a list of numbers is an array."""
     if not isinstance(value, (list, tuple)):
         return isinstance(value, Mapping) or (depth > 0 and getattr(value, "ndim", 0) > 0)
     return depth > _DEEPEST or any(_holds_arrays(entry, depth + 1) for entry in value)
@@ -103,7 +102,7 @@ def _holds_arrays(value: Any, depth: int = 0) -> bool:
 
 def _as_name(key: Any, above: str) -> str:
     if isinstance(key, int) and not isinstance(key, bool):
-        return str(key)  # where others have lists, some libraries have mappings from position
+        return str(key)  # some libraries use mappings from position instead of lists
     if isinstance(key, str):
         return key
     where = f" under {above!r}" if above else ""
@@ -113,17 +112,17 @@ def _as_name(key: Any, above: str) -> str:
 
 
 def _without_header(arrays: Mapping[str, Any]) -> Mapping[str, Any]:
-    """`arrays` without what `scipy.io.loadmat` adds: no name in MATLAB starts with `_`."""
+    """Drop the entries that `scipy.io.loadmat` adds; names in MATLAB never start with `_`."""
     if not isinstance(arrays.get("__header__"), bytes):
         return arrays
     return {key: value for key, value in arrays.items() if not str(key).startswith("__")}
 
 
 def _as_array(key: str, value: Any) -> Any:
-    """`value` as it is, if its shape and dtype can be told, or as an array.
+    """Return `value` itself if it has a shape and dtype, else converted to an array.
 
     Raises:
-        ValueError: If it is no array, or one that has not all of its elements.
+        ValueError: If it cannot be an array, is sparse or has masked elements.
     """
     if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
         raise ValueError(
@@ -137,29 +136,29 @@ def _as_array(key: str, value: Any) -> Any:
         return value
     try:
         array = np.asarray(value)
-        # A variable may be one that this very restore overwrites.
+        # This restore may overwrite the variable.
         return array.copy() if is_variable else array
     except Exception as error:  # lists of unequal lengths; tensors that refuse to be converted
-        raise ValueError(f"The value under {key!r} is no array: {error}") from error
+        raise ValueError(f"The value under {key!r} is not an array: {error}") from error
 
 
 def _is_array(value: Any) -> bool:
-    """Whether it tells its shape and dtype without being read."""
+    """Return True if the shape and dtype are available without converting the value."""
     try:
         tuple(value.shape), _dtype_of(value)
     except (AttributeError, TypeError):
-        return False  # as a table of pandas, or a dtype that NumPy lacks
+        return False  # such as a pandas table, or a dtype unknown to NumPy
     return _is_torch(value) or hasattr(value, "__array__")
 
 
 def _is_torch(value: Any) -> bool:
-    """Whether it is a tensor of PyTorch's, which is not imported to see it."""
+    """Return True for PyTorch tensors, without importing PyTorch."""
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(value, torch.Tensor)
 
 
 def _address(value: Any) -> int:
-    """Where the first element is; 0 where that is not to be known, or nobody can write there."""
+    """Return the address of the first element; 0 if unknown, or if nothing can overwrite it."""
     if _is_torch(value):
         return 0 if value.is_sparse or value.is_meta else int(value.data_ptr())
     return int(value.__array_interface__["data"][0]) if isinstance(value, np.ndarray) else 0
@@ -172,14 +171,20 @@ def _copy(value: Any) -> Any:
 def _dtype_of(value: Any) -> np.dtype:
     if _is_torch(value):
         return torch.dtype_of(value)
-    return np.dtype(getattr(value.dtype, "as_numpy_dtype", value.dtype))  # TensorFlow's have both
+    return np.dtype(getattr(value.dtype, "as_numpy_dtype", value.dtype))  # TensorFlow's dtypes
 
 
 class VariablesCheckpoint(Checkpoint):
-    """Variables under names that are their own, read one by one when asked for.
+    """Variables under unique names, read one at a time.
+
+    Args:
+        variables: Names and variables.
+        location: A description for messages.
+        to_numpy: Returns the value of a variable as a new array.
+        training_state: Names of variables that are training state.
 
     Raises:
-        ValueError: If two have one name: neither may take the other's place.
+        ValueError: If two variables have the same name.
     """
 
     format = "Keras model"

@@ -1,4 +1,4 @@
-"""NumPy archives (`.npz`) and single arrays (`.npy`). Nothing in them is ever unpickled."""
+"""NumPy archives (`.npz`) and single arrays (`.npy`). Nothing is ever unpickled."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from keras_trainops.checkpoints.training_state import by_name
 from keras_trainops.errors import RestoreError
 
 _NPY_MAGIC = b"\x93NUMPY"
-_LONGEST_HEADER = 10_000  # bytes, as NumPy has it
+_LONGEST_HEADER = 10_000  # bytes, the limit of NumPy
 
 
 class _Header(NamedTuple):
@@ -30,7 +30,7 @@ class _Header(NamedTuple):
 
 
 class _WithHeaders(Checkpoint):
-    """Arrays whose headers are read as the file is opened."""
+    """Arrays whose headers are read when the file is opened."""
 
     _headers: dict[str, _Header]
 
@@ -46,13 +46,13 @@ class _WithHeaders(Checkpoint):
     def _refuse_objects(self, key: str) -> None:
         if self._headers[key].dtype.hasobject:
             raise RestoreError(
-                f"{self.location!r}: the array {key!r} holds Python objects, which are programs "
-                "to be run and no numbers, so it is not read. Save it as an array of numbers."
+                f"{self.location!r}: the array {key!r} holds Python objects, which are code "
+                "to run rather than numbers, so it is not read. Save it as an array of numbers."
             )
 
 
 class NpzCheckpoint(_WithHeaders):
-    """An `.npz` archive; shapes and dtypes come from the headers of its members."""
+    """An `.npz` archive; shapes and dtypes come from the members' headers."""
 
     format = "NumPy .npz archive"
     checksums = True
@@ -73,7 +73,7 @@ class NpzCheckpoint(_WithHeaders):
 
     def _read(self, key: str) -> np.ndarray:
         self._refuse_objects(key)
-        return self._arrays[f"{key}.npy"]  # the full name: a key may itself be that of another
+        return self._arrays[f"{key}.npy"]  # the full name, as a key may itself end in `.npy`
 
     def close(self) -> None:
         self._arrays.close()
@@ -109,7 +109,7 @@ def _member_header(archive: zipfile.ZipFile, member: zipfile.ZipInfo, location: 
 
 
 def _header(file: IO[bytes], location: str) -> _Header:
-    """The header of an array, whose length it says itself, before all that it says."""
+    """Read the header of an array, after checking the length that it claims."""
     version = np.lib.format.read_magic(file)
     width = 2 if version == (1, 0) else 4
     start = file.tell()
@@ -130,8 +130,8 @@ def _header(file: IO[bytes], location: str) -> _Header:
 
 
 def _refuse_other_size(what: str, header: _Header, stored: int, location: str) -> None:
-    """Objects are pickled, so their size says nothing; they are refused when they are asked for."""
     claimed = nbytes(header.shape, header.dtype)
+    # Objects are pickled, so their size means nothing; reading them raises anyway.
     if not header.dtype.hasobject and claimed != stored:
         raise RestoreError(
             f"{location!r}: the header of {what} claims {claimed:,} bytes, but {stored:,} follow "
@@ -145,24 +145,24 @@ def write(
     keys: Mapping[str, str],
     progress: Callable[[int], None] = lambda nbytes: None,
 ) -> None:
-    """Writes tensors of a checkpoint piece by piece; `numpy.load` reads them.
+    """Write tensors to an archive that `numpy.load` can read; see `Writer`.
 
     Args:
         path: The new file.
-        checkpoint: Where the tensors come from.
-        keys: From the name that a tensor is to have to its key in `checkpoint`.
-        progress: Is told how many bytes were written.
+        checkpoint: The source of the tensors.
+        keys: Mapping from the name in the new file to the key in `checkpoint`.
+        progress: Called with the number of bytes after each piece.
 
     Raises:
-        UnwritableError: If NumPy itself lacks a dtype, as bfloat16; nothing is written then.
+        UnwritableError: If NumPy has no such dtype (bfloat16); nothing is written.
         RestoreError: If a tensor cannot be read.
     """
     for name, key in keys.items():
         dtype = checkpoint.dtype(key)
         if dtype.kind not in "biufc":
             raise UnwritableError(
-                f".npz has no dtype for {name!r}, which is {dtype}: `numpy.load` would give bytes "
-                "without a meaning. Convert to .safetensors."
+                f".npz has no dtype for {name!r}, which is {dtype}: `numpy.load` would return "
+                "meaningless bytes. Convert to .safetensors."
             )
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
         for name, key in keys.items():

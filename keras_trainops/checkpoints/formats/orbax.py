@@ -1,9 +1,9 @@
-"""Orbax checkpoints: directories that hold the arrays of a tree, as JAX programs save them.
+"""Orbax checkpoints: directories with the arrays of a tree, as JAX programs save them.
 
-Keys are the array's place in the tree, joined by `/` (`params/dense/kernel`), behind the item's
-name where a checkpoint holds several trees. What Keras's own `OrbaxCheckpoint` callback writes has
-the variables' paths as they are in the model. Arrays are read by TensorStore, on which Orbax rests;
-nothing else of Orbax is needed, and no class that a file names is ever made.
+A key is an array's path in the tree, joined by `/` (`params/dense/kernel`), after the item's name
+if the checkpoint has several trees. In checkpoints of Keras's `OrbaxCheckpoint` callback, keys are
+the variables' paths in the model. TensorStore, on which Orbax is built, reads the arrays; the rest
+of Orbax is not needed, and no class named in a file is ever instantiated.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from keras_trainops.checkpoints.training_state import by_name
 from keras_trainops.errors import RestoreError
 
 _METADATA = "_METADATA"
-# What TensorStore reads whole, and how large it may be.
+# TensorStore reads these files whole, so their size is limited.
 _HEADERS = frozenset({".zarray", "zarr.json", "manifest.ocdbt"})
-_LARGEST_HEADER = 16 * 2**20
-# Beside these there are strings, empty containers and what programs define for themselves.
+_LARGEST_HEADER = 16 * 2**20  # bytes
+# The other types of leaves are strings, empty containers and types that programs define.
 _ARRAYS = frozenset({"jax.Array", "np.ndarray", "scalar"})
-# The trees of weights in what Keras writes. The others are training state.
+# The trees in which Keras saves weights. Its other trees are training state.
 _KERAS_TREES = ("trainable_variables", "non_trainable_variables")
 
 
@@ -39,7 +39,7 @@ class _Leaf(NamedTuple):
 
 
 class OrbaxCheckpoint(Checkpoint):
-    """The arrays of an Orbax checkpoint, opened when it is, read when they are asked for."""
+    """An Orbax checkpoint; all arrays are opened at once and read on demand."""
 
     format = "Orbax checkpoint"
 
@@ -47,7 +47,7 @@ class OrbaxCheckpoint(Checkpoint):
         super().__init__(location)
         trees = {tree: list(_leaves(tree, location)) for tree in _trees_in(Path(location))}
         trees = {tree: leaves for tree, leaves in trees.items() if leaves}
-        leaves = {}
+        leaves: dict[str, _Leaf] = {}
         for tree, found in trees.items():
             prefix = f"{tree.name}/" if len(trees) > 1 else ""
             leaves.update({prefix + _key(leaf, found): leaf for leaf in found})
@@ -83,22 +83,33 @@ class OrbaxCheckpoint(Checkpoint):
 
 
 def _recognise(candidate: Candidate) -> bool:
-    """Whether a directory is an Orbax checkpoint, a step of one, or holds steps."""
-    return candidate.is_directory and any(True for _ in _trees_in(candidate.path))
+    """Recognise a checkpoint, a single tree or step of one, or a directory of steps."""
+    return candidate.is_directory and bool(_trees_in(candidate.path))
 
 
-def _trees_in(directory: Path) -> Iterator[Path]:
-    """The trees at `directory`: its own, those in it, or those of the latest step in it."""
+def _trees_in(directory: Path) -> list[Path]:
+    """Find the trees of a checkpoint.
+
+    Args:
+        directory: A tree, a directory of trees, or a directory of steps.
+
+    Returns:
+        The directory itself, the trees in it, or the trees of its latest step; empty if there are
+        none.
+    """
     if _is_tree(directory):
-        yield directory
-        return
+        return [directory]
     entries = sorted(entry for entry in directory.iterdir() if entry.is_dir())
-    trees = [entry for entry in entries if _is_tree(entry) and not entry.name.isdecimal()]
-    yield from trees
     steps = [entry for entry in entries if entry.name.isdecimal()]
-    if steps and not trees:
-        latest = max(steps, key=lambda step: int(step.name))
-        yield from [latest] if _is_tree(latest) else filter(_is_tree, sorted(latest.iterdir()))
+    trees = [entry for entry in entries if _is_tree(entry) and entry not in steps]
+    return trees or _trees_of_latest(steps)
+
+
+def _trees_of_latest(steps: list[Path]) -> list[Path]:
+    if not steps:
+        return []
+    latest = max(steps, key=lambda step: int(step.name))
+    return [latest] if _is_tree(latest) else list(filter(_is_tree, sorted(latest.iterdir())))
 
 
 def _is_tree(directory: Path) -> bool:
@@ -118,10 +129,10 @@ def _metadata(tree: Path, location: str) -> Mapping[str, Any]:
 
 
 def _require_harmless(tree: Path) -> None:
-    """Looks at all files before TensorStore does, which reads headers whole and ends the process.
+    """Check all files before TensorStore opens them: a huge header would end the process.
 
     Raises:
-        RestoreError: If one is no regular file, or a header is too large to be one.
+        RestoreError: If a file is not regular, or a header is too large.
     """
     for path in tree.rglob("*"):
         if path.is_dir():
@@ -137,7 +148,7 @@ def _require_harmless(tree: Path) -> None:
 def _specification(
     tree: Path, path: tuple[str, ...], metadata: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """What TensorStore needs to open an array: a database for all, or a directory for each."""
+    """Return TensorStore's spec of an array: in one database for all, or a directory of its own."""
     files, name = f"{tree.absolute()}/", f"{'.'.join(path)}/"
     store: dict[str, Any] = {"driver": "file", "path": files + name}
     if metadata.get("use_ocdbt"):
@@ -146,9 +157,9 @@ def _specification(
 
 
 def _key(leaf: _Leaf, tree: list[_Leaf]) -> str:
-    by_keras = any(other.path[0] == _KERAS_TREES[0] for other in tree)
-    weights = by_keras and leaf.path[0] in _KERAS_TREES
-    return "/".join(leaf.path[1:] if weights else leaf.path)
+    is_from_keras = any(other.path[0] == _KERAS_TREES[0] for other in tree)
+    is_weight = is_from_keras and leaf.path[0] in _KERAS_TREES
+    return "/".join(leaf.path[1:] if is_weight else leaf.path)
 
 
 def _open_all(leaves: Any) -> list[Any]:

@@ -1,4 +1,4 @@
-"""`.safetensors` files, through the safetensors library."""
+"""`.safetensors` files, read with the safetensors library."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from keras_trainops.checkpoints.storage.raw import Extent
 from keras_trainops.checkpoints.storage.writing import UnwritableError
 from keras_trainops.checkpoints.training_state import by_name
 
-# The names of dtypes in the file's header, where NumPy has another name for them.
+# The header's names of dtypes.
 DTYPES = {
     "F64": np.dtype("float64"),
     "F32": np.dtype("float32"),
@@ -37,12 +37,17 @@ DTYPES = {
     "C64": np.dtype("complex64"),
 }
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
-_METADATA = "__metadata__"  # in the header, where tensors have their names
-_ALIGNMENT = 8  # bytes, where the tensors begin
+_METADATA = "__metadata__"  # the only entry of the header that is not a tensor
+_ALIGNMENT = 8  # bytes, of the first tensor
 
 
 class SafetensorsCheckpoint(Checkpoint):
-    """A `.safetensors` file, mapped into memory; its header is checked when it is opened."""
+    """A `.safetensors` file; the library checks its header when it is opened.
+
+    Args:
+        location: The path, as the user gave it.
+        path: Path of the file, if it is not `location`.
+    """
 
     format = "safetensors file"
 
@@ -54,7 +59,7 @@ class SafetensorsCheckpoint(Checkpoint):
         require_file(path)
         self._file = safe_open(path, framework="numpy")
         self._file.__enter__()
-        self._slices = {key: self._file.get_slice(key) for key in self._file.keys()}  # noqa: SIM118 - no mapping
+        self._slices = {key: self._file.get_slice(key) for key in self._file.keys()}  # noqa: SIM118 - not a mapping
         self.training_state = by_name(self._slices)
         self._plain = open_regular(path)
         try:
@@ -64,10 +69,10 @@ class SafetensorsCheckpoint(Checkpoint):
             raise
 
     def _find_offsets(self) -> dict[str, int]:
-        """Where the tensors begin: the library has checked the header, but tells no offsets."""
+        """Read the tensors' offsets, which the library checks but does not expose."""
         length = int.from_bytes(self._plain.read(8), "little")
         header = load_json(self._plain.read(length), self.location)
-        header.pop("__metadata__", None)
+        header.pop(_METADATA, None)
         return {key: 8 + length + entry["data_offsets"][0] for key, entry in header.items()}
 
     def _keys(self) -> Mapping[str, object]:
@@ -100,33 +105,50 @@ def write(
     keys: Mapping[str, str],
     progress: Callable[[int], None] = lambda nbytes: None,
 ) -> None:
-    """Writes tensors of a checkpoint piece by piece.
+    """Write tensors to a `.safetensors` file; see `Writer`.
 
     Args:
         path: The new file.
-        checkpoint: Where the tensors come from.
-        keys: From the name that a tensor is to have to its key in `checkpoint`.
-        progress: Is told how many bytes were written.
+        checkpoint: The source of the tensors.
+        keys: Mapping from the name in the new file to the key in `checkpoint`.
+        progress: Called with the number of bytes after each piece.
 
     Raises:
-        UnwritableError: If a dtype is none of the format's, or a name is that of its metadata;
-            nothing is written then.
+        UnwritableError: If the format has no such dtype, or reserves a name for its metadata;
+            nothing is written.
         RestoreError: If a tensor cannot be read.
     """
+    dtypes = _writable_dtypes(checkpoint, keys)
+    # Larger elements first, so that every tensor is aligned.
+    order = sorted(keys, key=lambda name: dtypes[name].itemsize, reverse=True)
+    shapes = {name: checkpoint.shape(keys[name]) for name in order}
+    header = _header(shapes, dtypes)
+    with path.open("wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        for name in order:
+            for piece in checkpoint.pieces(keys[name]):
+                piece = np.ascontiguousarray(piece, dtypes[name])
+                file.write(piece.view(np.uint8).data)  # ml_dtypes do not support buffers
+                progress(piece.nbytes)
+
+
+def _writable_dtypes(checkpoint: Checkpoint, keys: Mapping[str, str]) -> dict[str, np.dtype]:
     if _METADATA in keys:
         raise UnwritableError(
-            f".safetensors has no tensor called {_METADATA!r}: so its metadata are. Give it "
-            "another name."
+            f".safetensors cannot hold a tensor called {_METADATA!r}, which is the name of its "
+            "metadata. Give it another name."
         )
     dtypes = {name: checkpoint.dtype(key).newbyteorder("=") for name, key in keys.items()}
     for name, dtype in dtypes.items():
         if dtype not in _NAMES:
             raise UnwritableError(f".safetensors has no dtype for {name!r}, which is {dtype}.")
-    # The largest elements first, so that each tensor is aligned; else in the order they came.
-    order = sorted(keys, key=lambda name: dtypes[name].itemsize, reverse=True)
+    return dtypes
+
+
+def _header(shapes: Mapping[str, tuple[int, ...]], dtypes: Mapping[str, np.dtype]) -> bytes:
+    """Return the header of a file that holds the tensors one after the other."""
     header, place = {}, 0
-    for name in order:
-        shape = checkpoint.shape(keys[name])
+    for name, shape in shapes.items():
         end = place + nbytes(shape, dtypes[name])
         header[name] = {
             "dtype": _NAMES[dtypes[name]],
@@ -135,18 +157,11 @@ def write(
         }
         place = end
     text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % _ALIGNMENT)
-    with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for name in order:
-            for piece in checkpoint.pieces(keys[name]):
-                piece = np.ascontiguousarray(piece, dtypes[name])
-                file.write(piece.view(np.uint8).data)  # dtypes of ml_dtypes have no buffers
-                progress(piece.nbytes)
+    return text + b" " * (-len(text) % _ALIGNMENT)
 
 
 def _recognise(candidate: Candidate) -> bool:
-    """Whether a file has a safetensors header: a length, then JSON."""
+    """Recognise a header: its length, then JSON."""
     head = candidate.head
     return len(head) > 8 and head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 1 << 40
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import chain
 
 import numpy as np
 
@@ -16,12 +17,12 @@ from keras_trainops.errors import RestoreError
 
 
 class SafetensorsIndexCheckpoint(Checkpoint):
-    """The tensors that an index lists, each in the shard it names."""
+    """The tensors listed in an index, each read from its shard."""
 
     format = "sharded safetensors"
 
     def __init__(self, location: str, files: Mapping[str, list[str]]) -> None:
-        super().__init__(location, [location, *(p for paths in files.values() for p in paths)])
+        super().__init__(location, [location, *chain.from_iterable(files.values())])
         self._shards: dict[str, SafetensorsCheckpoint] = {}
         try:
             self._shard_of = {key: self._shard(key, paths) for key, paths in files.items()}

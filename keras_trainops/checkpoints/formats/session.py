@@ -1,8 +1,7 @@
-"""Checkpoints of a `TrainingSession`: directories that say themselves what is in them.
+"""Checkpoints of a `TrainingSession`.
 
-A step's directory holds the arrays as safetensors and `SHA256SUMS`, which names each file of it
-with its checksum. The log directory of a run, and the `checkpoints` in it, mean the newest step
-whose files are what was written.
+The directory of a step holds the arrays as safetensors, and `SHA256SUMS` with the checksums of its
+files. A run's log directory, or `checkpoints` in it, opens the newest step that is undamaged.
 """
 
 from __future__ import annotations
@@ -20,32 +19,45 @@ from keras_trainops.errors import RestoreError
 _ARRAYS = "state.safetensors"
 _SUMS = "SHA256SUMS"
 _STEPS = "checkpoints"
-_TRAINING = ("optimizer/", "metrics/")  # what keys begin with that are no weights
+_TRAINING_STATE = ("optimizer/", "metrics/")  # prefixes of keys
 _STEP = re.compile(r"step-(\d+)")
-_MOST_SUMS = 1 << 20
+_MOST_SUMS = 1 << 20  # bytes
 
 
 class SessionCheckpoint(SafetensorsCheckpoint):
-    """A step that a session saved, by the path of its directory or of one that it lies in."""
+    """A step saved by a session.
+
+    Args:
+        location: The path, as the user gave it: that of the step or of a directory around it.
+        step: The step's directory.
+    """
 
     def __init__(self, location: str, step: Path) -> None:
         super().__init__(location, str(step / _ARRAYS))
         self.format = f"training session ({step.name})"
-        own = (key for key in self._slices if key.startswith(_TRAINING))
+        own = (key for key in self._slices if key.startswith(_TRAINING_STATE))
         self.training_state |= frozenset(own)
 
 
 def _recognise(candidate: Candidate) -> bool:
-    """Whether a directory is a step of a session, its `checkpoints` or its log directory."""
+    """Recognise a step, a directory of steps, or a log directory."""
     path = candidate.path
     return candidate.is_directory and (_is_step(path) or bool(_steps_in(path)))
 
 
 def open_directory(text: str) -> SessionCheckpoint:
-    """Opens a step, or the newest one in a directory that is not damaged.
+    """Open a step, or the newest undamaged step in a directory.
+
+    Warns about damaged steps that it skips.
+
+    Args:
+        text: Path of the step, of a directory of steps, or of a log directory.
+
+    Returns:
+        The checkpoint.
 
     Raises:
-        RestoreError: If it is damaged, or all of them are.
+        RestoreError: If the step is damaged, or all steps are.
     """
     directory = Path(text)
     if _is_step(directory):
@@ -70,7 +82,7 @@ def _is_step(directory: Path) -> bool:
 
 
 def _steps_in(directory: Path) -> list[Path]:
-    """The steps of a run, newest first, also those that are damaged."""
+    """Return the steps of a run, newest first, including damaged ones."""
     inside = directory / _STEPS
     entries = [*directory.iterdir(), *(inside.iterdir() if inside.is_dir() else ())]
     numbered = [(_STEP.fullmatch(entry.name), entry) for entry in entries if entry.is_dir()]
@@ -79,9 +91,9 @@ def _steps_in(directory: Path) -> list[Path]:
 
 
 def _damage(step: Path) -> str:
-    """What is wrong with the files of a step, as `sha256sum --check` would tell; empty if nothing.
+    """Check a step like `sha256sum --check`, and return a description of the damage, if any.
 
-    Files that it does not name, such as those that a file manager leaves, do not count.
+    Files without a checksum, such as those of file managers, are ignored.
     """
     try:
         lines = read_file(str(step / _SUMS), _MOST_SUMS).decode().splitlines()
@@ -89,14 +101,20 @@ def _damage(step: Path) -> str:
         if _ARRAYS not in sums:
             return f"{_SUMS} does not name {_ARRAYS}"
         for name, digest in sums.items():
-            if Path(name).name != name:
-                return f"{_SUMS} names {name!r}, which is not in it"
-            with open_regular(str(step / name)) as file:
-                if hashlib.file_digest(file, "sha256").hexdigest() != digest:
-                    return f"the checksum of {name} is another"
+            damage = _damage_of(step, name, digest)
+            if damage:
+                return damage
     except (OSError, ValueError) as error:  # `RestoreError` is a `ValueError`
         return str(error)
     return ""
 
 
-FORMAT = Format("what a TrainingSession saved", _recognise, open_directory)
+def _damage_of(step: Path, name: str, digest: str) -> str:
+    if Path(name).name != name:
+        return f"{_SUMS} names {name!r}, which is not in it"
+    with open_regular(str(step / name)) as file:
+        same = hashlib.file_digest(file, "sha256").hexdigest() == digest
+    return "" if same else f"the checksum of {name} does not match"
+
+
+FORMAT = Format("checkpoints of a TrainingSession", _recognise, open_directory)

@@ -1,12 +1,11 @@
-"""PyTorch state dicts (`.pt`, `.pth`), through PyTorch's own safe loader.
+"""PyTorch state dicts (`.pt`, `.pth`), read with PyTorch's own safe unpickler.
 
-What `torch.load(weights_only=True)` makes the tensors with is used here without their values: it
-makes nothing but tensors and plain containers, and asks for each storage by a name. That name leads
-to a place in the file, so that values are read when they are asked for, and nothing is mapped: a
-mapped file that is cut short ends the process.
+The unpickler of `torch.load(weights_only=True)` only makes tensors and plain containers. Here it
+gets storages without values, and their names lead to places in the file. So values are read on
+demand, and the file is not mapped: truncating a mapped file would kill the process.
 
-The names are kept as they are (`layer1.0.weight`); of dicts in dicts, as training programs save
-them, the names are joined by `/` (`model/layer1.0.weight`). What is no tensor is left out.
+Names are kept (`layer1.0.weight`). Training programs often nest dicts; their names are joined by
+`/` (`model/layer1.0.weight`). Values other than tensors are ignored.
 """
 
 from __future__ import annotations
@@ -31,11 +30,11 @@ from keras_trainops.checkpoints.storage.zip_archives import refuse_repeated, sto
 from keras_trainops.checkpoints.training_state import by_name
 from keras_trainops.errors import RestoreError
 
-# How the pickled stream of a file starts that PyTorch wrote before 1.6: protocol 2, a magic number.
+# The first bytes of files of PyTorch before 1.6: pickle protocol 2, a magic number.
 _LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 _LEGACY_PROTOCOL = 1001
 _PICKLE = "data.pkl"
-# PyTorch's name of a dtype that NumPy lacks, the integer of its size, and its dtype in `ml_dtypes`.
+# Dtypes that NumPy lacks: PyTorch's name, an integer dtype of the same size, the `ml_dtypes` one.
 _FOREIGN = {
     "torch.bfloat16": ("int16", np.dtype(ml_dtypes.bfloat16)),
     "torch.float8_e4m3fn": ("uint8", np.dtype(ml_dtypes.float8_e4m3fn)),
@@ -44,14 +43,14 @@ _FOREIGN = {
 
 
 class _Place(NamedTuple):
-    """Where the bytes of a storage lie in the file."""
+    """The byte range of a storage in the file."""
 
     offset: int
     size: int
 
 
 class _Storage(NamedTuple):
-    """A storage by its name, and the part of it that a view has; sizes are in bytes."""
+    """A storage, or a view of it, in bytes; `element` is the size of an element."""
 
     name: str
     offset: int
@@ -60,7 +59,7 @@ class _Storage(NamedTuple):
 
 
 class TorchCheckpoint(Checkpoint):
-    """A state dict whose tensors stay in the file until they are asked for."""
+    """A state dict whose tensors are read on demand."""
 
     format = "PyTorch state dict"
 
@@ -86,8 +85,8 @@ class TorchCheckpoint(Checkpoint):
 
     def _extent(self, key: str) -> Extent | None:
         tensor = self._tensors[key]
-        turned = tensor.is_conj() or tensor.is_neg() or not tensor.is_contiguous()
-        if turned or self._swapped:
+        is_transformed = tensor.is_conj() or tensor.is_neg() or not tensor.is_contiguous()
+        if is_transformed or self._swapped:
             return None
         offset, _ = self._span(key)
         return Extent(self._file, offset)
@@ -95,7 +94,7 @@ class TorchCheckpoint(Checkpoint):
     def _read(self, key: str) -> np.ndarray:
         tensor, dtype = self._tensors[key], self._dtype(key)
         offset, size = self._span(key)
-        # NumPy can do little with dtypes that it lacks, and all with integers of their size.
+        # NumPy has few operations for foreign dtypes, and all for integers of the same size.
         plain = np.dtype(_FOREIGN.get(str(tensor.dtype), (dtype,))[0])
         span = np.empty(size // dtype.itemsize, plain)
         Extent(self._file, offset).read_into(span)
@@ -107,10 +106,10 @@ class TorchCheckpoint(Checkpoint):
         return -array if tensor.is_neg() else array
 
     def _span(self, key: str) -> tuple[int, int]:
-        """Where the elements of a tensor lie in the file: the first byte, and how many.
+        """Return the offset and size in bytes of a tensor's elements in the file.
 
         Raises:
-            RestoreError: If they are not in it, or would grow out of proportion in memory.
+            RestoreError: If they are not in the file, or would expand out of proportion in memory.
         """
         tensor = self._tensors[key]
         storage = _storage_of(tensor)
@@ -137,13 +136,13 @@ class TorchCheckpoint(Checkpoint):
 
 
 def dtype_of(tensor: Any) -> np.dtype:
-    """NumPy's dtype for a tensor's, or that of `ml_dtypes`."""
+    """Return the dtype of a PyTorch tensor as one of NumPy or `ml_dtypes`."""
     name = str(tensor.dtype)
     return _FOREIGN[name][1] if name in _FOREIGN else np.dtype(name.removeprefix("torch."))
 
 
 def view_of(tensor: Any) -> np.ndarray:
-    """A tensor as an array, in the tensor's own memory where that is possible."""
+    """Return a PyTorch tensor as an array, sharing its memory if possible."""
     import torch
 
     tensor = tensor.detach().cpu()
@@ -154,13 +153,13 @@ def view_of(tensor: Any) -> np.ndarray:
 
 
 def _recognise(candidate: Candidate) -> bool:
-    """Whether `torch.save` wrote a file: a zip archive with a `data.pkl`, before 1.6 a pickle."""
+    """Recognise files of `torch.save`: a zip archive with `data.pkl`, or a pickle before 1.6."""
     pickled = any(Path(name).name == _PICKLE for name in candidate.members or ())
     return pickled or candidate.head.startswith(_LEGACY_MAGIC)
 
 
 def _flattened(content: Any, location: str) -> Iterator[tuple[str, Any]]:
-    """Names and tensors, in order. Containers without any tensor are left out."""
+    """Yield names and tensors in order, without looking into containers that have no tensor."""
     import torch
 
     def is_tensor(value: Any) -> bool:
@@ -178,8 +177,8 @@ def _flattened(content: Any, location: str) -> Iterator[tuple[str, Any]]:
 
 
 def _containers_of(content: Any, is_value: Callable[[Any], bool]) -> set[int]:
-    """The containers in which values lie, however deep; each is looked at once."""
-    holders: dict[int, list[int]] = {}  # by what they hold
+    """Return the ids of containers that hold values at any depth, visiting each item once."""
+    holders: dict[int, list[int]] = {}  # from the id of an item to those of its containers
     met, found, waiting = {id(content)}, set[int](), [content]
     reached: list[int] = []
     while waiting:
@@ -205,7 +204,7 @@ def _pairs(value: Any) -> Iterable[tuple[Any, Any]]:
 
 
 def _read_archive(location: str) -> tuple[Any, dict[str, _Place], bool]:
-    """What a zip file holds, where its storages lie, and whether in the other order of bytes."""
+    """Return the content, the places of its storages, and True if their bytes are swapped."""
     with zipfile.ZipFile(location) as archive:
         _refuse_compressed(archive, location)
         refuse_repeated(archive, location)
@@ -229,7 +228,7 @@ def _read_archive(location: str) -> tuple[Any, dict[str, _Place], bool]:
 
 
 def _read_legacy(location: str) -> tuple[Any, dict[str, _Place], bool]:
-    """The same of a file from before 1.6: five pickles, then each storage's length and bytes."""
+    """Do the same for files before 1.6: five pickles, then the length and bytes of each storage."""
     places, wanted = {}, dict[str, _Storage]()
     size = require_file(location)
     with io.BufferedReader(open_regular(location)) as file:
@@ -241,7 +240,7 @@ def _read_legacy(location: str) -> tuple[Any, dict[str, _Place], bool]:
         place = file.tell()
         for name in map(str, order):
             if name not in wanted:
-                raise RestoreError(f"{location!r}: nothing says what the values {name!r} are.")
+                raise RestoreError(f"{location!r}: no tensor uses the values {name!r}.")
             file.seek(place)
             stored = int.from_bytes(file.read(8), "little", signed=True) * wanted[name].element
             if not 0 <= stored <= size - place - 8:
@@ -255,7 +254,7 @@ def _read_legacy(location: str) -> tuple[Any, dict[str, _Place], bool]:
 
 
 class _Bounded:
-    """A file that pickles are read from, none of whose parts claims to be endless."""
+    """A file for unpickling that limits the size of each read."""
 
     def __init__(self, file: io.BufferedReader[io.FileIO], location: str) -> None:
         self._file, self._location = file, location
@@ -270,17 +269,29 @@ class _Bounded:
 
 def _require_size(size: int, location: str) -> None:
     if size > MOST_METADATA:
-        raise RestoreError(f"{location!r}: what lists the tensors claims {size:,} bytes.")
+        raise RestoreError(f"{location!r}: its list of tensors claims {size:,} bytes.")
 
 
 def _unpickle(file: Any, location: str, wanted: dict[str, _Storage]) -> Any:
-    """Tensors without values in plain containers; `wanted` are told the storages they need."""
+    """Load plain containers of tensors without values.
+
+    Args:
+        file: The pickle.
+        location: Path of the file, for messages.
+        wanted: Filled with the storages that the tensors need, by name.
+
+    Returns:
+        The content of the pickle.
+
+    Raises:
+        RestoreError: If the pickle is damaged, or holds anything else.
+    """
     torch, unpickler = _loader(location)
 
     def storage_without_values(saved: tuple[Any, ...]) -> Any:
         kind, storage_type, name, _, count, *view = saved
         if kind != "storage":
-            raise RestoreError(f"{location!r} refers to {kind!r}, which is no tensor.")
+            raise RestoreError(f"{location!r} refers to {kind!r}, which is not a tensor.")
         untyped = storage_type is torch.UntypedStorage
         dtype = torch.uint8 if untyped else storage_type.dtype
         element, offset = torch.empty((), dtype=dtype).element_size(), 0
@@ -302,7 +313,7 @@ def _unpickle(file: Any, location: str, wanted: dict[str, _Storage]) -> Any:
 
 
 def _loader(location: str) -> tuple[Any, Any]:
-    """PyTorch, and the unpickler of `torch.load(weights_only=True)`."""
+    """Import PyTorch and the unpickler of `torch.load(weights_only=True)`."""
     try:
         import torch
         from torch._weights_only_unpickler import Unpickler
@@ -315,7 +326,7 @@ def _loader(location: str) -> tuple[Any, Any]:
 
 
 def _storage_of(tensor: Any) -> _Storage | None:
-    """The storage that a tensor of `_unpickle` has in the file, if any."""
+    """Return the storage of a tensor made by `_unpickle`; None if it is not in the file."""
     import torch
 
     if tensor.layout != torch.strided or tensor.is_quantized:
@@ -326,16 +337,16 @@ def _storage_of(tensor: Any) -> _Storage | None:
 def _refusal(location: str, reason: str) -> RestoreError:
     return RestoreError(
         f"PyTorch's safe loader refuses {location!r} ({reason}). It may be damaged, or hold more "
-        "than tensors: whole modules and TorchScript are programs. Where you trust the file, load "
-        "it in PyTorch and save its `state_dict()`."
+        "than tensors: whole modules and TorchScript are programs. If you trust the file, load it "
+        "in PyTorch and save its `state_dict()`."
     )
 
 
 def _refuse_compressed(archive: zipfile.ZipFile, location: str) -> None:
-    """PyTorch stores without compression; only a bomb is compressed.
+    """Raise if a member is compressed: PyTorch never does that, a bomb does.
 
     Raises:
-        RestoreError: If a member is.
+        RestoreError: If a member is compressed.
     """
     for member in archive.infolist():
         if member.compress_type != zipfile.ZIP_STORED:

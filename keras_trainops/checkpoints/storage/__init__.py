@@ -1,1 +1,1 @@
-"""TODO."""
+"""Files on disk: opening, limits, plain bytes, zip archives and shards."""

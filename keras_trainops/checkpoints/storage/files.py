@@ -1,7 +1,7 @@
-"""The one place where readers open files: regular ones only, of a size that was looked at before.
+"""Open files for reading: only regular files, checked for size beforehand.
 
-A pipe or a device would never end, and libraries read what a file says of itself: what they are
-handed has been through `require_file`, and what is read here is bounded.
+A pipe or a device might never end, and libraries trust the sizes that a file claims. So every file
+passes `require_file` before a library opens it, and reads here are bounded.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ import numpy as np
 from keras_trainops.checkpoints.storage.limits import is_bomb, refuse_bomb
 from keras_trainops.errors import RestoreError
 
-MOST_METADATA = 256 * 2**20  # bytes: such an index would list millions of tensors
-_DEEPEST = 100  # containers in containers; a model in models in models has some 20
+MOST_METADATA = 256 * 2**20  # bytes: an index of this size would list millions of tensors
+_DEEPEST = 100  # nested containers; a model in a model in a model has some 20
 
 _KINDS = {
     stat.S_IFIFO: "a pipe",
@@ -35,43 +35,53 @@ _KINDS = {
 
 
 def require_file(path: str) -> int:
-    """Looks at a file before it is opened, here or by a library.
+    """Check a file before it is opened, here or by a library.
+
+    Args:
+        path: Path of the file.
 
     Returns:
         Its size in bytes.
 
     Raises:
-        RestoreError: If it is no regular file (a pipe, a device), or a large one that is nearly all
-            hole: it claims more than it has on the disk.
-        OSError: If there is none, or it may not be read.
+        RestoreError: If it is not a regular file (a pipe, a device), or is a large sparse file that
+            consists almost entirely of holes.
+        OSError: If it does not exist or may not be read.
     """
     status = os.stat(path)
     kind = _KINDS.get(stat.S_IFMT(status.st_mode), "of an unknown kind")
     if not stat.S_ISREG(status.st_mode):
         raise RestoreError(f"{path!r} is {kind} and not a regular file, so it is not read.")
     if is_bomb(status.st_size, 0):
-        with io.FileIO(path, opener=_without_waiting) as file:
-            stored = _stored(file.fileno(), status.st_size)
+        with io.FileIO(path, opener=_open_without_waiting) as file:
+            stored = _stored_bytes(file.fileno(), status.st_size)
         refuse_bomb("the file", status.st_size, stored, path)
     return status.st_size
 
 
 def open_regular(path: str) -> io.FileIO:
-    """Opens a regular file for reading, without a buffer.
+    """Open a regular file for reading, unbuffered.
 
     Raises:
-        RestoreError, OSError: As `require_file`.
+        RestoreError, OSError: See `require_file`.
     """
     require_file(path)
-    return io.FileIO(path, opener=_without_waiting)
+    return io.FileIO(path, opener=_open_without_waiting)
 
 
 def read_file(path: str, most: int = MOST_METADATA) -> bytes:
-    """The content of a file that is to be small.
+    """Read a file that should be small.
+
+    Args:
+        path: Path of the file.
+        most: Maximum size in bytes.
+
+    Returns:
+        Its content.
 
     Raises:
-        RestoreError: If it has more than `most` bytes.
-        RestoreError, OSError: As `require_file`.
+        RestoreError: If the file is larger than `most`.
+        RestoreError, OSError: See `require_file`.
     """
     size = require_file(path)
     if size > most:
@@ -84,11 +94,18 @@ def read_file(path: str, most: int = MOST_METADATA) -> bytes:
 
 
 def load_json(text: bytes, location: str) -> Any:
-    """What JSON says, where every reader agrees on what that is.
+    """Parse JSON, refusing repeated keys, which parsers resolve differently.
+
+    Args:
+        text: The JSON document.
+        location: The file, for messages.
+
+    Returns:
+        The parsed document.
 
     Raises:
         RestoreError: If an object has a key twice.
-        ValueError: If it is no JSON, or containers lie more than 100 deep in each other.
+        ValueError: If it is not JSON or is nested more than 100 deep.
     """
     if _depth(text) > _DEEPEST:
         raise ValueError(f"it is nested more than {_DEEPEST} deep")
@@ -96,7 +113,7 @@ def load_json(text: bytes, location: str) -> Any:
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
         if len(found) < len(pairs):
-            repeated = max(Counter(key for key, _ in pairs).items(), key=lambda item: item[1])[0]
+            repeated, _ = Counter(key for key, _ in pairs).most_common(1)[0]
             raise RestoreError(f"{location!r}: its JSON holds {repeated!r} twice in one object.")
         return found
 
@@ -104,7 +121,7 @@ def load_json(text: bytes, location: str) -> Any:
 
 
 def _depth(text: bytes) -> int:
-    """How deep containers lie in each other, told without walking into them."""
+    """Return how deep containers are nested in JSON text, without recursion."""
     bare = np.frombuffer(re.sub(rb'"[^"\\]*(?:\\.[^"\\]*)*"', b"", text, flags=re.DOTALL), np.uint8)
     bare = bare[np.isin(bare, np.frombuffer(b"[]{}", np.uint8))]
     steps = np.where(np.isin(bare, np.frombuffer(b"[{", np.uint8)), 1, -1)
@@ -112,13 +129,22 @@ def _depth(text: bytes) -> int:
 
 
 def data_ranges(descriptor: int, begin: int, end: int) -> Iterator[tuple[int, int]]:
-    """The parts of a file between two places that are no holes; all of it where nobody can tell."""
+    """Yield the parts of a file that are not holes.
+
+    Args:
+        descriptor: File descriptor, open for reading.
+        begin: Offset of the first byte.
+        end: Offset after the last byte.
+
+    Yields:
+        Pairs of offsets; the whole range if the file system cannot report holes.
+    """
     while begin < end:
         try:
             start = os.lseek(descriptor, begin, os.SEEK_DATA)
             stop = min(os.lseek(descriptor, start, os.SEEK_HOLE), end)
         except (AttributeError, OSError) as error:
-            if getattr(error, "errno", None) != errno.ENXIO:  # which says: a hole up to the end
+            if getattr(error, "errno", None) != errno.ENXIO:  # ENXIO: a hole up to the end
                 yield begin, end
             return
         if start < end:
@@ -126,8 +152,8 @@ def data_ranges(descriptor: int, begin: int, end: int) -> Iterator[tuple[int, in
         begin = stop
 
 
-def _stored(descriptor: int, size: int) -> int:
-    """How many bytes a file has on the disk, counted until they are enough for its size."""
+def _stored_bytes(descriptor: int, size: int) -> int:
+    """Count the bytes that a file occupies on disk, up to as many as its size requires."""
     stored = 0
     for start, stop in data_ranges(descriptor, 0, size):
         stored += stop - start
@@ -136,8 +162,8 @@ def _stored(descriptor: int, size: int) -> int:
     return stored
 
 
-def _without_waiting(path: str, flags: int) -> int:
-    """Opens what is checked to be a regular file once more: a pipe in its place would wait."""
+def _open_without_waiting(path: str, flags: int) -> int:
+    """Open a regular file; if a pipe has replaced it meanwhile, raise instead of blocking."""
     descriptor = os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
     try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):

@@ -1,4 +1,4 @@
-"""What no file may claim or name, whatever its format."""
+"""Limits on what any file may claim or name, whatever its format."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Collection
 
 from keras_trainops.errors import RestoreError
 
-# Weights compress to a half at best; only constants reach more. What claims a hundred times of what
-# is stored, and is large, is a bomb or a damaged header.
+# Weights rarely compress below half their size; only constants do. Something large that claims a
+# hundred times its stored size is a decompression bomb or has a damaged header.
 _LARGE = 256 * 2**20
 _EXPANSION = 100
 _LONGEST_NAME = 4096  # characters
@@ -16,17 +16,17 @@ _MOST_NAMES = 1 << 20
 
 
 def is_bomb(claimed: int, stored: int) -> bool:
-    """Whether `claimed` bytes are many, and more than 100 times the bytes that are stored."""
+    """Return True if `claimed` bytes are many, and more than 100 times the `stored` bytes."""
     return claimed > _LARGE and claimed > _EXPANSION * stored
 
 
 def refuse_bomb(what: str, claimed: int, stored: int, location: str) -> None:
-    """Refuses what would grow out of all proportion as it is unpacked.
+    """Raise if unpacking would expand the stored bytes out of all proportion.
 
     Args:
         what: The tensor or member, for the message.
         claimed: Its size in memory, in bytes.
-        stored: The bytes that the file has for it.
+        stored: The bytes stored for it in the file.
         location: The file.
 
     Raises:
@@ -35,31 +35,40 @@ def refuse_bomb(what: str, claimed: int, stored: int, location: str) -> None:
     if is_bomb(claimed, stored):
         raise RestoreError(
             f"{location!r}: {what} claims {claimed:,} bytes, but only {stored:,} are stored for "
-            "it, so it is not read. If the file is to be trusted, save it again without "
-            "compression or holes."
+            "it, so it is not read. If you trust the file, save it again without compression or "
+            "holes."
         )
 
 
 def refuse_unsafe_names(names: Collection[str], location: str) -> None:
-    """Refuses names that lead elsewhere where they are taken for paths, and too many or too long.
+    """Raise if names would lead elsewhere when used as paths, are too long, or too many.
+
+    Args:
+        names: The names of tensors.
+        location: The file, for messages.
 
     Raises:
-        RestoreError: If a name is absolute, has `..` for a component or a null character in it, or
-            more than 4,096 characters; or if there are more than a million.
+        RestoreError: If a name is absolute, has a component `..`, contains a null character, or is
+            longer than 4,096 characters; or if there are more than a million names.
     """
     if len(names) > _MOST_NAMES:
         raise RestoreError(
-            f"{location!r} holds {len(names):,} names, where at most {_MOST_NAMES:,} are read."
+            f"{location!r} holds {len(names):,} names, but at most {_MOST_NAMES:,} are read."
         )
     for name in names:
         if len(name) > _LONGEST_NAME:
             raise RestoreError(
-                f"{location!r} holds a name of {len(name):,} characters, which is too long to be "
-                f"that of a tensor: {name[:40]!r}…"
+                f"{location!r} holds a name of {len(name):,} characters, which is too long for a "
+                f"tensor: {name[:40]!r}…"
             )
-        parts = re.split(r"[/\\]", name)
-        if ".." in parts or "\0" in name or (len(parts) > 1 and not parts[0]):
+        if _is_unsafe(name):
             raise RestoreError(
                 f"{location!r} holds the name {name!r}, which leads out of it. Such names come "
                 "from a damaged or hostile file, so it is not read."
             )
+
+
+def _is_unsafe(name: str) -> bool:
+    parts = re.split(r"[/\\]", name)
+    is_absolute = len(parts) > 1 and not parts[0]
+    return is_absolute or ".." in parts or "\0" in name

@@ -1,4 +1,4 @@
-"""Tensors that lie in a file as plain bytes, and files that may change while they are read."""
+"""Read tensors stored as plain bytes, and detect changes of files while they are read."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from typing import NamedTuple
 
 import numpy as np
 
-ALIGNMENT = 64  # bytes, as the widest vector instructions want it
+ALIGNMENT = 64  # bytes, for the widest vector instructions
 
 _SEEKING = threading.Lock()
 
 
 class Extent(NamedTuple):
-    """Where a tensor's elements lie, one after the other in C order.
+    """The place of a tensor's elements in a file, contiguous and in C order.
 
     Attributes:
-        file: The file, open for reading without a buffer.
-        offset: Where the first element begins, in bytes.
-        checksum: A masked CRC-32C of all its bytes, as TensorFlow stores it; None if there is none.
+        file: The file, open for reading and unbuffered.
+        offset: Offset of the first element in bytes.
+        checksum: Masked CRC-32C of all bytes, as TensorFlow stores it; None if there is none.
     """
 
     file: io.FileIO
@@ -31,15 +31,19 @@ class Extent(NamedTuple):
     checksum: int | None = None
 
     def read_into(self, array: np.ndarray, start: int = 0) -> None:
-        """Fills a contiguous `array` with elements from element number `start` on.
+        """Fill an array with elements of the tensor.
 
-        It reads and does not map: a file that is cut short meanwhile is an error here, and not the
-        end of the process.
+        Reads instead of mapping the file: if the file is truncated meanwhile, this raises, whereas
+        a mapping would kill the process.
+
+        Args:
+            array: A contiguous array of the tensor's dtype.
+            start: Index of the first element to read.
 
         Raises:
             EOFError: If the file ends before the array is full.
         """
-        view = array.reshape(-1).view(np.uint8).data  # ml_dtypes have no buffers of their own
+        view = array.reshape(-1).view(np.uint8).data  # ml_dtypes do not support buffers
         place = self.offset + start * array.itemsize
         while view:
             count = _read_at(self.file, view, place)
@@ -49,7 +53,7 @@ class Extent(NamedTuple):
 
 
 def _read_at(file: io.FileIO, view: memoryview, place: int) -> int:
-    """Reads without moving a position that threads would have in common."""
+    """Read from an offset; the file's position, which threads share, stays unused or locked."""
     if hasattr(os, "preadv"):
         return os.preadv(file.fileno(), [view], place)
     with _SEEKING:
@@ -59,46 +63,50 @@ def _read_at(file: io.FileIO, view: memoryview, place: int) -> int:
 
 @functools.cache
 def crc32c() -> Callable[[int, np.ndarray], int] | None:
-    """What extends a CRC-32C by an array's bytes, at the speed of memory; None if nothing does."""
+    """Return a fast function that extends a CRC-32C by an array's bytes; None if unavailable."""
     try:
         import google_crc32c
     except ImportError:
         return None
-    # Its substitute in Python takes minutes for what its C code does in a second.
+    # Its pure Python fallback needs minutes for what the C code does in a second.
     return google_crc32c.extend if google_crc32c.implementation == "c" else None
 
 
 def can_check() -> bool:
-    """Whether checksums can be compared here, and not by TensorFlow's reader."""
+    """Return True if checksums can be verified here, without TensorFlow's reader."""
     return crc32c() is not None
 
 
 class Checksum:
-    """The checksum of bytes that come in pieces, beside the one that they should have."""
+    """A CRC-32C computed piece by piece and compared with the expected one.
+
+    Args:
+        expected: The masked CRC-32C; None to verify nothing.
+    """
 
     def __init__(self, expected: int | None) -> None:
         self._expected, self._found = expected, 0
         self._extend = None if expected is None else crc32c()
 
     def add(self, piece: np.ndarray) -> None:
-        """Takes the next piece."""
+        """Add the bytes of the next piece."""
         if self._extend is not None:
             self._found = self._extend(self._found, piece.view(np.uint8))
 
     def require(self) -> None:
-        """Refuses the bytes where the two differ.
+        """Raise if the checksum is not the expected one.
 
         Raises:
-            ValueError: If they do.
+            ValueError: If they differ.
         """
-        # TensorFlow masks it: a CRC over data that hold their own CRC says little.
+        # TensorFlow masks checksums, as the CRC of data that contain their own CRC is weak.
         masked = ((self._found >> 15 | self._found << 17) + 0xA282EAD8) & 0xFFFFFFFF
         if self._extend is not None and masked != self._expected:
             raise ValueError("its checksum does not match its values: the file is damaged")
 
 
 def aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """An array to be filled, aligned as backends want it to take it over without a copy."""
+    """Return an uninitialised array, aligned so that backends can use it without a copy."""
     size = math.prod(shape) * dtype.itemsize
     memory = np.empty(size + ALIGNMENT, np.uint8)
     start = -memory.ctypes.data % ALIGNMENT
@@ -106,13 +114,17 @@ def aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
 
 
 class Fingerprint:
-    """What files are at one moment, to be told later whether somebody has written to them."""
+    """Identity, size and modification time of files, to detect later changes.
+
+    Args:
+        paths: The files.
+    """
 
     def __init__(self, paths: Sequence[str] = ()) -> None:
         self._states = {path: _state(path) for path in paths}
 
     def changed(self) -> list[str]:
-        """The paths at which another file, or other content, is now."""
+        """Return the paths whose file was replaced or written to."""
         return [path for path, state in self._states.items() if _state(path) != state]
 
 

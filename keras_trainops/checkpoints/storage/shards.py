@@ -1,9 +1,11 @@
-"""The JSON file that says in which file beside it each part of a sharded checkpoint lies."""
+"""Read the JSON index that maps the parts of a sharded checkpoint to the files beside it."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from itertools import chain
+from typing import Any
 
 from keras_trainops.checkpoints.storage.files import (
     MOST_METADATA,
@@ -15,47 +17,60 @@ from keras_trainops.errors import RestoreError
 
 
 def weight_map(path: str) -> Mapping[str, list[str]] | None:
-    """What the index at `path` lists: names, each with the paths of its files; None if it is none.
+    """Read the `weight_map` of an index file.
+
+    Args:
+        path: Path of the index.
+
+    Returns:
+        Mapping from name to the paths of the files that hold it; None if the file is not an index.
 
     Raises:
-        RestoreError: If it names a file that is missing, or is not beside the index itself, or says
-            anything twice.
+        RestoreError: If it names a missing file or one outside its directory, or has a key twice.
     """
-    if require_file(path) > MOST_METADATA:
+    entries = _entries(path)
+    if not entries:
         return None
+    files = {name: [one] if isinstance(one, str) else list(one) for name, one in entries.items()}
+    paths = {file: _beside(path, file) for file in chain.from_iterable(files.values())}
+    return {name: [paths[file] for file in listed] for name, listed in files.items()}
+
+
+def _entries(path: str) -> dict[str, Any]:
+    """Return the content of `weight_map`; empty if the file is not an index."""
+    if require_file(path) > MOST_METADATA:
+        return {}
     try:
         content = load_json(read_file(path), path)
     except RestoreError:
         raise
-    except ValueError:  # not JSON, or not in UTF-8
-        return None
+    except ValueError:  # not JSON, or not UTF-8
+        return {}
     entries = content.get("weight_map") if isinstance(content, dict) else None
-    if not isinstance(entries, dict) or not entries:
-        return None
-    listed = {
-        name: [files] if isinstance(files, str) else list(files) for name, files in entries.items()
-    }
-    paths = {file: _beside(path, file) for files in listed.values() for file in files}
-    return {name: [paths[file] for file in files] for name, files in listed.items()}
+    return entries if isinstance(entries, dict) else {}
 
 
 def _beside(index: str, name: object) -> str:
-    plain = isinstance(name, str) and name not in ("", ".", "..") and "\0" not in name
-    if not plain or os.path.basename(str(name)) != name or "\\" in str(name):
+    if not isinstance(name, str) or not _is_plain(name):
         raise RestoreError(
             f"{index!r} names the file {name!r}, which is not beside it, so it is not read."
         )
-    path = os.path.join(os.path.dirname(index), str(name))
+    path = os.path.join(os.path.dirname(index), name)
     if not os.path.isfile(path):
         raise RestoreError(f"{index!r} names the file {name!r}, which is missing beside it.")
     return path
 
 
+def _is_plain(name: str) -> bool:
+    is_path = os.path.basename(name) != name or "\\" in name
+    return not is_path and name not in ("", ".", "..") and "\0" not in name
+
+
 def listed_files(path: str) -> Mapping[str, list[str]]:
-    """Return what an index lists, as `weight_map` does.
+    """Return the `weight_map` of a file that is known to be an index.
 
     Raises:
-        RestoreError: If it has changed since it was recognised and is no index any more.
+        RestoreError: If it has changed meanwhile and is not an index any more.
     """
     files = weight_map(path)
     if files is None:

@@ -1,4 +1,4 @@
-"""Files that are complete, or not there at all."""
+"""Write files atomically: they are complete or absent."""
 
 from __future__ import annotations
 
@@ -9,14 +9,17 @@ from pathlib import Path
 
 
 class UnwritableError(Exception):
-    """A tensor that a format cannot hold, for its dtype or its name; nothing was written."""
+    """A format cannot hold a tensor because of its dtype or name; nothing was written."""
 
 
 @contextlib.contextmanager
 def written_aside(target: Path) -> Iterator[Path]:
-    """Gives a path beside `target` to write to; only what was written whole takes its name.
+    """Yield a temporary path to write to, and rename it to `target` on success.
 
-    The path ends as `target` does: some libraries look at that.
+    The path ends like `target`, as some libraries look at the suffix.
+
+    Args:
+        target: Path of the new file.
     """
     aside = target.with_name(f".{os.getpid()}-{target.name}")
     try:

@@ -1,4 +1,4 @@
-"""Zip archives: where a stored member lies in the file, and what no archive may hold."""
+"""Zip archives: locate stored members, and refuse ambiguous archives."""
 
 from __future__ import annotations
 
@@ -13,12 +13,19 @@ from keras_trainops.errors import RestoreError
 
 
 def stored_place(path: str, member: zipfile.ZipInfo) -> tuple[int, int]:
-    """Where the bytes of a member lie that is not compressed: the first, and how many.
+    """Locate the bytes of an uncompressed member.
 
-    They follow its local header, whose length only it tells.
+    They follow the member's local header, whose length is only stored in that header.
+
+    Args:
+        path: Path of the archive.
+        member: The member's entry in the central directory.
+
+    Returns:
+        Offset and size in bytes.
 
     Raises:
-        RestoreError: If the header is damaged, or the archive ends before they do.
+        RestoreError: If the header is damaged, or the archive ends inside the member.
     """
     with open_regular(path) as file:
         file.seek(member.header_offset)
@@ -33,10 +40,10 @@ def stored_place(path: str, member: zipfile.ZipInfo) -> tuple[int, int]:
 
 
 def refuse_repeated(archive: zipfile.ZipFile, location: str) -> None:
-    """Refuses an archive with two members of one name: which of them counts, each tool decides.
+    """Raise if two members have the same name, as tools differ in which of them they read.
 
     Raises:
-        RestoreError: If there are any.
+        RestoreError: If a name occurs twice.
     """
     repeated = [name for name, count in Counter(archive.namelist()).items() if count > 1]
     if repeated:
@@ -44,10 +51,15 @@ def refuse_repeated(archive: zipfile.ZipFile, location: str) -> None:
 
 
 class FileWindow(io.RawIOBase):
-    """A read-only window on a part of a file, as an uncompressed member of a zip archive is.
+    """A read-only view of a byte range of a file, such as an uncompressed member of an archive.
 
-    Reading an HDF5 file through `zipfile` costs minutes a gigabyte, as each seek reads again from
-    the start; the stored member is a plain range of bytes.
+    HDF5 files seek a lot, and each seek in a `zipfile` member reads it again from the start:
+    minutes per gigabyte.
+
+    Args:
+        path: Path of the file.
+        offset: Offset of the range in bytes.
+        size: Size of the range in bytes.
     """
 
     def __init__(self, path: str, offset: int, size: int) -> None:
@@ -77,7 +89,7 @@ class FileWindow(io.RawIOBase):
         return count
 
     def data_ranges(self, begin: int, end: int) -> Iterator[tuple[int, int]]:
-        """The parts of the window between two places of it that are no holes of the file."""
+        """Yield the parts of the window between two offsets that are not holes of the file."""
         with open_regular(self.path) as file:
             for start, stop in data_ranges(file.fileno(), self.offset + begin, self.offset + end):
                 yield start - self.offset, stop - self.offset

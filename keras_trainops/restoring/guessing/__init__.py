@@ -1,1 +1,1 @@
-"""TODO."""
+"""Suggest rename rules from names, shapes and order."""

@@ -1,9 +1,8 @@
-"""Layers of a model and of a checkpoint, told by names alone, and which fit each other.
+"""Find layers by names alone, and compare layers of a checkpoint with those of a model.
 
-The tensors below one name are taken for a layer (`layer1.0.conv1` with `weight` and `bias`). A
-layer of the checkpoint fits one of the model if each of its tensors has a counterpart: of the same
-meaning (`weight` is what Keras calls `kernel`, `gamma` or `embeddings`) and of a shape that can
-become the variable's.
+Tensors with a common prefix form a layer (`layer1.0.conv1` with `weight` and `bias`). A layer of
+the checkpoint fits one of the model if each of its tensors has a counterpart with the same meaning
+(`weight` is Keras's `kernel`, `gamma` or `embeddings`) and a shape that can be adapted.
 """
 
 from __future__ import annotations
@@ -12,14 +11,14 @@ import functools
 import math
 import re
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from keras_trainops.adapt.torch_adapters import is_torch_key
 
-Shape = tuple[int, ...]
-Leaves = tuple[tuple[str, Shape], ...]
+Shape: TypeAlias = tuple[int, ...]
+Leaves: TypeAlias = tuple[tuple[str, Shape], ...]
 
-# What the libraries call what Keras calls otherwise.
+# Names in other libraries -> names in Keras.
 _MEANINGS = {
     "weight": ("kernel", "gamma", "embeddings"),
     "weights": ("kernel",),
@@ -40,16 +39,16 @@ _MEANINGS = {
     "pointwise_weights": ("pointwise_kernel",),
 }
 _KERNELS = {"kernel", "depthwise_kernel", "pointwise_kernel"}
-_MAY_BE_MISSING = {"bias", "beta"}  # a convolution before a normalisation often has none
+_MAY_BE_MISSING = {"bias", "beta"}  # often left out of a convolution before a normalisation
 
 
 class Layer(NamedTuple):
-    """What lies below one name.
+    """The tensors with a common prefix.
 
     Attributes:
-        name: The name without the last component.
-        leaves: The last components, each with the shape of its tensor.
-        tensors: The full names, by the last component.
+        name: The prefix, without the last component.
+        leaves: The last component and the shape of each tensor.
+        tensors: The full name of each tensor, by its last component.
     """
 
     name: str
@@ -58,11 +57,11 @@ class Layer(NamedTuple):
 
 
 def layers_of(shapes: Mapping[str, Shape], separators: str) -> list[Layer]:
-    """Layers in the order of their first tensor.
+    """Return the layers in the order of their first tensor.
 
     Args:
-        shapes: The shapes of tensors by their names.
-        separators: What parts the components of a name, as in `"/."`.
+        shapes: The shape of each tensor by name.
+        separators: The characters between components of a name, such as `"/."`.
 
     Example:
         >>> layers_of({"net.fc.weight": (2, 3), "net.fc.bias": (2,)}, "/.")[0].leaves
@@ -70,7 +69,7 @@ def layers_of(shapes: Mapping[str, Shape], separators: str) -> list[Layer]:
     """
     found: dict[str, list[str]] = {}
     for name in shapes:
-        owner = parted(name, separators)[0].rstrip(separators)
+        owner = split_leaf(name, separators)[0].rstrip(separators)
         found.setdefault(owner, []).append(name)
     return [
         Layer(
@@ -82,29 +81,32 @@ def layers_of(shapes: Mapping[str, Shape], separators: str) -> list[Layer]:
     ]
 
 
-def parted(name: str, separators: str) -> tuple[str, str]:
-    """A name up to its last component, with the separator, and that component."""
+def split_leaf(name: str, separators: str) -> tuple[str, str]:
+    """Split a name into the part before its last component, with the separator, and the rest."""
     leaf = leaf_of(name, separators)
     return name[: -len(leaf)], leaf
 
 
 def leaf_of(name: str, separators: str) -> str:
-    """The last component of a name."""
+    """Return the last component of a name."""
     return re.split(f"[{re.escape(separators)}]", name)[-1] or name
 
 
 def looks_like_torch(keys: Iterable[str]) -> bool:
-    """Whether names are those of PyTorch's layers, which keep kernels as (outputs, inputs, …)."""
+    """Return True if a name belongs to a PyTorch layer, with kernels as (outputs, inputs, …)."""
     return any(map(is_torch_key, keys))
 
 
 def matching_leaves(theirs: Layer, ours: Layer, torch: bool) -> dict[str, str] | None:
-    """Which tensor of `theirs` would go to which of `ours`; None where they do not fit.
+    """Pair the tensors of two layers.
 
     Args:
         theirs: A layer of the checkpoint.
         ours: A layer of the model.
-        torch: Whether the checkpoint has PyTorch's layouts.
+        torch: If True, the checkpoint has PyTorch's layouts.
+
+    Returns:
+        Key -> path; None if the layers do not fit.
     """
     leaves = _paired_leaves(theirs.leaves, ours.leaves, torch)
     if leaves is None:
@@ -135,14 +137,16 @@ def _same_meaning(one: str, other: str) -> bool:
 
 
 def adaptation(leaf: str, shape: Shape, wanted: Shape, torch: bool) -> str | None:
-    """What makes a tensor fit a variable: "" for nothing, "from_torch", "Reshape"; None: nothing.
+    """Return the adapter that makes a tensor fit a variable.
 
     Args:
-        leaf: What Keras calls the variable.
+        leaf: The variable's name in its layer.
         shape: The shape of the tensor.
         wanted: The shape of the variable.
-        torch: Whether the checkpoint has PyTorch's layouts. A square kernel of it has to be
-            transposed as well as others.
+        torch: If True, kernels have PyTorch's layouts. Even square ones must be transposed then.
+
+    Returns:
+        "from_torch" or "Reshape"; "" if the tensor fits unchanged; None if nothing fits.
 
     Example:
         >>> adaptation("kernel", (64, 3, 7, 5), (7, 5, 3, 64), torch=True)
@@ -152,10 +156,19 @@ def adaptation(leaf: str, shape: Shape, wanted: Shape, torch: bool) -> str | Non
     """
     is_kernel = leaf in _KERNELS and len(shape) > 1
     if is_kernel and torch:
-        outputs, inputs, *window = shape
-        orders = [(inputs, outputs)] + ([(outputs, inputs)] if window else [])  # or depthwise
-        return "from_torch" if wanted in [(*window, *order) for order in orders] else None
+        return "from_torch" if wanted in _keras_shapes(shape) else None
     if shape == wanted:
         return ""
+    return "Reshape" if is_kernel and _only_flattens(shape, wanted) else None
+
+
+def _keras_shapes(shape: Shape) -> list[Shape]:
+    """Return the shapes that a PyTorch kernel may have in Keras; a depthwise one swaps channels."""
+    outputs, inputs, *window = shape
+    shapes = [(*window, inputs, outputs)]
+    return [*shapes, (*window, outputs, inputs)] if window else shapes
+
+
+def _only_flattens(shape: Shape, wanted: Shape) -> bool:
     flat = len(wanted) == 2 and shape[-1:] == wanted[-1:]
-    return "Reshape" if is_kernel and flat and math.prod(shape) == math.prod(wanted) else None
+    return flat and math.prod(shape) == math.prod(wanted)

@@ -1,27 +1,44 @@
-"""Pairs of a key and a path as few rename rules that say the same."""
+"""Fold pairs of a key and a path into a few rename rules."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from keras_trainops import numbering
 from keras_trainops.restoring.guessing import families
-from keras_trainops.restoring.guessing.layers import parted
+from keras_trainops.restoring.guessing.layers import split_leaf
 
 
 class _Pair(NamedTuple):
-    """A key and a path, each as what is above the last component, and that."""
+    """A key and a path, each split at the last component."""
 
     key_owner: str
     key_leaf: str
     path_owner: str
     path_leaf: str
 
+    @property
+    def kind(self) -> tuple[object, ...]:
+        """Everything but the numbers."""
+        key_texts, path_texts = (
+            numbering.split(self.key_owner)[0],
+            numbering.split(self.path_owner)[0],
+        )
+        return key_texts, self.key_leaf, path_texts, self.path_leaf
+
+    @property
+    def key_numbers(self) -> numbering.Numbers:
+        return numbering.split(self.key_owner)[1]
+
+    @property
+    def path_numbers(self) -> numbering.Numbers:
+        return numbering.split(self.path_owner)[1]
+
 
 class _Rule(NamedTuple):
-    """An expression and a template, without the last components, which follow."""
+    """An expression and a template for owners, and the last components to append to them."""
 
     expression: str
     template: str
@@ -29,12 +46,29 @@ class _Rule(NamedTuple):
     key_leaf: str
     path_leaf: str
 
+    def matches_any(self, owners: Iterable[str]) -> bool:
+        return any(map(re.compile(self.expression).fullmatch, owners))
+
+
+class _ShiftedNumber(NamedTuple):
+    """The number of a key at a position, plus a constant."""
+
+    place: int
+    shift: int
+
 
 def fold_rules(pairs: Mapping[str, str], keys: Collection[str]) -> dict[str, str]:
-    r"""Rename rules that lead each key of `pairs` to its path, and match no other of `keys`.
+    r"""Return rename rules that lead each key to its path and match no other key.
 
-    Numbers that are copied or shifted become groups, and last components that stay as they are
-    alternatives. No two rules match one key, so that their order does not matter.
+    Numbers that are copied or shifted become groups; last components that stay the same become
+    alternatives. No two rules match the same key, so their order does not matter.
+
+    Args:
+        pairs: Key -> path.
+        keys: All keys of the checkpoint.
+
+    Returns:
+        Expression -> template.
 
     Example:
         >>> fold_rules({"layer.0.weight": "block1/kernel", "layer.1.weight": "block2/kernel"}, [])
@@ -42,101 +76,152 @@ def fold_rules(pairs: Mapping[str, str], keys: Collection[str]) -> dict[str, str
     """
     kinds: dict[tuple[object, ...], list[_Pair]] = {}
     for key, path in pairs.items():
-        pair = _Pair(*parted(key, "/."), *parted(path, "/"))
-        kind = (
-            *(numbering.split(pair.key_owner)[0], pair.key_leaf),
-            *(numbering.split(pair.path_owner)[0], pair.path_leaf),
-        )
-        kinds.setdefault(kind, []).append(pair)
-    owners: dict[str, set[str]] = {}  # of all keys, by the last component
-    for key in [*keys, *pairs]:
-        owner, leaf = parted(key, "/.")
+        pair = _Pair(*split_leaf(key, "/."), *split_leaf(path, "/"))
+        kinds.setdefault(pair.kind, []).append(pair)
+    owners = _owners_by_leaf([*keys, *pairs])
+    rules: list[_Rule] = []
+    for kind in kinds.values():
+        rules += _rules(kind, owners[kind[0].key_leaf])
+    return dict(_with_leaves(alike) for alike in _alike(rules))
+
+
+def _owners_by_leaf(keys: Iterable[str]) -> dict[str, set[str]]:
+    owners: dict[str, set[str]] = {}
+    for key in keys:
+        owner, leaf = split_leaf(key, "/.")
         owners.setdefault(leaf, set()).add(owner)
-    found = [rule for kind in kinds.values() for rule in _rules(kind, owners[kind[0].key_leaf])]
-    return dict(_with_leaves(rules) for rules in _alike(found))
+    return owners
 
 
 def _rules(pairs: Sequence[_Pair], owners: Collection[str]) -> list[_Rule]:
-    """One rule for all pairs of a kind, or several for parts of them, that match no other owner."""
+    """Return one rule for all pairs of a kind, or several for parts of them.
+
+    Args:
+        pairs: Pairs of one kind.
+        owners: The owners of all keys with the same last component. The rules match no other.
+    """
     if len(pairs) == 1:
-        pair = pairs[0]
-        return [_Rule(re.escape(pair.key_owner), _plain(pair.path_owner), 0, *_leaves(pair))]
-    mine = {pair.key_owner for pair in pairs}
+        return [_literal_rule(pairs[0])]
+    others = set(owners) - {pair.key_owner for pair in pairs}
     for listed in (False, True):
         rule = _one_rule(pairs, listed)
-        if rule is None:
-            break
-        expression = re.compile(rule.expression)
-        if not any(expression.fullmatch(owner) for owner in owners if owner not in mine):
+        if rule is not None and not rule.matches_any(others):
             return [rule]
-    numbers = [numbering.split(pair.key_owner)[1] for pair in pairs]
+    rules: list[_Rule] = []
+    for part in _parts(pairs):
+        rules += _rules(part, owners)
+    return rules
+
+
+def _parts(pairs: Sequence[_Pair]) -> list[list[_Pair]]:
+    """Split pairs by one of the numbers of their keys: the one with the fewest values."""
+    numbers = [pair.key_numbers for pair in pairs]
     place = min(families.varying(numbers), key=lambda i: len({n[i] for n in numbers}))
     parts: dict[str, list[_Pair]] = {}
-    for pair, n in zip(pairs, numbers, strict=True):
-        parts.setdefault(n[place], []).append(pair)
-    return [rule for part in parts.values() for rule in _rules(part, owners)]
+    for pair in pairs:
+        parts.setdefault(pair.key_numbers[place], []).append(pair)
+    return list(parts.values())
 
 
-def _leaves(pair: _Pair) -> tuple[str, str]:
-    return pair.key_leaf, pair.path_leaf
+def _literal_rule(pair: _Pair) -> _Rule:
+    expression, template = re.escape(pair.key_owner), _escape_template(pair.path_owner)
+    return _Rule(expression, template, 0, pair.key_leaf, pair.path_leaf)
 
 
 def _one_rule(pairs: Sequence[_Pair], listed: bool) -> _Rule | None:
-    """The rule whose numbers are groups: any number or, `listed`, one of those that there are."""
-    texts, _ = numbering.split(pairs[0].key_owner)
-    path_texts, _ = numbering.split(pairs[0].path_owner)
-    here = [numbering.split(pair.key_owner)[1] for pair in pairs]
-    there = [numbering.split(pair.path_owner)[1] for pair in pairs]
-    places = families.varying(here)
-    sources: list[tuple[int, int] | str] = []
-    for column in zip(*there, strict=True):
-        source = _source(list(column), here, places)
+    """Return the rule with groups for numbers; None if the numbers of the paths have no source.
+
+    Args:
+        pairs: Pairs of one kind.
+        listed: If True, groups match only the numbers that occur, instead of any number.
+    """
+    sources = []
+    for column in zip(*(pair.path_numbers for pair in pairs), strict=True):
+        source = _source(column, [pair.key_numbers for pair in pairs])
         if source is None:
             return None
         sources.append(source)
-    groups = sorted({source[0] for source in sources if isinstance(source, tuple)})
-    expression = re.escape(texts[0])
-    for place, text in enumerate(texts[1:]):
-        number = here[0][place]
-        if place in places:
-            values = sorted({numbers[place] for numbers in here}, key=int)
-            number = "|".join(values) if listed else r"\d+"
-            number = f"({number})" if place in groups else f"(?:{number})" if listed else number
-        expression += number + re.escape(text)
-    template = _plain(path_texts[0])
-    for source, text in zip(sources, path_texts[1:], strict=True):
-        if isinstance(source, tuple):
-            place, shift = source
-            group = groups.index(place) + 1
-            source = f"\\g<{group}{shift:+}>" if shift else _reference(group, text)
-        template += source + _plain(text)
-    return _Rule(expression, template, len(groups), *_leaves(pairs[0]))
+    grouped = sorted({source.place for source in sources if isinstance(source, _ShiftedNumber)})
+    return _Rule(
+        _expression(pairs, grouped, listed),
+        _template(pairs[0].path_owner, sources, grouped),
+        len(grouped),
+        pairs[0].key_leaf,
+        pairs[0].path_leaf,
+    )
 
 
 def _source(
-    column: Sequence[str], here: Sequence[numbering.Numbers], places: Sequence[int]
-) -> tuple[int, int] | str | None:
-    """Where a number of all paths comes from: a constant, or a number of the keys and its shift."""
+    column: Sequence[str], key_numbers: Sequence[numbering.Numbers]
+) -> _ShiftedNumber | str | None:
+    """Return the source of a number of all paths: a constant, or a number of the keys."""
     if len(set(column)) == 1:
         return column[0]
-    for place in places:
-        shift = int(column[0]) - int(here[0][place])
-        numbers = [families.shifted(key[place], shift) for key in here]
-        if numbers == list(column):
-            return place, shift
+    for place in families.varying(key_numbers):
+        shift = int(column[0]) - int(key_numbers[0][place])
+        if [families.shifted(numbers[place], shift) for numbers in key_numbers] == list(column):
+            return _ShiftedNumber(place, shift)
     return None
 
 
-def _reference(group: int, following: str) -> str:
+def _expression(pairs: Sequence[_Pair], grouped: Sequence[int], listed: bool) -> str:
+    """Return an expression for the owners of the keys.
+
+    Args:
+        pairs: Pairs of one kind.
+        grouped: The positions of numbers that become groups.
+        listed: If True, the numbers that occur are listed.
+    """
+    texts, _ = numbering.split(pairs[0].key_owner)
+    columns = zip(*(pair.key_numbers for pair in pairs), strict=True)
+    expression = re.escape(texts[0])
+    for place, (column, text) in enumerate(zip(columns, texts[1:], strict=True)):
+        expression += _number_expression(column, place in grouped, listed) + re.escape(text)
+    return expression
+
+
+def _number_expression(column: Sequence[str], grouped: bool, listed: bool) -> str:
+    if len(set(column)) == 1:
+        return column[0]
+    numbers = "|".join(sorted(set(column), key=int)) if listed else r"\d+"
+    if grouped:
+        return f"({numbers})"
+    return f"(?:{numbers})" if listed else numbers
+
+
+def _template(
+    path_owner: str, sources: Sequence[_ShiftedNumber | str], grouped: Sequence[int]
+) -> str:
+    """Return a template for the owners of the paths.
+
+    Args:
+        path_owner: One of the owners.
+        sources: The source of each number.
+        grouped: The positions of numbers in the keys that are groups.
+    """
+    texts, _ = numbering.split(path_owner)
+    template = _escape_template(texts[0])
+    for source, text in zip(sources, texts[1:], strict=True):
+        if isinstance(source, str):
+            template += source
+        else:
+            template += _reference(grouped.index(source.place) + 1, source.shift, text)
+        template += _escape_template(text)
+    return template
+
+
+def _reference(group: int, shift: int, following: str) -> str:
+    if shift:
+        return f"\\g<{group}{shift:+}>"
     return f"\\g<{group}>" if following[:1].isdigit() else f"\\{group}"
 
 
-def _plain(text: str) -> str:
+def _escape_template(text: str) -> str:
     return text.replace("\\", r"\\")
 
 
 def _alike(rules: Sequence[_Rule]) -> list[list[_Rule]]:
-    """Rules that differ in a last component only, which both sides have in common."""
+    """Group rules that differ only in a last component that keys and paths have in common."""
     alike: dict[object, list[_Rule]] = {}
     for rule in rules:
         same = rule.key_leaf == rule.path_leaf
@@ -146,8 +231,10 @@ def _alike(rules: Sequence[_Rule]) -> list[list[_Rule]]:
 
 
 def _with_leaves(rules: Sequence[_Rule]) -> tuple[str, str]:
+    """Return the expression and the template of rules that are alike."""
     rule = rules[0]
     if len(rules) == 1:
-        return rule.expression + re.escape(rule.key_leaf), rule.template + _plain(rule.path_leaf)
+        template = rule.template + _escape_template(rule.path_leaf)
+        return rule.expression + re.escape(rule.key_leaf), template
     leaves = "|".join(re.escape(leaf) for leaf in sorted(each.key_leaf for each in rules))
     return f"{rule.expression}({leaves})", f"{rule.template}\\{rule.groups + 1}"

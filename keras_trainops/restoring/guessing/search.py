@@ -1,10 +1,10 @@
-"""Which layer of a checkpoint is which of a model: by names, shapes and, told apart, by order.
+"""Pair layers of a checkpoint with layers of a model by names, shapes and order.
 
-Groups are as large as can be: what one rule does for all members of a family is no accident. A
-group is settled where it can only go one way and nobody else wants to go there, or where its words
-(`query`) say so more clearly than those of all others; then where it stands beside what its
-siblings went to, or is the larger one. What is left goes by order where two whole sequences have
-the same shapes one by one. The rest stays open.
+Groups are as large as possible, because one rule rarely works for all members of a family by
+coincidence. A group is settled if only one way of pairing it exists and no other group wants the
+same layers, or if its words (`query`) fit better than those of all rivals. Next, a group is settled
+if its layers are close to the counterparts of their siblings, or if it is larger. The rest is
+paired in order if two whole sequences have the same shapes one by one, or else stays open.
 """
 
 from __future__ import annotations
@@ -12,25 +12,19 @@ from __future__ import annotations
 import functools
 import heapq
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from keras_trainops import numbering
 from keras_trainops.restoring.guessing import families
-from keras_trainops.restoring.guessing.layers import Layer, matching_leaves, parted
+from keras_trainops.restoring.guessing.families import LayerPairs
+from keras_trainops.restoring.guessing.layers import Layer, matching_leaves, split_leaf
 
 NAMES, SHAPES, ORDER = "names and shapes", "shapes: nothing else fits", "order; check"
 
-
-_Likeness = Callable[[families.Pairing], tuple[float, ...]]
-
-
-class _Claim(NamedTuple):
-    """Layers that go together, and the ways they can go."""
-
-    part: tuple[str, ...]
-    ways: list[families.Pairing]
+_Likeness: TypeAlias = tuple[float, ...]
+_Ranking: TypeAlias = list[tuple[_Likeness, LayerPairs]]  # ways to pair one group, best first
 
 
 class Group(NamedTuple):
@@ -42,14 +36,15 @@ class Group(NamedTuple):
 
 @dataclass
 class Search:
-    """Layers by name on both sides, and what was found so far.
+    """A search for the counterparts of layers.
 
     Attributes:
-        theirs, ours: The layers of the checkpoint and of the model, in order.
-        torch: Whether the checkpoint has PyTorch's layouts.
-        ordered: Whether the checkpoint's order is one that somebody gave it.
-        found: Name there -> name here.
-        reasons: What a name of the checkpoint was settled by.
+        theirs: The layers of the checkpoint by name, in order.
+        ours: The layers of the model by name, in order.
+        torch: If True, the checkpoint has PyTorch's layouts.
+        ordered: If True, the order of the checkpoint is not just alphabetical.
+        found: Layer of the checkpoint -> layer of the model.
+        reasons: Layer of the checkpoint -> reason for the pair.
     """
 
     theirs: Mapping[str, Layer]
@@ -60,160 +55,178 @@ class Search:
     reasons: dict[str, str] = field(default_factory=dict)
 
     def fits(self, name: str, other: str) -> bool:
-        """Whether a layer of the checkpoint fits one of the model."""
+        """Return True if a layer of the checkpoint fits a layer of the model."""
         return matching_leaves(self.theirs[name], self.ours[other], self.torch) is not None
 
     def open_theirs(self) -> list[str]:
-        """Layers of the checkpoint that are not settled."""
+        """Return the layers of the checkpoint without a counterpart."""
         return [name for name in self.theirs if name not in self.found]
 
     def open_ours(self) -> list[str]:
-        """Layers of the model that are not settled."""
+        """Return the layers of the model without a counterpart."""
         taken = set(self.found.values())
         return [name for name in self.ours if name not in taken]
 
-    def settle(self, pairing: families.Pairing, reason: str) -> None:
-        """Takes a pairing for right."""
-        self.found |= pairing
-        self.reasons |= dict.fromkeys(pairing, reason)
+    def settle(self, pairs: LayerPairs, reason: str) -> None:
+        """Accept pairs for a reason."""
+        self.found |= pairs
+        self.reasons |= dict.fromkeys(pairs, reason)
 
     def run(self) -> list[Group]:
-        """Settles what can be settled; returns what stays open."""
-        while winners := list(self._winners(_words)):
+        """Settle as many layers as possible, and return the groups that stay open."""
+        while winners := list(self._winners(_common_words)):
             for winner in winners:
                 self.settle(winner, self.reason(winner))
-        # From here on all rests on order: also that nothing else fits any more.
-        while way := self._first(self._nearness) or self._first(_words_or_size):
-            self.settle(way, ORDER)
+        # From here on everything rests on order, even if nothing else fits any more.
+        while pairs := self._first(self._nearness) or self._first(_common_words_or_size):
+            self.settle(pairs, ORDER)
         self._settle_sequences()
         return [group for group in self._groups() if group.theirs and group.ours]
 
-    def _claims(self) -> list[_Claim]:
-        """The largest groups that can go somewhere, the largest first."""
+    def _choices(self) -> list[list[LayerPairs]]:
+        """Return all ways to pair each of the largest groups, the largest group first."""
         goals = numbering.by_family(self.open_ours())
-        claims: list[_Claim] = []
+        choices: list[list[LayerPairs]] = []
         for family in numbering.by_family(self.open_theirs()):
-            for partition in families.partitions(family):
-                found = [
-                    _Claim(tuple(part), ways)
-                    for part in partition
-                    for ways in [[w for goal in goals for w in self._ways(part, goal)]]
-                    if ways
-                ]
-                if found:
-                    claims += found
-                    break
-        return sorted(claims, key=lambda claim: len(claim.part), reverse=True)
+            choices += self._choices_of(family, goals)
+        return sorted(choices, key=lambda ways: len(ways[0]), reverse=True)
 
-    def _ways(self, part: Sequence[str], goal: Sequence[str]) -> list[families.Pairing]:
-        if len(part) == 1:
-            return [{part[0]: other} for other in goal if self.fits(part[0], other)]
-        return families.pairings(part, goal, self.fits) if len(part) <= len(goal) else []
+    def _choices_of(self, family: Sequence[str], goals: list[list[str]]) -> list[list[LayerPairs]]:
+        """Return the ways to pair each part of a family, with the largest parts possible."""
+        for partition in families.partitions(family):
+            choices = [self._ways(part, goals) for part in partition]
+            if any(choices):
+                return [ways for ways in choices if ways]
+        return []
 
-    def _winners(self, likeness: _Likeness) -> Iterator[families.Pairing]:
-        """Ways that are better than all that is against them, those of the largest groups first.
+    def _ways(self, part: Sequence[str], goals: list[list[str]]) -> list[LayerPairs]:
+        """Return all ways to pair a part of a family with members of one other family."""
+        ways: list[LayerPairs] = []
+        for goal in goals:
+            if len(part) == 1:
+                ways += [{part[0]: other} for other in goal if self.fits(part[0], other)]
+            elif len(part) <= len(goal):
+                ways += families.pairings(part, goal, self.fits)
+        return ways
 
-        Against a way are the other ways of its group and what others, smaller groups too, make of
-        its goals. No two winners have a goal in common.
+    def _winners(self, likeness: Callable[[LayerPairs], _Likeness]) -> Iterator[LayerPairs]:
+        """Yield pairs that are better than all rivals, those of the largest groups first.
+
+        Rivals are the other ways to pair the same group, and any way in which another group, even
+        a smaller one, takes one of the same layers. No two winners share a layer of the model.
         """
-        claims = self._claims()
-        ways = [
-            sorted([(likeness(w), w) for w in claim.ways], key=lambda liked: liked[0], reverse=True)
-            for claim in claims
-        ]
-        wanted: dict[str, dict[int, tuple[float, ...]]] = {}  # by whom, and how much
-        for i, liked in enumerate(ways):
-            for like, way in liked:
-                for goal in way.values():
-                    wanted.setdefault(goal, {}).setdefault(i, like)
-        best_two = {goal: _best_two(by) for goal, by in wanted.items()}
-        for i, ((like, way), *others) in enumerate(ways):
-            against = [other for other, _ in others[:1]]
-            against += [w for goal in way.values() for w, j in best_two[goal] if j != i]
-            if all(like > other for other in against):
-                yield way
+        rankings = [_ranked(ways, likeness) for ways in self._choices()]
+        claims = _strongest_claims(rankings)
+        for group, ranking in enumerate(rankings):
+            best, pairs = ranking[0]
+            rivals = [other for other, _ in ranking[1:2]]
+            for layer in pairs.values():
+                rivals += [other for other, claimant in claims[layer] if claimant != group]
+            if all(best > rival for rival in rivals):
+                yield pairs
 
-    def _first(self, likeness: _Likeness) -> families.Pairing | None:
+    def _first(self, likeness: Callable[[LayerPairs], _Likeness]) -> LayerPairs | None:
         return next(self._winners(likeness), None)
 
-    def reason(self, pairing: families.Pairing) -> str:
-        """What a pairing that is better than others rests on."""
-        leaves = [self.theirs[name].leaves for name in pairing]
-        if len(set(leaves)) < len(leaves) and families.numbers_change(pairing):
+    def reason(self, pairs: LayerPairs) -> str:
+        """Return the reason for pairs that are better than all rivals."""
+        leaves = [self.theirs[name].leaves for name in pairs]
+        if len(set(leaves)) < len(leaves) and families.numbers_change(pairs):
             return ORDER
-        shared = all(families.common_words(*pair) for pair in pairing.items())
+        shared = all(families.common_words(*pair) for pair in pairs.items())
         return NAMES if shared else SHAPES
 
     @functools.cached_property
-    def _place(self) -> dict[str, int]:
+    def _position(self) -> dict[str, int]:
         return {name: i for i, name in enumerate(self.ours)}
 
-    def _nearness(self, pairing: families.Pairing) -> tuple[float, ...]:
-        """How near the layers would stand to those that their siblings went to."""
-        place = self._place
-        distances = []
-        for name, other in pairing.items():
-            parent = parted(name, "/.")[0]
-            beside = [
-                abs(place[there] - place[other])
-                for sibling, there in self.found.items()
-                if parted(sibling, "/.")[0] == parent
-            ]
-            distances.append(min(beside, default=len(place)))
-        return (-sum(distances) / len(distances),)
+    def _nearness(self, pairs: LayerPairs) -> _Likeness:
+        """Return how close layers would be to the counterparts of their siblings."""
+        return (-sum(itertools.starmap(self._distance, pairs.items())) / len(pairs),)
+
+    def _distance(self, name: str, other: str) -> int:
+        parent = split_leaf(name, "/.")[0]
+        beside = [
+            abs(self._position[counterpart] - self._position[other])
+            for sibling, counterpart in self.found.items()
+            if split_leaf(sibling, "/.")[0] == parent
+        ]
+        return min(beside, default=len(self._position))
 
     def _settle_sequences(self) -> None:
-        """Settles groups by order alone, where both sides have the same shapes one by one."""
+        """Settle groups by order alone if both sides have the same shapes one by one."""
         for theirs, ours in self._groups():
             one_family = len(numbering.by_family(theirs)) == 1
             if len(theirs) == len(ours) and (self.ordered or one_family):
-                names = theirs if self.ordered else sorted(theirs, key=natural)
-                pairing = dict(zip(names, ours, strict=True))
-                if all(self.fits(*pair) for pair in pairing.items()):
-                    self.settle(pairing, ORDER)
+                names = theirs if self.ordered else sorted(theirs, key=natural_order)
+                pairs = dict(zip(names, ours, strict=True))
+                if all(self.fits(*pair) for pair in pairs.items()):
+                    self.settle(pairs, ORDER)
 
     def _groups(self) -> Iterator[Group]:
-        """Open layers that fit each other, directly or through others."""
-        ours = self.open_ours()
-        left = dict.fromkeys(self.open_theirs())
+        """Yield the open layers that fit each other, directly or through other layers."""
+        left, ours = self.open_theirs(), self.open_ours()
         while left:
-            theirs_in, ours_in, fresh = set[str](), set[str](), [next(iter(left))]
-            while fresh:
-                theirs_in.update(fresh)
-                ours_in |= {other for other in ours if any(self.fits(n, other) for n in fresh)}
-                fresh = [
-                    name
-                    for name in left
-                    if name not in theirs_in and any(self.fits(name, other) for other in ours_in)
-                ]
-            yield Group(
-                tuple(name for name in left if name in theirs_in),
-                tuple(name for name in ours if name in ours_in),
-            )
-            left = {name: None for name in left if name not in theirs_in}
+            group = self._connected(left, ours)
+            yield group
+            left = [name for name in left if name not in group.theirs]
+
+    def _connected(self, left: Sequence[str], ours: Sequence[str]) -> Group:
+        """Return the group of the first of the layers that are left."""
+        their_group, our_group, fresh = set[str](), set[str](), [left[0]]
+        while fresh:
+            their_group.update(fresh)
+            our_group |= {other for other in ours if self._any_fits(fresh, [other])}
+            rest = [name for name in left if name not in their_group]
+            fresh = [name for name in rest if self._any_fits([name], our_group)]
+        return Group(_in_order(their_group, left), _in_order(our_group, ours))
+
+    def _any_fits(self, theirs: Iterable[str], ours: Iterable[str]) -> bool:
+        return any(itertools.starmap(self.fits, itertools.product(theirs, ours)))
 
 
-def _best_two(wanted: Mapping[int, tuple[float, ...]]) -> list[tuple[tuple[float, ...], int]]:
-    """The groups that want a goal most: whoever asks is one of them, or the first is against it."""
-    return heapq.nlargest(2, ((like, i) for i, like in wanted.items()))
+def _in_order(names: set[str], order: Sequence[str]) -> tuple[str, ...]:
+    return tuple(name for name in order if name in names)
 
 
-def _words(pairing: families.Pairing) -> tuple[float, ...]:
-    """How many words are in common, then components at the end, then members of the family.
+def _ranked(ways: list[LayerPairs], likeness: Callable[[LayerPairs], _Likeness]) -> _Ranking:
+    rated = [(likeness(pairs), pairs) for pairs in ways]
+    return sorted(rated, key=lambda entry: entry[0], reverse=True)
 
-    Where no word is, a pairing is as good as any other.
+
+def _strongest_claims(rankings: Sequence[_Ranking]) -> dict[str, list[tuple[_Likeness, int]]]:
+    """Return, for each layer of the model, the two groups that want it most.
+
+    Two are enough: a group that asks is one of them, or the first is its rival.
     """
-    words = families.common_words(*next(iter(pairing.items())))  # a family's are the same
-    end = min(itertools.starmap(families.common_end, pairing.items()))
-    return (words, end, len(pairing)) if words else (0, 0, 0)
+    claims: dict[str, dict[int, _Likeness]] = {}
+    for group, ranking in enumerate(rankings):
+        for like, pairs in ranking:
+            for layer in pairs.values():
+                claims.setdefault(layer, {}).setdefault(group, like)  # the best comes first
+    return {layer: _two_strongest(by_group) for layer, by_group in claims.items()}
 
 
-def _words_or_size(pairing: families.Pairing) -> tuple[float, ...]:
-    return *_words(pairing), len(pairing)
+def _two_strongest(by_group: Mapping[int, _Likeness]) -> list[tuple[_Likeness, int]]:
+    return heapq.nlargest(2, ((like, group) for group, like in by_group.items()))
 
 
-def natural(name: str) -> list[tuple[bool, int, str]]:
-    """Sorts by numbers as numbers: `layer.2` before `layer.10`."""
+def _common_words(pairs: LayerPairs) -> _Likeness:
+    """Return the number of common words, then of common last components, then of members.
+
+    All pairs without a common word are equally good.
+    """
+    words = families.common_words(*next(iter(pairs.items())))  # the same for the whole family
+    end = min(itertools.starmap(families.common_end, pairs.items()))
+    return (words, end, len(pairs)) if words else (0, 0, 0)
+
+
+def _common_words_or_size(pairs: LayerPairs) -> _Likeness:
+    return *_common_words(pairs), len(pairs)
+
+
+def natural_order(name: str) -> list[tuple[bool, int, str]]:
+    """Return a sort key that compares numbers as numbers: `layer.2` before `layer.10`."""
     texts, numbers = numbering.split(name)
     padded = [*numbers, "0"]
     return [(bool(t), int(n), t) for t, n in zip(texts, padded, strict=True)]

@@ -1,16 +1,18 @@
-"""`suggest_rename`: rename rules for a model and a checkpoint, to be read before they are used."""
+"""`suggest_rename`: suggest rename rules, which users check before they use them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import keras
 
 from keras_trainops import numbering, paths
 from keras_trainops.checkpoints.training_state import by_name
+from keras_trainops.restoring.guessing.families import LayerPairs
 from keras_trainops.restoring.guessing.layers import (
     Layer,
     Shape,
@@ -30,6 +32,8 @@ from keras_trainops.restoring.planning.plan import require_variables
 from keras_trainops.restoring.planning.report import folded
 from keras_trainops.restoring.restore import Source, open_source
 
+T = TypeVar("T")
+
 
 class Ambiguity(NamedTuple):
     """Keys and paths that fit each other in more than one way.
@@ -45,23 +49,21 @@ class Ambiguity(NamedTuple):
 
 @dataclass(frozen=True)
 class Suggestion:
-    """What `suggest_rename` found. `print` it for Python to be checked and pasted.
+    """The result of `suggest_rename`. `print` it for Python code to check and paste.
 
     Attributes:
-        rules: Rename rules, for `rename=`. Each key of `pairs` is led to its path, no other key
-            anywhere.
-        pairs: Key -> path, of all that was found; also of keys that need no rule, as they are
-            paths.
-        by_order: Those of the rules that rest on order: numbers that are shifted or counted anew,
-            neighbours, sequences or whole families of layers, where names and shapes do not tell
-            them apart. Check them.
-        by_shape: Those of the rules that rest on shapes alone.
-        from_torch: Whether the checkpoint has PyTorch's layouts, so that `kt.adapt.from_torch` is
-            needed.
-        reshaped: Paths of the kernels that need `kt.adapt.Reshape()`.
-        ambiguous: What was not decided.
-        missing: Paths of variables that nothing fits.
-        unmatched: Keys that fit nothing.
+        rules: Rename rules for `rename=`. They lead each key of `pairs` to its path, and match no
+            other key.
+        pairs: Key -> path. Includes keys that need no rule because they name their variable.
+        by_order: Rules that rest on order: shifted or recounted numbers, neighbours, sequences, or
+            whole families of layers with equal names and shapes. Check them.
+        by_shape: Rules that rest on shapes alone.
+        from_torch: True if the checkpoint has PyTorch's layouts, which need
+            `kt.adapt.from_torch`.
+        reshaped: Paths of kernels that need `kt.adapt.Reshape()`.
+        ambiguous: Keys and paths that are not paired.
+        missing: Paths of variables that no key fits.
+        unmatched: Keys that fit no variable.
     """
 
     rules: Mapping[str, str] = field(default_factory=dict)
@@ -75,7 +77,7 @@ class Suggestion:
     unmatched: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields as plain lists, dicts and strings, as JSON takes them."""
+        """Return all fields as lists, dicts and strings, ready for JSON."""
         plain = {name: list(v) if isinstance(v, tuple) else v for name, v in vars(self).items()}
         ambiguous = [{"keys": list(a.keys), "paths": list(a.paths)} for a in self.ambiguous]
         return plain | {
@@ -114,7 +116,7 @@ class Suggestion:
 
 
 def _on_one_line(comment: str) -> str:
-    """Names may have any character in them; behind a line's end a comment would be Python."""
+    """Escape line ends in names, because code after them would be outside the comment."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in comment)
 
 
@@ -130,27 +132,29 @@ def suggest_rename(
     include: paths.Patterns = None,
     exclude: paths.Patterns = None,
 ) -> Suggestion:
-    r"""Suggests rename rules that lead the keys of `source` to the variables of `model`.
+    r"""Suggest rename rules that lead the keys of `source` to the variables of `model`.
 
-    It looks at names, shapes and order, and reads no tensor. Layers are taken as a whole: each
-    tensor of the one needs a counterpart in the other, under a name that means the same (`weight`,
-    `kernel`), of a shape that fits, as it is or in PyTorch's layout. What one rule does for a
-    family of names (`layer1.0.conv1`, `layer1.1.conv1`, …) goes first. What several could claim is
-    listed and not decided. Rules that rest on order say so: check them, and compare outputs once.
+    The suggestion rests on names, shapes and order; no tensor is read. Layers are paired as a
+    whole: each tensor of one layer needs a counterpart in the other, with a name that means the
+    same (`weight`, `kernel`) and a shape that fits, unchanged or in PyTorch's layout. Families of
+    names that one rule can pair (`layer1.0.conv1`, `layer1.1.conv1`, …) come first. Ambiguous keys
+    are listed and not paired. Rules that rest on order are marked: check them, and compare the
+    outputs of the models once.
 
     Args:
         model: A built Keras model.
-        source: As for `restore`.
-        include: Patterns (see `keras_trainops.paths`) of the variables to find keys for; None: all.
-        exclude: Patterns of variables to leave out.
+        source: The source, as for `restore`.
+        include: Patterns (see `keras_trainops.paths`) of the variables to find keys for; None for
+            all.
+        exclude: Patterns of the variables to leave out.
 
     Returns:
-        The suggestion: `print` it; its `rules` can be used as `rename=`. In a template,
-        `\g<1+1>` is the number in group 1, plus one.
+        The suggestion. `print` it, and use its `rules` as `rename=`. In a template, `\g<1+1>` is
+        the number in group 1, plus one.
 
     Raises:
         RestoreError: If the source cannot be read or the model has no variables yet.
-        ValueError: If an argument is not of the kind it must be.
+        ValueError: If an argument has the wrong type or value.
 
     Example:
         >>> import keras, numpy as np, keras_trainops as kt
@@ -172,13 +176,14 @@ def suggest_rename(
             raise ValueError("\n".join(problems))
         targets = [target for target in table.targets if target.selected]
         variables = {_name(table, target): target.shape for target in targets}
-        state = checkpoint.training_state | by_name(checkpoint)  # of arrays names alone tell
+        # Mappings of arrays have no training state; only names show it.
+        state = checkpoint.training_state | by_name(checkpoint)
         keys = {key: checkpoint.shape(key) for key in checkpoint if key not in state}
         found = table.pair(checkpoint).targets
-        itself = {
+        by_own_name = {
             key: _name(table, found[key]) for key in keys if key in found and found[key].selected
         }
-        return _suggest(variables, keys, itself)
+        return _suggest(variables, keys, by_own_name)
 
 
 def _name(table: NameTable, target: Target) -> str:
@@ -188,70 +193,85 @@ def _name(table: NameTable, target: Target) -> str:
 
 
 def _suggest(
-    variables: Mapping[str, Shape], keys: Mapping[str, Shape], itself: Mapping[str, str]
+    variables: Mapping[str, Shape], keys: Mapping[str, Shape], by_own_name: Mapping[str, str]
 ) -> Suggestion:
-    """The suggestion for names and shapes; `itself` are keys that lead to a path without a rule."""
-    by_itself, itself = itself, _not_renumbered(variables, keys, itself)
-    torch = _has_torch_layouts(
-        layers_of(keys, "/."), layers_of(variables, "/"), looks_like_torch(keys)
-    )
-    taken = set(itself.values())
-    search = _search(
-        {path: shape for path, shape in variables.items() if path not in taken},
-        {key: shape for key, shape in keys.items() if key not in itself},
+    """Suggest rules for names and shapes.
+
+    Args:
+        variables: The shape of each variable by path.
+        keys: The shape of each tensor by key.
+        by_own_name: Key -> path, for keys that lead to a variable without a rule.
+    """
+    kept = _without_coincidences(variables, keys, by_own_name)
+    torch = _has_torch_layouts(variables, keys)
+    search = _begun_search(
+        _without(variables, set(kept.values())),
+        _without(keys, kept),
         torch,
         ordered=list(keys) != sorted(keys),
     )
     ambiguous = tuple(_ambiguity(search, group) for group in search.run())
-    pairs_by: dict[str, dict[str, str]] = {NAMES: {}, SHAPES: {}, ORDER: {}}
-    for name, layer in search.theirs.items():
-        if name in search.found:
-            found = matching_leaves(layer, search.ours[search.found[name]], torch) or {}
-            pairs_by[search.reasons[name]] |= found
-    rules_by = {
-        reason: fold_rules({k: p for k, p in found.items() if by_itself.get(k) != p}, keys)
-        for reason, found in pairs_by.items()
-    }
+    found = _tensor_pairs(search)
+    rules = {why: fold_rules(_changed(found[why], by_own_name), keys) for why in found}
 
-    def how(key: str, path: str) -> str | None:
+    def needed(key: str, path: str) -> str | None:
         return adaptation(leaf_of(path, "/"), keys[key], variables[path], torch)
 
-    pairs = {key: path for key, path in itself.items() if how(key, path) is not None}
-    pairs |= pairs_by[NAMES] | pairs_by[SHAPES] | pairs_by[ORDER]
-    told = {*pairs, *(key for group in ambiguous for key in group.keys)}
-    claimed = {*pairs.values(), *(path for group in ambiguous for path in group.paths)}
+    pairs = {key: path for key, path in kept.items() if needed(key, path) is not None}
+    pairs |= found[NAMES] | found[SHAPES] | found[ORDER]
     return Suggestion(
-        rules=MappingProxyType(rules_by[NAMES] | rules_by[SHAPES] | rules_by[ORDER]),
+        rules=MappingProxyType(rules[NAMES] | rules[SHAPES] | rules[ORDER]),
         pairs=MappingProxyType(pairs),
-        by_order=tuple(rules_by[ORDER]),
-        by_shape=tuple(rules_by[SHAPES]),
+        by_order=tuple(rules[ORDER]),
+        by_shape=tuple(rules[SHAPES]),
         from_torch=torch,
-        reshaped=tuple(path for key, path in pairs.items() if how(key, path) == "Reshape"),
+        reshaped=tuple(path for key, path in pairs.items() if needed(key, path) == "Reshape"),
         ambiguous=ambiguous,
-        missing=tuple(path for path in variables if path not in claimed),
-        unmatched=tuple(key for key in keys if key not in told),
+        missing=tuple(_without(variables, {*pairs.values(), *_all_paths(ambiguous)})),
+        unmatched=tuple(_without(keys, {*pairs, *_all_keys(ambiguous)})),
     )
 
 
-def _not_renumbered(
-    variables: Mapping[str, Shape], keys: Mapping[str, Shape], itself: Mapping[str, str]
-) -> dict[str, str]:
-    """`itself` without names that are the same by accident: of siblings counted from elsewhere.
+def _without(table: Mapping[str, T], names: Collection[str]) -> dict[str, T]:
+    return {name: entry for name, entry in table.items() if name not in names}
 
-    Of `dense_1`, `dense_2`, `dense_3` and `dense`, `dense_1`, `dense_2`, each side has a number
-    that the other has not; where one side merely has more of them, the names can be believed.
+
+def _changed(pairs: Mapping[str, str], by_own_name: Mapping[str, str]) -> dict[str, str]:
+    return {key: path for key, path in pairs.items() if by_own_name.get(key) != path}
+
+
+def _all_keys(ambiguous: Iterable[Ambiguity]) -> Iterable[str]:
+    return itertools.chain.from_iterable(group.keys for group in ambiguous)
+
+
+def _all_paths(ambiguous: Iterable[Ambiguity]) -> Iterable[str]:
+    return itertools.chain.from_iterable(group.paths for group in ambiguous)
+
+
+def _without_coincidences(
+    variables: Mapping[str, Shape], keys: Mapping[str, Shape], by_own_name: Mapping[str, str]
+) -> dict[str, str]:
+    """Drop pairs of equal names if siblings are numbered from another start.
+
+    With `dense_1`, `dense_2`, `dense_3` and `dense`, `dense_1`, `dense_2`, each side has a number
+    that the other lacks. If only one side has more numbers, equal names are trusted.
+
+    Args:
+        variables: The variables by path.
+        keys: The tensors by key.
+        by_own_name: Key -> path, for keys that lead to a variable without a rule.
     """
-    ours = numbering.siblings(map(_owner, variables))
-    theirs = numbering.siblings(_owner(itself.get(key, key)) for key in keys)
-    apart = {
+    ours = numbering.sibling_numbers(map(_owner, variables))
+    theirs = numbering.sibling_numbers(_owner(by_own_name.get(key, key)) for key in keys)
+    disagreeing = {
         place
         for place, numbers in ours.items()
         if numbers - theirs.get(place, numbers) and theirs[place] - numbers
     }
     return {
         key: path
-        for key, path in itself.items()
-        if apart.isdisjoint(place for place, _ in numbering.automatic_places(_owner(path)))
+        for key, path in by_own_name.items()
+        if disagreeing.isdisjoint(_numbered_places(_owner(path)))
     }
 
 
@@ -259,58 +279,98 @@ def _owner(path: str) -> str:
     return path.rpartition("/")[0]
 
 
-def _search(
+def _numbered_places(name: str) -> list[numbering.Place]:
+    return [place for place, _ in numbering.automatic_numbers(name)]
+
+
+def _begun_search(
     variables: Mapping[str, Shape], keys: Mapping[str, Shape], torch: bool, ordered: bool
 ) -> Search:
-    """A search that begins with what is the same once automatic numbers are counted anew."""
+    """Return a search in which layers are settled that differ only in automatic numbers.
+
+    Args:
+        variables: The shape of each variable by path.
+        keys: The shape of each tensor by key.
+        torch: If True, the checkpoint has PyTorch's layouts.
+        ordered: If True, the order of the checkpoint is not just alphabetical.
+    """
     theirs = {layer.name: layer for layer in layers_of(keys, "/.")}
     ours = {layer.name: layer for layer in layers_of(variables, "/")}
     search = Search(theirs, ours, torch, ordered)
     certain = {key: path for path, key in auto.pair(variables, keys).key_of.items()}
-    counts = [numbering.siblings(side) for side in (theirs, ours)]
-    kinds: dict[tuple[str, ...], dict[str, str]] = {}
+    for pairs in _renumbered_layers(search, certain):
+        search.settle(pairs, search.reason(pairs))
+    return search
+
+
+def _renumbered_layers(search: Search, certain: Mapping[str, str]) -> list[LayerPairs]:
+    """Return the pairs of layers that differ only in automatic numbers, by kind of name.
+
+    `auto` also pairs tensors by their last components, and ignores the other tensors of a layer.
+    Those pairs are left to the search.
+
+    Args:
+        search: The layers.
+        certain: Key -> path, as `auto` pairs them.
+    """
+    their_numbers = numbering.sibling_numbers(search.theirs)
+    our_numbers = numbering.sibling_numbers(search.ours)
+    kinds: dict[tuple[str, ...], LayerPairs] = {}
     for name, other in _whole_layers(search, certain).items():
-        places = [
-            [place for place, _ in numbering.automatic_places(each)] for each in (name, other)
-        ]
-        kind = tuple(stem for _, stem in places[1])
-        # What else `auto` is sure of it tells by the tensors of one last component, and of the
-        # layers that have others it knows nothing: that is for the search.
-        if kind == tuple(stem for _, stem in places[0]) and all(
-            len(counts[0][there]) == len(counts[1][here])
-            for there, here in zip(*places, strict=True)
+        there, here = _numbered_places(name), _numbered_places(other)
+        kind = tuple(stem for _, stem in here)
+        if kind == tuple(stem for _, stem in there) and all(
+            len(their_numbers[their_place]) == len(our_numbers[our_place])
+            for their_place, our_place in zip(there, here, strict=True)
         ):
             kinds.setdefault(kind, {})[name] = other
-    for pairing in kinds.values():
-        search.settle(pairing, search.reason(pairing))
-    return search
+    return list(kinds.values())
+
+
+def _whole_layers(search: Search, certain: Mapping[str, str]) -> LayerPairs:
+    """Return the pairs of layers whose tensors are all paired with each other."""
+    owner_of: dict[str, str] = {}
+    for name, layer in search.ours.items():
+        owner_of |= dict.fromkeys(layer.tensors.values(), name)
+    found = {}
+    for name, layer in search.theirs.items():
+        first = next(iter(layer.tensors.values()))
+        if first in certain:
+            other = owner_of[certain[first]]
+            pairs = matching_leaves(layer, search.ours[other], search.torch)
+            if pairs is not None and pairs.items() <= certain.items():
+                found[name] = other
+    return found
+
+
+def _tensor_pairs(search: Search) -> dict[str, dict[str, str]]:
+    """Return key -> path of all tensors in settled layers, by the reason."""
+    found: dict[str, dict[str, str]] = {NAMES: {}, SHAPES: {}, ORDER: {}}
+    for name, layer in search.theirs.items():
+        if name in search.found:
+            other = search.ours[search.found[name]]
+            found[search.reasons[name]] |= matching_leaves(layer, other, search.torch) or {}
+    return found
 
 
 def _ambiguity(search: Search, group: Group) -> Ambiguity:
     return Ambiguity(
-        tuple(key for name in group.theirs for key in search.theirs[name].tensors.values()),
-        tuple(path for name in group.ours for path in search.ours[name].tensors.values()),
+        _tensors([search.theirs[name] for name in group.theirs]),
+        _tensors([search.ours[name] for name in group.ours]),
     )
 
 
-def _has_torch_layouts(theirs: Sequence[Layer], ours: Sequence[Layer], likely: bool) -> bool:
-    """Whether more layers fit in PyTorch's layouts than as they are; `likely` where as many do."""
-    kinds = {layer.leaves: layer for layer in ours}.values()
+def _tensors(layers: Iterable[Layer]) -> tuple[str, ...]:
+    return tuple(itertools.chain.from_iterable(layer.tensors.values() for layer in layers))
+
+
+def _has_torch_layouts(variables: Mapping[str, Shape], keys: Mapping[str, Shape]) -> bool:
+    """Return True if more layers fit in PyTorch's layouts; if equally many do, names decide."""
+    theirs = layers_of(keys, "/.")
+    kinds = {layer.leaves: layer for layer in layers_of(variables, "/")}.values()
 
     def fitting(torch: bool) -> int:
         return sum(any(matching_leaves(t, o, torch) is not None for o in kinds) for t in theirs)
 
-    as_it_is, transposed = fitting(False), fitting(True)
-    return likely if as_it_is == transposed else transposed > as_it_is
-
-
-def _whole_layers(search: Search, certain: Mapping[str, str]) -> dict[str, str]:
-    """The layers whose tensors all go to those of one other, as `certain` says."""
-    owner = {path: name for name, layer in search.ours.items() for path in layer.tensors.values()}
-    found = {}
-    for name, layer in search.theirs.items():
-        for other in {owner[certain[key]] for key in layer.tensors.values() if key in certain}:
-            fit = matching_leaves(layer, search.ours[other], search.torch)
-            if fit is not None and all(certain.get(key) == path for key, path in fit.items()):
-                found[name] = other
-    return found
+    unchanged, transposed = fitting(False), fitting(True)
+    return looks_like_torch(keys) if unchanged == transposed else transposed > unchanged

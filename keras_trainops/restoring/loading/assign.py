@@ -1,7 +1,7 @@
-"""Assigning a plan, all or nothing, with one tensor in memory at a time.
+"""Assign a plan, all or nothing, with one tensor in memory at a time.
 
-Every tensor is read twice: once to be looked at and dropped, before anything is assigned, and once
-to be assigned. docs/architecture.md says why, and what is left to go wrong in between.
+Every tensor is read twice: once to check it, before anything is assigned, and once to assign it.
+docs/architecture.md explains why, and what can still fail in between.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from keras_trainops.restoring.planning.shapes import is_assignable
 from keras_trainops.values import copy_of
 
 UNDO_BYTES = 8 << 20
-THREADS = 4  # that look at tensors, each with a piece of one in memory
+THREADS = 4  # for checking tensors, each with one piece in memory
 Progress = Callable[[int], None]
 
 
@@ -35,21 +35,21 @@ def assign(
     checkpoint: Checkpoint,
     progress: Progress = lambda nbytes: None,
 ) -> None:
-    """Reads and checks every tensor, and only then assigns them, the largest first.
+    """Read and check every tensor, and then assign them, the largest first.
 
     Args:
         model: The model that the variables belong to.
-        assignments: What to assign.
-        checkpoint: Where the tensors are read from.
-        progress: Called with the number of bytes that were read, again and again.
+        assignments: The planned assignments.
+        checkpoint: The source.
+        progress: Called repeatedly with the number of bytes processed since the last call.
 
     Raises:
-        RestoreError: If a tensor cannot be read, or is not finite or out of range in the
-            variable's dtype, or the files change meanwhile. No variable was changed then.
+        RestoreError: If a tensor cannot be read, is not finite, or is out of range in the
+            variable's dtype, or if the files change meanwhile. No variable was changed.
     """
     _check_all(assignments, checkpoint, progress)
     checkpoint.require_unchanged()
-    # If memory is too short for one of them, then for the largest, and nothing is changed yet.
+    # If memory is short, the largest fails first, before anything is changed.
     ordered = sorted(assignments, key=_nbytes, reverse=True)
     undo = _Undo()
     with signals_wait():
@@ -66,40 +66,40 @@ def assign(
 
 
 class _Undo:
-    """The values before, as far as they fit into `UNDO_BYTES`."""
+    """Previous values of variables, as far as they fit into `UNDO_BYTES`."""
 
     def __init__(self) -> None:
         self._before: list[tuple[keras.Variable, np.ndarray]] = []
         self._left = UNDO_BYTES
-        self._lost = 0  # how many variables have no value before any more
+        self._lost = 0  # number of assigned variables whose previous value was not kept
         self._in_doubt: tuple[keras.Variable, Any] | None = None
 
     def assign(self, variable: keras.Variable, value: Any) -> None:
-        """Assigns, and keeps the value before if there is room for it."""
+        """Assign a value, and keep the previous one if there is room for it."""
         if variable_bytes(variable) <= self._left:
             self._before.append((variable, copy_of(variable)))
             self._left -= variable_bytes(variable)
             variable.assign(value)
         else:
-            # An exception from elsewhere may come when the variable is assigned already.
+            # An asynchronous exception may arrive after the variable was assigned.
             self._lost, self._in_doubt = self._lost + 1, (variable, value)
             variable.assign(value)
             self._in_doubt = None
 
     def put_back(self, cause: BaseException) -> None:
-        """Assigns the values that were kept; says so if that is not all."""
+        """Assign the previous values; add a note to `cause` if not all were kept."""
         if self._in_doubt is not None and not _holds(*self._in_doubt):
             self._lost -= 1
         self._lost += sum(not _assigned(*kept) for kept in self._before)
         if self._lost:
             cause.add_note(
-                f"The model is half-loaded: {self._lost} variables keep their new values, as the "
-                "old ones were too much to be kept. Restore it again before you use it."
+                f"The model is half-loaded: {self._lost} variables keep their new values, because "
+                "the old ones were too large to keep. Restore it again before you use it."
             )
 
 
 def _holds(variable: keras.Variable, value: Any) -> bool:
-    """Whether a variable has a value; also where that cannot be told."""
+    """Return True if a variable has a value, or if that is unknown."""
     try:
         return np.array_equal(copy_of(variable), keras.ops.convert_to_numpy(value))
     except BaseException:
@@ -107,7 +107,7 @@ def _holds(variable: keras.Variable, value: Any) -> bool:
 
 
 def _assigned(variable: keras.Variable, value: np.ndarray) -> bool:
-    """Assigns; once more if something comes between."""
+    """Assign a value, with a second try after an exception; return True if it succeeded."""
     for _ in range(2):
         try:
             variable.assign(value)
@@ -118,10 +118,10 @@ def _assigned(variable: keras.Variable, value: np.ndarray) -> bool:
 
 
 def _derive_again(model: keras.Model, assignments: Sequence[Assignment]) -> None:
-    """Lets layers compute anew what they derive from their variables.
+    """Let layers recompute values that they derive from their variables.
 
-    `Normalization` normalises with constants that it computes from its variables: in Keras, too,
-    loading calls its `finalize_state`.
+    `Normalization` uses constants that it computes from its variables. Keras also calls
+    `finalize_state` when it loads weights.
     """
     assigned = {id(assignment.variable) for assignment in assignments}
     for layer in keras_private.all_layers(model):
@@ -135,7 +135,7 @@ def _check_all(
 ) -> None:
     problems: list[str] = []
     with _threads() as in_thread:
-        # In the order of the model, whichever thread is first.
+        # Report in the order of the model, whichever thread finishes first.
         found = [
             in_thread.submit(_problems, assignment, checkpoint)
             if _may_be_in_thread(assignment, checkpoint)
@@ -159,17 +159,17 @@ def _threads() -> Iterator[ThreadPoolExecutor]:
     try:
         yield threads
     finally:
-        threads.shutdown(cancel_futures=True)  # after an error nobody waits for what is left
+        threads.shutdown(cancel_futures=True)  # after an error, drop the remaining checks
 
 
 def _may_be_in_thread(assignment: Assignment, checkpoint: Checkpoint) -> bool:
-    """Whether only plain bytes are looked at: no user's function, no library that minds threads."""
+    """Return True if checking reads plain bytes only, without user code or other libraries."""
     keys = [*assignment.keys, *assignment.copies]
     return assignment.adapter is None and all(map(checkpoint.in_pieces, keys))
 
 
 def _problems(assignment: Assignment, checkpoint: Checkpoint) -> list[str]:
-    """What is wrong with the values for a variable, and with their copies."""
+    """Return lines about the values for a variable and their copies."""
     path, keys = assignment.path, " and ".join(map(repr, assignment.keys))
     complaint = _complaint(assignment, checkpoint)
     complaints = [f"{path}: the tensor under key {keys} {complaint}"] if complaint else []
@@ -181,24 +181,24 @@ def _problems(assignment: Assignment, checkpoint: Checkpoint) -> list[str]:
 
 
 def _complaint(assignment: Assignment, checkpoint: Checkpoint) -> str:
-    """What is wrong with the values for a variable; empty if nothing is."""
+    """Return what is wrong with the values for a variable; empty if nothing is."""
     variable = assignment.variable
     if assignment.adapter is None:
-        return _complaint_about(checkpoint.pieces(assignment.keys[0]), variable)
-    return _complaint_about_adapted(_adapted(assignment, checkpoint), assignment)
+        return _complaint_about_pieces(checkpoint.pieces(assignment.keys[0]), variable)
+    return _complaint_about_array(_adapted(assignment, checkpoint), assignment)
 
 
-def _complaint_about_adapted(adapted: np.ndarray, assignment: Assignment) -> str:
+def _complaint_about_array(adapted: np.ndarray, assignment: Assignment) -> str:
     variable, becomes = assignment.variable, f"by {assignment.adapter}, and the variable is"
     if adapted.shape != tuple(variable.shape):
         return f"becomes {adapted.shape} {becomes} {tuple(variable.shape)}"
     if not is_assignable(adapted.dtype, np.dtype(variable.dtype)):
         return f"becomes {adapted.dtype} {becomes} {variable.dtype}"
     is_masked = np.ma.isMaskedArray(adapted)
-    return _complaint_about([np.ma.compressed(adapted) if is_masked else adapted], variable)
+    return _complaint_about_pieces([np.ma.compressed(adapted) if is_masked else adapted], variable)
 
 
-def _complaint_about(pieces: Iterable[np.ndarray], variable: keras.Variable) -> str:
+def _complaint_about_pieces(pieces: Iterable[np.ndarray], variable: keras.Variable) -> str:
     dtype = np.dtype(variable.dtype)
     not_finite, all_kept = 0, True
     for piece in pieces:
@@ -213,7 +213,7 @@ def _complaint_about(pieces: Iterable[np.ndarray], variable: keras.Variable) -> 
 
 
 def _is_kept(raw: np.ndarray, value: np.ndarray) -> bool:
-    """Whether a cast kept what it had to: integers are exact (they would wrap), floats finite."""
+    """Return True if a cast kept integers exact (they may wrap around) and floats finite."""
     return bool((value == raw).all() if value.dtype.kind in "biu" else np.isfinite(value).all())
 
 
@@ -223,7 +223,7 @@ def _equal(checkpoint: Checkpoint, first: str, second: str) -> bool:
 
 
 def _value(assignment: Assignment, checkpoint: Checkpoint) -> Any:
-    """What to assign, in memory of its own: JAX may make it the variable's memory."""
+    """Return the value to assign, in memory of its own: JAX may make it the variable's memory."""
     dtype, destination = np.dtype(assignment.variable.dtype), Destination()
     if assignment.adapter is None:
         array = _cast(checkpoint.again(assignment.keys[0], destination.memory), dtype)
@@ -233,10 +233,10 @@ def _value(assignment: Assignment, checkpoint: Checkpoint) -> Any:
 
 
 def _adapted_value(assignment: Assignment, checkpoint: Checkpoint, dtype: np.dtype) -> np.ndarray:
-    """What the adapter makes of the tensors, with what the variable holds where that is to stay."""
+    """Return the adapted array, with the variable's values in place of masked elements."""
     adapted = _adapted(assignment, checkpoint)
-    # A callable may make something else of them than when all was checked.
-    complaint = _complaint_about_adapted(adapted, assignment)
+    # A callable may return something else than during the check.
+    complaint = _complaint_about_array(adapted, assignment)
     if complaint:
         raise RestoreError(f"{assignment.path}: the tensor, read again, {complaint}.")
     if not np.ma.isMaskedArray(adapted):
@@ -248,20 +248,20 @@ def _adapted_value(assignment: Assignment, checkpoint: Checkpoint, dtype: np.dty
 
 
 def _adapted(assignment: Assignment, checkpoint: Checkpoint) -> np.ndarray:
-    """What the adapter makes of the tensors; masked where the variable is to keep what it holds."""
+    """Return the adapted array; masked elements are not assigned."""
     assert assignment.adapter is not None
     arrays = [checkpoint[key] for key in assignment.keys]
     try:
         adapted = assignment.adapter(arrays, tuple(assignment.variable.shape))
         return adapted if np.ma.isMaskedArray(adapted) else np.asarray(adapted)
-    except Exception as error:  # a callable of the user's may raise anything
+    except Exception as error:  # a user's callable may raise anything
         raise RestoreError(
             f"{assignment.path}: {assignment.adapter} failed on {assignment.keys[0]!r}: {error}"
         ) from error
 
 
 def _cast(value: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    with np.errstate(over="ignore"):  # an overflow is told by `_is_kept`, with the path
+    with np.errstate(over="ignore"):  # `_is_kept` reports overflows, with the path
         return value.astype(dtype, copy=False)
 
 

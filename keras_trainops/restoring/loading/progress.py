@@ -1,4 +1,4 @@
-"""A progress bar for restores that take long."""
+"""A progress bar for long restores."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import keras
 
 from keras_trainops.restoring.planning.assignment import Assignment, variable_bytes
 
-PATIENCE = 2.0  # seconds without a bar
+PATIENCE = 2.0  # seconds before the bar appears
 UNIT = 1 << 20  # bytes
 
 
@@ -18,11 +18,11 @@ UNIT = 1 << 20  # bytes
 def progress_bar(
     assignments: Sequence[Assignment], verbose: int
 ) -> Iterator[Callable[[int], None]]:
-    """Gives the function to be called with the bytes that were done; after a while it shows them.
+    """Yield a function to call with the number of bytes processed; it shows a bar after a while.
 
     Args:
-        assignments: What is to be done, twice: checked, and assigned.
-        verbose: 0 for no bar at all.
+        assignments: The assignments. Each is processed twice: checked and assigned.
+        verbose: 0 to show no bar.
     """
     total = 2 * sum(variable_bytes(a.variable) for a in assignments)
     bar: keras.utils.Progbar | None = None

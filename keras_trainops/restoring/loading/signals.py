@@ -1,4 +1,4 @@
-"""Signals that wait: their handlers, which may raise, run when a block is done."""
+"""Delay signal handlers, which may raise, until a block has finished."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ _Handler = Callable[[int, "FrameType | None"], Any]
 
 @contextlib.contextmanager
 def signals_wait() -> Iterator[None]:
-    """Handlers of signals that are Python's run when the block is done, once each.
+    """Run Python signal handlers once each after the block, instead of during it.
 
-    What they raise, as Ctrl-C its `KeyboardInterrupt`, is raised then. Signals that are ignored, or
-    that have their default or a handler in C, are left alone, and so are handlers that the block
-    sets. Python runs handlers in the main thread only: in another one nothing has to wait.
+    Their exceptions, such as `KeyboardInterrupt` on Ctrl-C, are raised then. Signals that are
+    ignored, or that have the default handler or one in C, are left alone, and so are handlers that
+    the block sets. Python runs handlers only in the main thread, so other threads need no delay.
     """
     waiting: dict[int, FrameType | None] = {}
     taken: dict[int, _Handler] = {}
 
-    def note(number: int, frame: FrameType | None) -> None:
+    def remember(number: int, frame: FrameType | None) -> None:
         waiting.setdefault(number, frame)
 
     try:
@@ -33,16 +33,16 @@ def signals_wait() -> Iterator[None]:
                 handler = signal.getsignal(each)
                 if callable(handler):
                     taken[each] = handler
-                    signal.signal(each, note)
+                    signal.signal(each, remember)
         yield
     finally:
-        calls = [functools.partial(_raise, error) for error in _give_back(taken, note)]
+        calls = [functools.partial(_raise, error) for error in _set_again(taken, remember)]
         calls += [functools.partial(taken[each], each, frame) for each, frame in waiting.items()]
         _call_all(calls)
 
 
 def _call_all(calls: Sequence[Callable[[], Any]]) -> None:
-    """Calls all of them, whatever they raise: each error has the one before it as its context."""
+    """Call all functions, even if some raise; each error is the context of the next."""
     if calls:
         try:
             calls[0]()
@@ -50,14 +50,14 @@ def _call_all(calls: Sequence[Callable[[], Any]]) -> None:
             _call_all(calls[1:])
 
 
-def _give_back(taken: dict[int, _Handler], note: _Handler) -> list[BaseException]:
-    """Sets the handlers again, all of them, whatever those raise that are set already."""
+def _set_again(taken: dict[int, _Handler], remember: _Handler) -> list[BaseException]:
+    """Set all handlers again, and return the errors of handlers that run in between."""
     raised: list[BaseException] = []
     left = list(taken)
     while left:
         try:
             while left:
-                if signal.getsignal(left[-1]) is note:  # else the block has set another one
+                if signal.getsignal(left[-1]) is remember:  # else the block has set another
                     signal.signal(left[-1], taken[left[-1]])
                 left.pop()
         except BaseException as error:

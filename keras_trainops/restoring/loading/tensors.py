@@ -1,4 +1,4 @@
-"""Arrays on their way into variables of any backend."""
+"""Memory for tensors that are assigned to variables of any backend."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from keras_trainops.backends import backend
 from keras_trainops.checkpoints.arrays import nbytes
 from keras_trainops.checkpoints.storage.raw import aligned
 
-_LARGE = 1 << 20  # bytes, below which a second copy costs nothing
+_LARGE = 1 << 20  # bytes; below that, a second copy costs nothing
 
 
 class Destination:
-    """Memory to read a tensor into, which the variable takes over where the backend allows it."""
+    """Memory to read a tensor into; the variable takes it over if the backend allows that."""
 
     def __init__(self) -> None:
         self._tensor: Any = None
         self._array: np.ndarray | None = None
 
     def memory(self, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-        """Return an array to be filled once."""
+        """Return an array to read the tensor into, once."""
         empty = backend().empty_tensor(shape, dtype) if nbytes(shape, dtype) >= _LARGE else None
         if empty is None:
             return aligned(shape, dtype) if self._array is None else self._array
@@ -31,7 +31,7 @@ class Destination:
         return self._array
 
     def tensor(self, array: np.ndarray) -> Any:
-        """Return the value to assign for an `array` that nobody will write to again."""
+        """Return the value to assign for an `array` that is not written to again."""
         if self._array is not None and array is self._array:
             return self._tensor
         empty = backend().empty_tensor(array.shape, array.dtype) if array.nbytes >= _LARGE else None
@@ -43,7 +43,7 @@ class Destination:
 
 
 def overwritten_memory(model: Any) -> Callable[[int], bool]:
-    """Return a test for addresses in memory that assignments to the model overwrite in place."""
+    """Return a function that tests if assignments to the model overwrite an address in place."""
     ranges = backend().overwritten_memory(getattr(model, "variables", ()))
     starts = [start for start, _ in ranges]
 

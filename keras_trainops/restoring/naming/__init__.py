@@ -1,1 +1,1 @@
-"""TODO."""
+"""Pair the keys of a checkpoint with the variables of a model, by name."""

@@ -1,33 +1,35 @@
-"""`rename="auto"`: which key belongs to which variable, told by names and shapes alone.
+"""The heuristic of `rename="auto"`: pair keys with variables by names and shapes alone.
 
-A heuristic, and so only for who asks for it. It pairs
+Users must ask for it, because it guesses. It pairs
 
-1. names that are the same once automatic numbers are counted anew: `dense_7`, `dense_8` in the file
-   are `dense`, `dense_1` in the model, if both have as many of them;
-2. of what is left, names with the longest common end (whole components) and, where several have
-   the same, those of the same shape.
+1. names that are equal once automatic numbers are counted anew: `dense_7`, `dense_8` in the file
+   are `dense`, `dense_1` in the model, if both sides have equally many;
+2. of the rest, names with the longest common end (whole components). If several names have the same
+   end, names with the same shape are paired.
 
-Whatever two could claim is not decided, but told with its candidates.
+A key or a path with several possible partners is not paired; its candidates are listed.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
-from keras_trainops.numbering import automatic, stem
+from keras_trainops.numbering import Place, automatic, stem
 
-Shape = tuple[int, ...]
+Shape: TypeAlias = tuple[int, ...]
 
 
 @dataclass
 class Pairs:
-    """What the heuristic found.
+    """The result of the heuristic.
 
     Attributes:
-        key_of: The key for each path that it is sure of.
-        candidates: For each path that it is not sure of, the keys that it could be.
+        key_of: The key for each path that has exactly one.
+        candidates: The possible keys for each ambiguous path.
     """
 
     key_of: dict[str, str] = field(default_factory=dict)
@@ -35,7 +37,11 @@ class Pairs:
 
 
 def pair(paths: Mapping[str, Shape], keys: Mapping[str, Shape]) -> Pairs:
-    """Pairs paths of variables with keys of a checkpoint, each with its shape.
+    """Pair paths of variables with keys of a checkpoint.
+
+    Args:
+        paths: The shape of each variable, by path.
+        keys: The shape of each tensor, by key.
 
     Example:
         >>> pair({"dense/kernel": (3, 2)}, {"net/dense_4/kernel": (3, 2), "net/x/bias": (2,)})
@@ -45,34 +51,42 @@ def pair(paths: Mapping[str, Shape], keys: Mapping[str, Shape]) -> Pairs:
     _pair_renumbered(paths, keys, pairs)
     depth = max((name.count("/") + 1 for name in paths), default=0)
     for length in range(depth, 0, -1):
-        taken = set(pairs.key_of.values())
-        ends: dict[str, tuple[list[str], list[str]]] = defaultdict(lambda: ([], []))
-        for path in paths.keys() - pairs.key_of.keys() - pairs.candidates.keys():
-            ends[_end(path, length)][0].append(path)
-        for key in keys.keys() - taken:
-            ends[_end(key, length)][1].append(key)
-        for end, (ours, theirs) in ends.items():
-            if end and ours and theirs:
-                _pair_by_shape(ours, theirs, paths, keys, pairs, alone=length > 1)
+        ours = _by_end(paths.keys() - pairs.key_of.keys() - pairs.candidates.keys(), length)
+        theirs = _by_end(keys.keys() - set(pairs.key_of.values()), length)
+        for end, left in ours.items():
+            if end and end in theirs:
+                _pair_one_end(
+                    {path: paths[path] for path in left},
+                    {key: keys[key] for key in theirs[end]},
+                    pairs,
+                    whatever_shape=length > 1,
+                )
     return pairs
 
 
 def agreed(found: Sequence[Pairs]) -> Pairs:
-    """The pairs that are in all; of others the keys are candidates."""
+    """Return the pairs that all results contain; keys of other pairs become candidates."""
     result = Pairs()
-    for path in dict.fromkeys(p for pairs in found for p in (*pairs.key_of, *pairs.candidates)):
-        keys = [pairs.key_of.get(path) for pairs in found]
-        if keys[0] is not None and len(set(keys)) == 1:
-            result.key_of[path] = keys[0]
+    paths = itertools.chain.from_iterable((*pairs.key_of, *pairs.candidates) for pairs in found)
+    for path in dict.fromkeys(paths):
+        keys = {pairs.key_of.get(path) for pairs in found}
+        key = keys.pop()
+        if key is not None and not keys:
+            result.key_of[path] = key
         else:
-            named = [key for key in keys if key is not None]
-            named += [key for pairs in found for key in pairs.candidates.get(path, ())]
-            result.candidates[path] = list(dict.fromkeys(named))
+            result.candidates[path] = _keys_named(path, found)
     return result
 
 
+def _keys_named(path: str, found: Sequence[Pairs]) -> list[str]:
+    named = [pairs.key_of[path] for pairs in found if path in pairs.key_of]
+    for pairs in found:
+        named += pairs.candidates.get(path, [])
+    return list(dict.fromkeys(named))
+
+
 def _pair_renumbered(paths: Mapping[str, Shape], keys: Mapping[str, Shape], pairs: Pairs) -> None:
-    """Pairs what is the same but for automatic numbers; those that do not agree are not guessed."""
+    """Pair names that differ only in automatic numbers, unless the sets of numbers disagree."""
     ours, theirs, unsure = _renumbered(list(paths), list(keys))
     key_by_name = {name: key for key, name in theirs.items()}
     for path, name in ours.items():
@@ -87,46 +101,87 @@ def _pair_renumbered(paths: Mapping[str, Shape], keys: Mapping[str, Shape], pair
 def _renumbered(
     ours: Sequence[str], theirs: Sequence[str]
 ) -> tuple[dict[str, str], dict[str, str], set[str]]:
-    """The names on both sides, each automatic number as its rank among those of its siblings.
+    """Replace each automatic number by its rank among those of its siblings.
 
-    Where one side has more siblings of a kind, ranks would say nothing: the numbers stay, and names
-    of ours whose number the other side does not have are the third result.
+    If one side has more siblings of a kind than the other, ranks mean nothing and the numbers stay.
+
+    Returns:
+        The new names of both sides, and our names with a number that the other side lacks.
     """
-    sides = [dict.fromkeys(names, "") for names in (ours, theirs)]
+    our_names, their_names = dict.fromkeys(ours, ""), dict.fromkeys(theirs, "")
     unsure: set[str] = set()
-    depth = max((name.count("/") for names in sides for name in names), default=0)
+    depth = max((name.count("/") for name in (*ours, *theirs)), default=0)
     for level in range(depth):
-        numbers: list[dict[tuple[str, str], set[int]]] = [defaultdict(set), defaultdict(set)]
-        families: list[dict[str, tuple[tuple[str, str], int]]] = [{}, {}]
-        for side in (0, 1):
-            for name, so_far in sides[side].items():
-                *owners, _ = name.split("/")
-                if level < len(owners):
-                    kind, number = automatic(owners[level])
-                    numbers[side][so_far, kind].add(number)
-                    families[side][name] = ((so_far, kind), number)
-        ranks = [
-            {family: {n: i for i, n in enumerate(sorted(found))} for family, found in of.items()}
-            for of in numbers
-        ]
-        for side in (0, 1):
-            for name, (family, number) in families[side].items():
-                there = numbers[1 - side].get(family, numbers[side][family])
-                if len(there) == len(numbers[side][family]):
-                    mark = f"#{ranks[side][family][number]}"
-                else:
-                    mark = f"_{number}"
-                    if side == 0 and not numbers[0][family] <= there:
-                        unsure.add(name)
-                sides[side][name] += f"{family[1]}{mark}/"
-    for names in sides:
+        our_ranks = _sibling_ranks(our_names, level)
+        their_ranks = _sibling_ranks(their_names, level)
+        unsure |= _append_component(our_names, level, our_ranks, their_ranks)
+        _append_component(their_names, level, their_ranks, our_ranks)
+    for names in (our_names, their_names):
         for name in names:
             names[name] += name.rpartition("/")[2]
-    return sides[0], sides[1], unsure
+    return our_names, their_names, unsure
+
+
+def _sibling_ranks(renumbered: Mapping[str, str], level: int) -> dict[Place, dict[int, int]]:
+    """Return the rank of each automatic number among the siblings at one level.
+
+    Args:
+        renumbered: The renumbered part above that level, by name.
+        level: The index of the component.
+    """
+    numbers: dict[Place, set[int]] = defaultdict(set)
+    for name, above in renumbered.items():
+        owners = name.split("/")[:-1]
+        if level < len(owners):
+            kind, number = automatic(owners[level])
+            numbers[above, kind].add(number)
+    return {
+        place: {number: rank for rank, number in enumerate(sorted(found))}
+        for place, found in numbers.items()
+    }
+
+
+def _append_component(
+    renumbered: dict[str, str],
+    level: int,
+    own: Mapping[Place, Mapping[int, int]],
+    other: Mapping[Place, Mapping[int, int]],
+) -> set[str]:
+    """Append the component at `level`, with its rank or its number, to each renumbered part.
+
+    Args:
+        renumbered: The renumbered part above that level, by name; changed in place.
+        level: The index of the component.
+        own: The ranks of the siblings on this side.
+        other: The ranks of the siblings on the other side.
+
+    Returns:
+        The names with siblings of which the other side lacks a number.
+    """
+    unsure = set()
+    for name, above in renumbered.items():
+        owners = name.split("/")[:-1]
+        if level >= len(owners):
+            continue
+        kind, number = automatic(owners[level])
+        ranks = own[above, kind]
+        there = other.get((above, kind), ranks)
+        mark = f"#{ranks[number]}" if len(there) == len(ranks) else f"_{number}"
+        if len(there) != len(ranks) and not ranks.keys() <= there.keys():
+            unsure.add(name)
+        renumbered[name] = f"{above}{kind}{mark}/"
+    return unsure
+
+
+def _by_end(names: Iterable[str], length: int) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = defaultdict(list)
+    for name in names:
+        found[_end(name, length)].append(name)
+    return found
 
 
 def _end(name: str, length: int) -> str:
-    """The last components, without automatic numbers; empty if there are not so many."""
+    """Return the last components, owners without automatic numbers; empty if there are fewer."""
     parts = name.split("/")
     if len(parts) < length:
         return ""
@@ -134,21 +189,24 @@ def _end(name: str, length: int) -> str:
     return "/".join([*(stem(owner) for owner in owners), leaf])
 
 
-def _pair_by_shape(
-    ours: list[str],
-    theirs: list[str],
-    paths: Mapping[str, Shape],
-    keys: Mapping[str, Shape],
-    pairs: Pairs,
-    alone: bool,
+def _pair_one_end(
+    ours: Mapping[str, Shape], theirs: Mapping[str, Shape], pairs: Pairs, whatever_shape: bool
 ) -> None:
-    """Pairs names with one end: the only one of each shape, or the only one there is."""
-    if alone and len(ours) == len(theirs) == 1:
-        pairs.key_of[ours[0]] = theirs[0]  # shapes that differ are told as such
+    """Pair names with a common end, if there is one of each shape on both sides.
+
+    Args:
+        ours: Paths of variables.
+        theirs: Keys of the checkpoint.
+        pairs: Receives the pairs and candidates.
+        whatever_shape: If True, one path and one key are paired even if their shapes differ, so
+            that the difference is reported.
+    """
+    if whatever_shape and len(ours) == len(theirs) == 1:
+        pairs.key_of[next(iter(ours))] = next(iter(theirs))
         return
     for path in sorted(ours):
-        rivals = [p for p in ours if paths[p] == paths[path]]
-        fitting = sorted(k for k in theirs if keys[k] == paths[path])
+        rivals = [other for other in ours if ours[other] == ours[path]]
+        fitting = sorted(key for key in theirs if theirs[key] == ours[path])
         if len(rivals) == len(fitting) == 1:
             pairs.key_of[path] = fitting[0]
         elif fitting:

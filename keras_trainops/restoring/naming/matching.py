@@ -1,4 +1,4 @@
-"""Leads each key of a checkpoint to its variable, and reports names that lead nowhere."""
+"""Lead each key of a checkpoint to its variable, and report names without one."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from keras_trainops.weight_names import unique
 
 
 class Matching:
-    """Gives the targets of a table their keys.
+    """Gives the variables of a table their keys.
 
     Attributes:
         table: The variables, by name.
@@ -37,22 +37,27 @@ class Matching:
         self._rule_addresses: dict[str, set[str]] = {}
         self._rules_that_lead: set[str] = set()
 
-    def add(self, renamed: Sequence[Renamed]) -> list[str]:
-        """Lead all keys to their variables.
+    def resolve(self, renamed: Sequence[Renamed]) -> list[str]:
+        """Add each key to the variables that it leads to.
 
         Returns:
-            Lines about names that are ambiguous, and about rules that lead nowhere.
+            Lines about ambiguous names, and about rules that lead to no variable.
         """
-        addresses = [(address, entry.rule) for entry in renamed for address in entry.addresses]
-        self._pairing = self.table.pair(
-            (address for address, _ in addresses if isinstance(address, str)),
-            (self._by_id[id(address)] for address, rule in addresses if rule == "auto"),
-        )
+        self._pairing = self._pair(renamed)
         for entry in renamed:
-            self._add(entry)
-        return [*self._conflicts, *self._dead_ends()]
+            self._resolve(entry)
+        return [*self._conflicts, *self._rules_without_variable()]
 
-    def _add(self, renamed: Renamed) -> None:
+    def _pair(self, renamed: Sequence[Renamed]) -> Pairing:
+        names: list[str] = []
+        taken: list[Target] = []
+        for entry in renamed:
+            names += [address for address in entry.addresses if isinstance(address, str)]
+            if entry.rule == "auto":
+                taken += [self._by_id[id(variable)] for variable in entry.addresses]
+        return self.table.pair(names, taken)
+
+    def _resolve(self, renamed: Renamed) -> None:
         if not renamed.addresses:
             self.ignored.append(renamed.key)
         used = False
@@ -84,7 +89,7 @@ class Matching:
         if id(variable) not in self._by_id:
             self._conflicts.append(
                 f"Rename rule {renamed.rule!r} leads to the variable {variable.path!r}, which is "
-                "no weight of this model."
+                "not a weight of this model."
             )
             return []
         return [self._by_id[id(variable)]]
@@ -95,7 +100,7 @@ class Matching:
             return [self._pairing.targets[name]]
         found = self._pairing.ambiguous.get(name, [])
         if not any(target.selected for target in found):
-            # A rule is taken at its word, even if another name suits the variable better.
+            # A rule counts even if another name suits the variable better.
             by_rule = [] if found or renamed.rule is None else self.table.find(name)
             return by_rule if len(by_rule) == 1 else []
         if len(found) == 1:
@@ -108,11 +113,12 @@ class Matching:
             self._reported.add(target)
             rivals = [n for n, found in self._pairing.ambiguous.items() if target in found]
             self._conflicts.append(
-                f"{target.path} could be {or_(rivals)}. Say which in a rename rule, with the "
-                "`keras.Variable` itself, and leave out the others with rules to None."
+                f"{target.path} could be {_joined_by_or(rivals)}. Choose one with a rename rule to "
+                "the `keras.Variable` itself, and leave out the others with rules to None."
             )
 
     def _take(self, target: Target, renamed: Renamed, address: Address) -> None:
+        """Add the key of `renamed` to a variable, as a lead or as a copy that must agree."""
         if not target.selected:
             return
         name = address if isinstance(address, str) else ""
@@ -125,11 +131,11 @@ class Matching:
         else:
             target.leads.append((renamed.order, renamed.key))
 
-    def _dead_ends(self) -> list[str]:
+    def _rules_without_variable(self) -> list[str]:
         known = [target.path for target in self.table.targets]
         return [
-            f"Rename rule {rule!r} leads to no variable of the model, as to {min(names)!r}. "
-            f"{paths.closest_phrase(min(names), known, 'path')}"
+            f"Rename rule {rule!r} leads to no variable of the model: none is named "
+            f"{min(names)!r}. {paths.closest_phrase(min(names), known, 'path')}"
             for rule, names in self._rule_addresses.items()
             if rule not in self._rules_that_lead and rule != "the callable"
         ]
@@ -137,6 +143,11 @@ class Matching:
 
 def pair_by_heuristic(rename: str, table: NameTable, checkpoint: Checkpoint) -> Renaming:
     """Return the renaming of `rename="auto"`.
+
+    Args:
+        rename: The argument of `restore`.
+        table: The variables, by name.
+        checkpoint: The source.
 
     Raises:
         ValueError: If `rename` is another string.
@@ -157,19 +168,20 @@ def pair_by_heuristic(rename: str, table: NameTable, checkpoint: Checkpoint) -> 
             for key in checkpoint
         ],
         [
-            f'`rename="auto"`: {path} could be {or_(candidates)}. Say which in a rename rule.'
+            f'`rename="auto"`: {path} could be {_joined_by_or(candidates)}. Choose one with a '
+            "rename rule."
             for path, candidates in pairs.candidates.items()
         ],
     )
 
 
 def _pairs(table: NameTable, checkpoint: Checkpoint) -> auto.Pairs:
-    """Return the pairs, by path, that the heuristic finds by every kind of names."""
+    """Return the pairs that the heuristic finds for every kind of names, by path."""
     keys = [key for key in checkpoint if key not in checkpoint.training_state]
     return auto.agreed(
         [
             _pairs_by(names, theirs, keys, table, checkpoint)
-            for names, theirs in table.kinds_of_names(keys)
+            for names, theirs in table.comparable_names(keys)
         ]
     )
 
@@ -181,7 +193,7 @@ def _pairs_by(
     table: NameTable,
     checkpoint: Checkpoint,
 ) -> auto.Pairs:
-    """Return the pairs, by path, that the heuristic finds by one kind of names.
+    """Return the pairs that the heuristic finds for one kind of names, by path.
 
     Args:
         names: A name for each target of the table.
@@ -204,8 +216,8 @@ def _pairs_by(
     )
 
 
-def or_(candidates: Sequence[str]) -> str:
+def _joined_by_or(names: Sequence[str]) -> str:
     """Return names as in `'a' or 'b'`, at most four."""
-    shown = [repr(key) for key in candidates[:4]]
-    more = f" (and {len(candidates) - 4} more)" if len(candidates) > 4 else ""
+    shown = [repr(name) for name in names[:4]]
+    more = f" (and {len(names) - 4} more)" if len(names) > 4 else ""
     return (" or ".join(shown) or "none of the keys") + more

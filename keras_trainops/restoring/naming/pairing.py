@@ -1,10 +1,10 @@
-"""Which name of a source is which variable, where names can be read in more than one way.
+"""Pair the names of a source with variables, if a name can be read in several ways.
 
 A name in a file may be a variable's path, its path without the model's name, or the names of its
-owners, and what is the one for a variable may be the other for another: `dense/kernel` is a dense
-layer of the model itself, or one of a functional model within it. So names are not looked up one by
-one. All are brought together with all variables, the surest pairs first; a pair takes its name and
-its variable out, and what could go in more than one way is not decided.
+owners. A name that fits one variable in one way may fit another in another way: `dense/kernel` may
+belong to a layer of the model itself, or to a functional model inside it. So names are not looked
+up one by one. Instead, all names are paired with all variables, the strongest candidates first.
+Each pair removes its name and its variable; a choice between several variables is left open.
 """
 
 from __future__ import annotations
@@ -12,44 +12,50 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from keras_trainops.restoring.naming.target import Target
 
+Strength: TypeAlias = tuple[int, int]
+
 
 class Candidate(NamedTuple):
-    """A name that may stand for a variable.
+    """A variable that a name may refer to.
 
     Attributes:
         name: The name.
         target: The variable.
-        strength: How much speaks for it; larger is more.
-        by_owners: Whether the names of all owners agree.
-        partial: Whether the name leaves out an owner, so that it may be meant by others too.
+        strength: The strength of the evidence; larger is stronger.
+        by_owners: If True, the names of all owners agree.
+        partial: If True, the name leaves out an owner, so other variables may have it too.
     """
 
     name: str
     target: Target
-    strength: tuple[int, int]
+    strength: Strength
     by_owners: bool = False
     partial: bool = False
 
 
 @dataclass
 class Pairing:
-    """What names lead to.
+    """The variables that names refer to.
 
     Attributes:
-        targets: The variable of each name that has one.
-        ambiguous: The variables that each undecided name could stand for.
+        targets: The variable of each name that refers to exactly one.
+        ambiguous: The candidate variables of each name that is ambiguous.
     """
 
     targets: dict[str, Target] = field(default_factory=dict)
     ambiguous: dict[str, list[Target]] = field(default_factory=dict)
 
+    def is_open(self, name: str) -> bool:
+        """Return True if a name has neither a variable nor candidates."""
+        return name not in self.targets and name not in self.ambiguous
+
 
 def by_spelling(name: str, target: Target) -> Candidate:
-    """Return the candidate of a name that is one of a variable's: the longer, the surer."""
+    """Return the candidate for a name that is one of a variable's; longer names are stronger."""
     weight = target.weight
     by_owners = name in weight.owners
     partial = not by_owners and any(owner.endswith(f"/{name}") for owner in weight.owners)
@@ -59,12 +65,16 @@ def by_spelling(name: str, target: Target) -> Candidate:
 def pair(
     names: Sequence[str], candidates: Iterable[Candidate], certain: Mapping[str, list[Target]]
 ) -> Pairing:
-    """Pairs names with variables, each with one, as far as that is certain.
+    """Pair names with variables, at most one name per variable, wherever the choice is clear.
 
     Args:
-        names: All names of the source that may be of weights: not those of optimizer slots.
-        candidates: What they may stand for.
-        certain: Names that are beyond doubt. Several may be for one variable, which layers share.
+        names: All names of the source that may refer to weights, without optimizer slots.
+        candidates: The variables that the names may refer to.
+        certain: Variables of names that are beyond doubt. Several names may refer to one variable
+            that layers share.
+
+    Returns:
+        The pairs and the ambiguous names.
     """
     result = Pairing()
     taken: set[Target] = set()
@@ -74,58 +84,74 @@ def pair(
         else:
             result.ambiguous[name] = targets
         taken.update(targets)
-    levels: dict[tuple[int, int], list[Candidate]] = defaultdict(list)
-    for candidate in candidates:
-        levels[candidate.strength].append(candidate)
-    partial = {}
-    for strength in sorted(levels, reverse=True):
-        free = [
-            c
-            for c in levels[strength]
-            if c.target not in taken
-            and c.name not in result.targets
-            and c.name not in result.ambiguous
-        ]
-        for candidate in _certain(free):
-            result.targets[candidate.name] = candidate.target
-            taken.add(candidate.target)
-            if candidate.partial:
-                partial[candidate.name] = candidate.target
-        for candidate in free:
-            if candidate.name not in result.targets and candidate.target not in taken:
-                result.ambiguous.setdefault(candidate.name, []).append(candidate.target)
-        taken.update(*result.ambiguous.values())
-    _doubt(names, partial, result)
+    partial: dict[str, Target] = {}
+    for level in _by_descending_strength(candidates):
+        free = [c for c in level if c.target not in taken and result.is_open(c.name)]
+        partial |= _pair_level(free, taken, result)
+    _withdraw_doubtful(names, partial, result)
     return result
 
 
-def _certain(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """Those of one strength that no other of them contradicts.
+def _by_descending_strength(candidates: Iterable[Candidate]) -> list[list[Candidate]]:
+    levels: dict[Strength, list[Candidate]] = defaultdict(list)
+    for candidate in candidates:
+        levels[candidate.strength].append(candidate)
+    return [levels[strength] for strength in sorted(levels, reverse=True)]
 
-    Where several names could be a variable's, the one that agrees in all owners counts.
+
+def _pair_level(
+    free: Sequence[Candidate], taken: set[Target], result: Pairing
+) -> dict[str, Target]:
+    """Pair candidates of equal strength, and add their variables to `taken`.
+
+    Returns:
+        The pairs that rest on a partial name.
+    """
+    chosen = _undisputed(free)
+    for candidate in chosen:
+        result.targets[candidate.name] = candidate.target
+        taken.add(candidate.target)
+    for candidate in free:
+        if candidate.name not in result.targets and candidate.target not in taken:
+            result.ambiguous.setdefault(candidate.name, []).append(candidate.target)
+    taken.update(*result.ambiguous.values())
+    return {candidate.name: candidate.target for candidate in chosen if candidate.partial}
+
+
+def _undisputed(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """Return the candidates that no other candidate of equal strength contradicts.
+
+    If a variable has several candidates, the one that agrees in all owners counts.
     """
     of_name: dict[str, list[Candidate]] = defaultdict(list)
     of_variable: dict[Target, list[Candidate]] = defaultdict(list)
     for candidate in candidates:
         of_name[candidate.name].append(candidate)
         of_variable[candidate.target].append(candidate)
-    certain = []
+    undisputed = []
     for rivals in of_variable.values():
         best = [c for c in rivals if c.by_owners] if len(rivals) > 1 else rivals
         if len(best) == 1 and len(of_name[best[0].name]) == 1:
-            certain.append(best[0])
-    return certain
+            undisputed.append(best[0])
+    return undisputed
 
 
-def _doubt(names: Sequence[str], partial: Mapping[str, Target], result: Pairing) -> None:
-    """Takes back what rests on the end of a variable's name that other names end in as well.
+def _withdraw_doubtful(
+    names: Sequence[str], partial: Mapping[str, Target], result: Pairing
+) -> None:
+    """Make pairs ambiguous that rest on a partial name if other names end in the same way.
 
-    For `trunk/dense/kernel`, called `dense/kernel` by Keras, a file's `dense/kernel` is as good as
-    its `backbone/dense/kernel`, unless that is another variable's.
+    For `trunk/dense/kernel`, which Keras calls `dense/kernel`, a file's `dense/kernel` is as good
+    a match as its `backbone/dense/kernel`, unless the latter belongs to another variable.
+
+    Args:
+        names: All names of the source.
+        partial: The variables of partial names.
+        result: The pairs, changed in place.
     """
     if not partial:
         return
-    left = [n for n in names if n not in result.targets and n not in result.ambiguous]
+    left = [name for name in names if result.is_open(name)]
     for name, target in partial.items():
         rivals = [other for other in left if other.endswith(f"/{name}")]
         if rivals:

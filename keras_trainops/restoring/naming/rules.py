@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import keras
 
@@ -16,18 +16,18 @@ Rename: TypeAlias = (
     "Mapping[str, Address | Sequence[Address] | None] | Callable[[str], str | None] | str | None"
 )
 
-_SHIFTED = re.compile(r"\\g<(\d+)([+-]\d+)>")  # a number in a group, plus or minus another
+_SHIFTED = re.compile(r"\\g<(\d+)([+-]\d+)>")  # a number in a group, plus or minus a constant
 
 
 @dataclass
 class Renamed:
-    """Where one key is to go.
+    """The variables that one key is renamed to.
 
     Attributes:
         key: The key in the checkpoint.
-        addresses: Variables, or names of variables; empty where a rule leaves the key out.
-        rule: The rule that decided, None where the key keeps its own name.
-        order: The rule's place among the rules: the order of keys that are combined.
+        addresses: Variables, or names of variables; empty if a rule leaves the key out.
+        rule: The rule that matched; None if the key keeps its own name.
+        order: The position of the rule among the rules, which orders keys that are combined.
     """
 
     key: str
@@ -38,24 +38,33 @@ class Renamed:
 
 @dataclass
 class Renaming:
-    """What the rules make of all keys, and what is wrong with the rules."""
+    """All renamed keys, and lines about problems with the rules."""
 
     renamed: list[Renamed] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
 
+class _Rule(NamedTuple):
+    text: str
+    expression: re.Pattern[str]
+    addresses: list[Address]
+
+
 def apply_rules(rename: Rename, keys: Iterable[str]) -> Renaming:
-    r"""Decides for each key, by the first rule that matches it, where it is to go.
+    r"""Rename each key by the first rule that matches it.
 
     Args:
-        rename: Regular expressions (matched with `re.fullmatch` on the key) and, for each, a
-            template (`\1` as in `re.sub`; `\g<1+1>` is the number in group 1, plus one), a
-            variable, a list of these, or None to leave the key out; or a callable from key to path
-            or None. A key that no rule matches keeps its name.
+        rename: Mapping from regular expression (`re.fullmatch` on the key) to a template (`\1` as
+            in `re.sub`; `\g<1+1>` is the number in group 1, plus one), a variable, a list of
+            these, or None to leave the key out; or a callable from key to path or None. A key
+            that no rule matches keeps its name.
         keys: The keys of the checkpoint.
 
+    Returns:
+        The renamed keys, and lines about rules that are never used.
+
     Raises:
-        ValueError: If `rename` is none of this, or an expression or a template is not valid.
+        ValueError: If `rename` has another type, or an expression or a template is not valid.
     """
     keys = list(keys)
     if rename is None:
@@ -81,70 +90,64 @@ def _called(rename: Callable[[str], str | None], key: str) -> list[Address]:
     return [path]
 
 
-def _apply_mapping(rules: Mapping[str, Any], keys: Sequence[str]) -> Renaming:
-    compiled = [
-        (rule, paths.compile_expression(_rule_text(rule)), _as_targets(rule, value))
-        for rule, value in rules.items()
-    ]
-    won: set[str] = set()
-    result = Renaming()
-    for key in keys:
-        for order, (rule, expression, targets) in enumerate(compiled):
-            match = expression.fullmatch(key)
-            if match is not None:
-                won.add(rule)
-                filled = [_fill(rule, target, match) for target in targets]
-                result.renamed.append(Renamed(key, filled, rule, order))
-                break
-        else:
-            result.renamed.append(Renamed(key, [key]))
-    result.problems = [
-        _why_unused(rule, expression, keys) for rule, expression, _ in compiled if rule not in won
-    ]
-    return result
+def _apply_mapping(rename: Mapping[str, Any], keys: Sequence[str]) -> Renaming:
+    rules = [_compile(text, value) for text, value in rename.items()]
+    renamed = [_rename(key, rules) for key in keys]
+    used = {entry.rule for entry in renamed}
+    return Renaming(renamed, [_why_unused(rule, keys) for rule in rules if rule.text not in used])
 
 
-def _why_unused(rule: str, expression: re.Pattern[str], keys: Sequence[str]) -> str:
-    shadowed = next(filter(expression.fullmatch, keys), None)
-    if shadowed is None:
-        near = paths.closest_phrase(rule, keys, "key")
-        return f"Rename rule {rule!r} matches no key. {near}"
-    return (
-        f"Rename rule {rule!r} never applies: earlier rules match all that it matches, as "
-        f"{shadowed!r}. Put it first, or leave it out."
-    )
-
-
-def _rule_text(rule: Any) -> str:
-    if not isinstance(rule, str):
+def _compile(text: Any, value: Any) -> _Rule:
+    if not isinstance(text, str):
         raise ValueError(
-            f"A rename rule must be a regular expression as a string. Received: {rule!r}"
+            f"A rename rule must be a regular expression as a string. Received: {text!r}"
         )
-    return rule
+    return _Rule(text, paths.compile_expression(text), _as_addresses(text, value))
 
 
-def _as_targets(rule: str, value: Any) -> list[Address]:
+def _as_addresses(rule: str, value: Any) -> list[Address]:
     if value is None:
         return []
-    targets = list(value) if isinstance(value, (list, tuple)) else [value]
-    if not targets or not all(isinstance(t, (str, keras.Variable)) for t in targets):
+    addresses = list(value) if isinstance(value, (list, tuple)) else [value]
+    if not addresses or not all(isinstance(a, (str, keras.Variable)) for a in addresses):
         raise ValueError(
             f"Rename rule {rule!r} must lead to a path, a `keras.Variable`, a list of these, or "
             f"None. Received: {value!r}"
         )
-    return targets
+    return addresses
 
 
-def _fill(rule: str, target: Address, match: re.Match[str]) -> Address:
-    if not isinstance(target, str):
-        return target
+def _rename(key: str, rules: Sequence[_Rule]) -> Renamed:
+    for order, rule in enumerate(rules):
+        match = rule.expression.fullmatch(key)
+        if match is not None:
+            filled = [_fill(rule.text, address, match) for address in rule.addresses]
+            return Renamed(key, filled, rule.text, order)
+    return Renamed(key, [key])
+
+
+def _fill(rule: str, address: Address, match: re.Match[str]) -> Address:
+    """Fill the groups of a match into a template; a variable stays as it is."""
+    if not isinstance(address, str):
+        return address
     try:
-        texts = _SHIFTED.split(target)  # plain, group, shift, plain, …
+        texts = _SHIFTED.split(address)  # plain, group, shift, plain, …
         filled = [match.expand(text) for text in texts[::3]]
         for i, (group, shift) in enumerate(zip(texts[1::3], texts[2::3], strict=True)):
             filled[i] += str(int(match[int(group)]) + int(shift))
         return "".join(filled)
     except (re.error, IndexError, ValueError, TypeError) as error:
         raise ValueError(
-            f"Rename rule {rule!r}: the template {target!r} does not fit it: {error}"
+            f"Rename rule {rule!r}: the template {address!r} does not fit it: {error}"
         ) from None
+
+
+def _why_unused(rule: _Rule, keys: Sequence[str]) -> str:
+    shadowed = next(filter(rule.expression.fullmatch, keys), None)
+    if shadowed is None:
+        near = paths.closest_phrase(rule.text, keys, "key")
+        return f"Rename rule {rule.text!r} matches no key. {near}"
+    return (
+        f"Rename rule {rule.text!r} never applies: earlier rules match everything it matches, for "
+        f"example {shadowed!r}. Put it first, or remove it."
+    )

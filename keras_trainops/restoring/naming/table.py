@@ -1,4 +1,4 @@
-"""Finds the variable that a name in a checkpoint, or in a rename rule, refers to."""
+"""Find the variable that a name in a checkpoint, or in a rename rule, refers to."""
 
 from __future__ import annotations
 
@@ -19,12 +19,16 @@ from keras_trainops.weight_names import NamedWeight, named_weights
 
 
 class NameTable:
-    """The variables of a model, by every name that a checkpoint may have for them.
+    """The variables of a model, by every name that a checkpoint may use for them.
 
-    If the checkpoint is a Keras weights file, the names such a file would give the model's
-    variables come first: they rest on the position of a variable in its layer. If it is a model,
-    all names are known on both sides. Any other source has one name for a variable, which may be
-    its path, with or without the model's own name, or consist of the names of its owners.
+    For a Keras weights file, the names under which such a file would store the model's variables
+    take precedence: they rest on the position of a variable in its layer. If the source is a
+    model, all names are known on both sides. Any other source has one name per variable, which may
+    be its path, with or without the model's own name, or consist of the names of its owners.
+
+    Args:
+        model: A built model.
+        checkpoint: The source.
 
     Attributes:
         targets: One record per variable, in the model's order.
@@ -49,13 +53,21 @@ class NameTable:
                 by_id[variable].stored_as.add(name)
 
     def pattern_for(self, target: Target) -> str:
-        """Return a pattern that matches one variable alone: its short path, or the whole path."""
-        alone = self._paths_with[target.short_path] == 1
+        """Return a pattern that matches one variable only: its short path, or the whole path."""
+        alone = self._path_counts[target.short_path] == 1
         return re.escape(target.short_path) if alone else f"^{re.escape(target.path)}$"
 
     @functools.cached_property
+    def _path_counts(self) -> Counter[str]:
+        """The number of paths that contain a run of components; only needed for hints."""
+        counts: Counter[str] = Counter()
+        for target in self.targets:
+            counts.update(paths.runs(target.path))
+        return counts
+
+    @functools.cached_property
     def _certain(self) -> dict[str, list[Target]]:
-        """Names that need no comparison: of a weights file, and of a model built like this one."""
+        """Variables of names that need no comparison: in weights files and equally built models."""
         if not isinstance(self._checkpoint, ModelCheckpoint):
             return self._stored
         theirs = {weight.owners: key for key, weight in self._checkpoint.weights.items()}
@@ -64,61 +76,44 @@ class NameTable:
             return {}
         return {key: [ours[owners]] for owners, key in theirs.items()}
 
-    @functools.cached_property
-    def _paths_with(self) -> Counter[str]:
-        """In how many paths a run of components occurs; counted when something is wrong."""
-        counts: Counter[str] = Counter()
-        for target in self.targets:
-            counts.update(paths.runs(target.path))
-        return counts
-
     def find(self, name: str) -> list[Target]:
         """Return the variables of this name: none, one, or several if it is ambiguous."""
         return self._stored.get(name) or self._spelled.get(name, [])
 
     def pair(self, names: Iterable[str], taken: Iterable[Target] = ()) -> Pairing:
-        """Pair all names of a source with the variables that are not taken already."""
-        names, taken = list(dict.fromkeys(names)), set(taken)
-        candidates: list[Candidate] = []
-        certain = {name: self._certain[name] for name in names if name in self._certain}
-        for name in names:
-            source = self._named_source(name)
-            if name in certain:
-                continue
-            if source is None:
-                found = self._spelled.get(name, ())
-                candidates += [by_spelling(name, target) for target in found]
-            else:
-                candidates += self._alike(name, *source)
-        weights = [name for name in names if name not in self._checkpoint.training_state]
-        return pair(weights, [c for c in candidates if c.target not in taken], certain)
+        """Pair all names of a source with variables.
 
-    def kinds_of_names(self, keys: Sequence[str]) -> list[tuple[list[str], list[str]]]:
-        """Return names of all variables and of `keys` that are comparable, once per kind of names.
-
-        A weights file and a model have names of owners; other sources may have either kind.
+        Args:
+            names: The names, some of which may refer to training state.
+            taken: Variables that already have a key.
         """
-        by_owners = [target.weight.owners[0] for target in self.targets]
-        if isinstance(self._checkpoint, ModelCheckpoint):
-            theirs = self._checkpoint.weights
-            return [(by_owners, [theirs[k].owners[0] if k in theirs else k for k in keys])]
-        short_paths = [target.short_path for target in self.targets]
-        if self._stored:
-            stored = [min(target.stored_as or {target.short_path}) for target in self.targets]
-            return [(stored, list(keys))]
-        kinds = [short_paths] if short_paths == by_owners else [short_paths, by_owners]
-        return [(names, list(keys)) for names in kinds]
+        names, taken = list(dict.fromkeys(names)), set(taken)
+        certain = {name: self._certain[name] for name in names if name in self._certain}
+        candidates: list[Candidate] = []
+        for name in names:
+            if name not in certain:
+                candidates += [c for c in self._candidates(name) if c.target not in taken]
+        weights = [name for name in names if name not in self._checkpoint.training_state]
+        return pair(weights, candidates, certain)
 
-    def _named_source(self, name: str) -> tuple[NamedWeight, str] | None:
-        if not isinstance(self._checkpoint, ModelCheckpoint):
-            return None
-        weight = self._checkpoint.weights.get(name)
-        return None if weight is None else (weight, self._checkpoint.model.name)
+    def _candidates(self, name: str) -> Iterable[Candidate]:
+        if isinstance(self._checkpoint, ModelCheckpoint) and name in self._checkpoint.weights:
+            weight = self._checkpoint.weights[name]
+            return self._with_shared_names(name, weight, self._checkpoint.model.name)
+        return [by_spelling(name, target) for target in self._spelled.get(name, ())]
 
-    def _alike(self, name: str, source: NamedWeight, model_name: str) -> Iterable[Candidate]:
-        """Yield the variables that share names with a variable of another model."""
+    def _with_shared_names(
+        self, name: str, source: NamedWeight, model_name: str
+    ) -> Iterable[Candidate]:
+        """Yield the variables that share names with a variable of another model.
+
+        Args:
+            name: The name to pair.
+            source: The variable of the other model.
+            model_name: The name of the other model.
+        """
         rooted = {f"{model_name}/{owner}" for owner in source.owners}
-        below = {s.removeprefix(f"{self._name}/") for s in source.owners}
+        below = {owner.removeprefix(f"{self._name}/") for owner in source.owners}
         near: dict[Target, None] = {}
         for spelling in sorted(source.spellings | rooted | below):
             near.update(dict.fromkeys(self._spelled.get(spelling, ())))
@@ -133,6 +128,28 @@ class NameTable:
             if strength:
                 partial = strength == 1 and not by_owners
                 yield Candidate(name, target, (1, strength), by_owners, partial)
+
+    def comparable_names(self, keys: Sequence[str]) -> list[tuple[list[str], list[str]]]:
+        """Return names of all variables and of `keys` that are alike enough to be compared.
+
+        Weights files and models have names of owners. Other sources may have either kind.
+
+        Returns:
+            One pair of lists per kind of names.
+        """
+        by_owners = [target.weight.owners[0] for target in self.targets]
+        if isinstance(self._checkpoint, ModelCheckpoint):
+            return [(by_owners, _owner_names(self._checkpoint, keys))]
+        if self._stored:
+            stored = [min(target.stored_as or {target.short_path}) for target in self.targets]
+            return [(stored, list(keys))]
+        short_paths = [target.short_path for target in self.targets]
+        kinds = [short_paths] if short_paths == by_owners else [short_paths, by_owners]
+        return [(names, list(keys)) for names in kinds]
+
+
+def _owner_names(source: ModelCheckpoint, keys: Sequence[str]) -> list[str]:
+    return [source.weights[key].owners[0] if key in source.weights else key for key in keys]
 
 
 def names_in_weights_file(

@@ -14,18 +14,18 @@ from keras_trainops.weight_names import NamedWeight
 
 @dataclass(eq=False)
 class Target:
-    """A variable of the model, with its names and everything that is decided about it.
+    """A variable of the model, with its names and all decisions about it.
 
-    Two targets are equal if they are the same object: names may repeat, and none is an identity.
+    Targets compare by identity, because names may repeat.
 
     Attributes:
         weight: The variable and its names.
-        stored_as: The names under which a weights file would store it: several if layers share it,
-            as tied embeddings do; none if the source is no such file.
-        selected: Whether `include` and `exclude` choose it.
-        adapter: What makes tensors fit; None if they are assigned as they are.
-        leads: The keys that lead to it, each with the place of its rename rule among the rules.
-        copies: Keys under which a weights file holds it again, for another layer that shares it.
+        stored_as: Names under which a Keras weights file stores it: several if layers share it, as
+            with tied embeddings; none for sources of other formats.
+        selected: If True, `include` and `exclude` select it.
+        adapter: The adapter for its tensors; None to assign them unchanged.
+        leads: Keys that lead to it, each preceded by the position of its rename rule.
+        copies: Keys under which a weights file stores it again, for another layer that shares it.
     """
 
     weight: NamedWeight
@@ -42,12 +42,12 @@ class Target:
 
     @property
     def path(self) -> str:
-        """The path by which it is addressed and reported."""
+        """The unique path that addresses the variable and appears in reports."""
         return self.weight.path
 
     @property
     def short_path(self) -> str:
-        """The same without the model's own name."""
+        """The path without the model's own name."""
         return self.weight.short
 
     @property
@@ -57,12 +57,12 @@ class Target:
 
     @property
     def named(self) -> NamedVariable:
-        """The variable under its path, as patterns look at it."""
+        """The variable under its path, for matching with patterns."""
         return NamedVariable(self.path, self.variable)
 
     @property
     def keys(self) -> list[str]:
-        """The keys that lead to it, in the order of the rules.
+        """The keys that lead to the variable, in the order of the rules.
 
         Keys of one rule that differ only in numbers are in numerical order: some formats sort keys
         as text, `experts.10` before `experts.2`.

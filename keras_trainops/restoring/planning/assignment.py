@@ -13,10 +13,15 @@ from keras_trainops.checkpoints.arrays import nbytes
 
 
 class Assignment(NamedTuple):
-    """One variable and the key whose tensor it gets; several only with an adapter.
+    """A variable and the keys of the tensors that are assigned to it.
 
-    `copies` are keys under which a weights file holds the same variable again, for another layer
-    that shares it. They must agree.
+    Attributes:
+        path: The variable's path.
+        variable: The variable.
+        keys: One key, or several if an adapter combines them.
+        adapter: Converts the tensors; None to assign the tensor unchanged.
+        copies: Keys under which a weights file stores the variable again, for another layer that
+            shares it. Their values must agree.
     """
 
     path: str
@@ -27,5 +32,5 @@ class Assignment(NamedTuple):
 
 
 def variable_bytes(variable: keras.Variable) -> int:
-    """The bytes that a variable's elements take."""
+    """Return the size of a variable in bytes."""
     return nbytes(variable.shape, np.dtype(variable.dtype))

@@ -1,14 +1,16 @@
-"""Tensors that change what the tensor beside them means, so that one without them is wrong.
+"""Tensors that are wrong without other tensors stored beside them.
 
-The only place that knows them: scales of quantised kernels, the factors of LoRA, the parts of
-parametrised weights. Whatever is to be done with unexpected keys, these are not left out silently.
+This is the only module that knows them: scales of quantised kernels, factors of LoRA, parts of
+parametrised weights. They are never left out silently, whatever the reaction to unexpected keys.
 """
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -19,20 +21,25 @@ from keras_trainops.restoring.planning.assignment import Assignment
 from keras_trainops.restoring.planning.report import folded
 
 
+class _Reason(NamedTuple):
+    """The reason why a tensor is wrong alone, as part of a sentence, and the remedy."""
+
+    problem: str
+    remedy: str
+
+
 class _Kind(NamedTuple):
-    """Siblings of one kind.
+    """A kind of tensors that change the meaning of another tensor.
 
     Attributes:
-        key: What their keys look like. The group `owner` is whose tensors they change, `base`, if
-            there is such a group, which of them; without it all but biases.
-        what: What they make of the tensor.
-        remedy: What to do.
-        integers: Whether the tensor must be one of integers, as the key alone says little.
+        key: Matches their keys. The group `owner` is the layer. The group `base`, if there is one,
+            is the tensor of that layer whose meaning changes; otherwise all but biases change.
+        reason: The reason why the other tensor is wrong alone.
+        integers: If True, only integer tensors change, because the key alone says little.
     """
 
     key: re.Pattern[str]
-    what: str
-    remedy: str
+    reason: _Reason
     integers: bool = False
 
 
@@ -40,78 +47,121 @@ def _end(expression: str) -> re.Pattern[str]:
     return re.compile(rf"(?:(?P<owner>.*)[./])?(?:{expression})")
 
 
-_QUANTISED = (
-    "is quantised, and means nothing without",
+_QUANTISED = _Reason(
+    "is quantised, and useless without",
     "Restore it into a model that is quantised the same way, or dequantise it first",
 )
-_LORA = (
-    "has its LoRA delta beside it, which would be lost, in",
+_LORA = _Reason(
+    "has a LoRA delta beside it that would be lost, in",
     "Merge the delta first, as Keras does when it saves (`model.save_weights`) and PEFT does with "
     "`merge_and_unload()`",
 )
-_PARTS = (
-    "is only one part of a weight, with",
+_PARTS = _Reason(
+    "is only one part of a weight, together with",
     "Compute the weight first, as PyTorch's `remove_parametrizations` does",
 )
 _KINDS = (
-    _Kind(_end(r"(?P<base>\w+?)_(?:scale|scales|scale_inv|zero|zero_point)"), *_QUANTISED),
-    _Kind(_end(r"(?P<base>\w+)[./](?:SCB|absmax|quant_map|nested_\w+|quant_state.*)"), *_QUANTISED),
-    _Kind(_end(r"SCB|scales|zeros|qzeros|qweight|g_idx|awq_scales"), *_QUANTISED, True),
-    _Kind(_end(r"lora_(?P<base>\w+)_[ab]"), *_LORA),
-    _Kind(_end(r"lora_(?:embedding_)?[AB](?:[./].*)?|lora_magnitude_vector(?:[./].*)?"), *_LORA),
-    _Kind(_end(r"(?P<base>\w+?)_(?:[guv]|orig|mask)"), *_PARTS),
-    _Kind(_end(r"parametrizations[./].*"), *_PARTS),
+    _Kind(_end(r"(?P<base>\w+?)_(?:scale|scales|scale_inv|zero|zero_point)"), _QUANTISED),
+    _Kind(_end(r"(?P<base>\w+)[./](?:SCB|absmax|quant_map|nested_\w+|quant_state.*)"), _QUANTISED),
+    _Kind(_end(r"SCB|scales|zeros|qzeros|qweight|g_idx|awq_scales"), _QUANTISED, integers=True),
+    _Kind(_end(r"lora_(?P<base>\w+)_[ab]"), _LORA),
+    _Kind(_end(r"lora_(?:embedding_)?[AB](?:[./].*)?|lora_magnitude_vector(?:[./].*)?"), _LORA),
+    _Kind(_end(r"(?P<base>\w+?)_(?:[guv]|orig|mask)"), _PARTS),
+    _Kind(_end(r"parametrizations[./].*"), _PARTS),
 )
 _PART = re.compile(r"_(?:[guv]|orig)$")
 _BIASES = ("bias", "beta")
 
 
-def meaning_problems(
+@dataclass
+class _Incomplete:
+    """Variables whose tensors are wrong alone, and the keys that they need, both in order."""
+
+    paths: dict[str, None] = field(default_factory=dict)
+    keys: dict[str, None] = field(default_factory=dict)
+
+
+def dependent_tensor_problems(
     assignments: Sequence[Assignment], unused: Iterable[str], checkpoint: Checkpoint
 ) -> tuple[list[str], list[str]]:
-    """Why tensors must not be taken alone.
+    """Find tensors that must not be assigned alone.
 
     Args:
-        assignments: What is to be assigned.
-        unused: Keys that lead nowhere and that no rule leaves out.
+        assignments: The planned assignments.
+        unused: Keys that lead to no variable and that no rule leaves out.
         checkpoint: The source.
 
     Returns:
-        Lines for the report, and the paths that they are about.
+        Lines for the report, and the paths of the variables that they are about.
     """
-    by_owner: dict[str, list[tuple[str, Assignment]]] = defaultdict(list)
-    for assignment in assignments:
-        for key in assignment.keys:
-            owner, leaf = _parted(key)
-            by_owner[owner].append((leaf, assignment))
-    found: dict[tuple[str, str], tuple[dict[str, None], dict[str, None]]] = {}
-    known = set(checkpoint)
+    tensors = _AssignedTensors(assignments, checkpoint)
+    found: dict[_Reason, _Incomplete] = {}
     for key in unused:
-        for kind in _KINDS:
-            paths = _changed(kind.key.fullmatch(key), kind.integers, by_owner, known, checkpoint)
-            if paths:
-                theirs, siblings = found.setdefault((kind.what, kind.remedy), ({}, {}))
-                theirs.update(dict.fromkeys(paths))
-                siblings[key] = None
-                break
-    lines = [
-        f"! {folded([*paths])}: the tensor {what} {folded([*siblings])}. {remedy}; or leave "
-        f"{'it' if len(siblings) == 1 else 'them'} out knowingly, with rename rules to None."
-        for (what, remedy), (paths, siblings) in found.items()
-    ]
-    failing = list(dict.fromkeys(path for paths, _ in found.values() for path in paths))
+        reason, paths = tensors.changed_by(key)
+        if reason is not None:
+            incomplete = found.setdefault(reason, _Incomplete())
+            incomplete.paths.update(dict.fromkeys(paths))
+            incomplete.keys[key] = None
+    lines = [_line(reason, incomplete) for reason, incomplete in found.items()]
+    failing = list(dict.fromkeys(itertools.chain.from_iterable(i.paths for i in found.values())))
     bare = [a for a in assignments if a.path not in failing and _is_quantised(a, checkpoint)]
-    lines += [
-        f"! {a.path}: {a.variable.dtype} in the model, {checkpoint.dtype(a.keys[0])} under key "
-        f"{a.keys[0]!r}: integers of one byte are quantised weights. Say by `adapt=` what makes "
-        "floats of them, as a function of the array."
-        for a in bare
-    ]
-    return lines, failing + [a.path for a in bare]
+    lines += [_line_about_integers(assignment, checkpoint) for assignment in bare]
+    return lines, failing + [assignment.path for assignment in bare]
 
 
-def _parted(key: str) -> tuple[str, str]:
-    """The owner of a tensor and its name there; PEFT's `base_layer` is the layer it wraps."""
+def _line(reason: _Reason, incomplete: _Incomplete) -> str:
+    them = "it" if len(incomplete.keys) == 1 else "them"
+    return (
+        f"! {folded([*incomplete.paths])}: the tensor {reason.problem} "
+        f"{folded([*incomplete.keys])}. {reason.remedy}; or leave {them} out knowingly, with "
+        "rename rules to None."
+    )
+
+
+def _line_about_integers(assignment: Assignment, checkpoint: Checkpoint) -> str:
+    key = assignment.keys[0]
+    return (
+        f"! {assignment.path}: {assignment.variable.dtype} in the model, {checkpoint.dtype(key)} "
+        f"under key {key!r}: integers of one byte are quantised weights. Pass a function of the "
+        "array that converts them to floats in `adapt=`."
+    )
+
+
+class _AssignedTensors:
+    """The tensors that are to be assigned, by the layer that owns them in the checkpoint."""
+
+    def __init__(self, assignments: Sequence[Assignment], checkpoint: Checkpoint) -> None:
+        self._checkpoint = checkpoint
+        self._by_owner: dict[str, list[tuple[str, Assignment]]] = defaultdict(list)
+        for assignment in assignments:
+            for key in assignment.keys:
+                owner, leaf = _owner_and_leaf(key)
+                self._by_owner[owner].append((leaf, assignment))
+
+    def changed_by(self, key: str) -> tuple[_Reason | None, list[str]]:
+        """Return the paths of variables whose tensors `key` changes, and the reason."""
+        for kind in _KINDS:
+            match = kind.key.fullmatch(key)
+            paths = [] if match is None else self._changed(match, kind.integers)
+            if paths:
+                return kind.reason, paths
+        return None, []
+
+    def _changed(self, match: re.Match[str], needs_integers: bool) -> list[str]:
+        owner = re.sub(r"[./]", "/", match["owner"] or "").removesuffix("/base_layer")
+        base = match.groupdict().get("base")
+        changed = []
+        for leaf, assignment in self._by_owner.get(owner, ()):
+            is_base = leaf not in _BIASES if base is None else _PART.sub("", leaf) == base
+            if needs_integers:
+                is_base = is_base and _is_integer(self._checkpoint.dtype(assignment.keys[0]))
+            if is_base and not _is_float8(assignment, self._checkpoint):
+                changed.append(assignment.path)
+        return changed
+
+
+def _owner_and_leaf(key: str) -> tuple[str, str]:
+    """Split a key into the layer and the tensor; PEFT's `base_layer` is the layer it wraps."""
     *owner, leaf = re.split(r"[./]", key)
     if "parametrizations" in owner:
         owner = owner[: owner.index("parametrizations")]
@@ -120,45 +170,24 @@ def _parted(key: str) -> tuple[str, str]:
     return "/".join(owner), leaf
 
 
-def _changed(
-    match: re.Match[str] | None,
-    needs_integers: bool,
-    by_owner: Mapping[str, list[tuple[str, Assignment]]],
-    known: Collection[str],
-    checkpoint: Checkpoint,
-) -> list[str]:
-    """The paths of variables whose tensors a sibling changes."""
-    if match is None:
-        return []
-    owner = re.sub(r"[./]", "/", match["owner"] or "").removesuffix("/base_layer")
-    base = match.groupdict().get("base")
-    changed = []
-    for leaf, assignment in by_owner.get(owner, ()):
-        is_base = leaf not in _BIASES if base is None else _PART.sub("", leaf) == base
-        if needs_integers:
-            is_base = is_base and _is_integer(checkpoint.dtype(assignment.keys[0]))
-        if is_base and not _is_float8(assignment, known, checkpoint):
-            changed.append(assignment.path)
-    return changed
-
-
-def _is_float8(assignment: Assignment, known: Collection[str], checkpoint: Checkpoint) -> bool:
-    """Whether scales are those of float8 training in Keras, which keeps the kernel as it is."""
+def _is_float8(assignment: Assignment, checkpoint: Checkpoint) -> bool:
+    """Return True if scales belong to float8 training in Keras, which keeps the kernel unscaled."""
     key = assignment.keys[0]
-    return f"{key}_amax_history" in known and checkpoint.dtype(key).kind not in "iu"
+    return f"{key}_amax_history" in checkpoint and checkpoint.dtype(key).kind not in "iu"
 
 
 def _is_quantised(assignment: Assignment, checkpoint: Checkpoint) -> bool:
-    """Whether a float variable is to get bare integers of one byte out of a checkpoint.
-
-    Of arrays that somebody put together integers are as good as floats.
-    """
+    """Return True if a float variable would get integers of one byte from a checkpoint."""
     one_byte = checkpoint.dtype(assignment.keys[0]).itemsize == 1
-    return assignment.adapter is None and one_byte and is_packed(assignment, checkpoint)
+    return assignment.adapter is None and one_byte and gets_integers(assignment, checkpoint)
 
 
-def is_packed(assignment: Assignment, checkpoint: Checkpoint) -> bool:
-    """Whether a float variable is to get integers out of a checkpoint: their shape says nothing."""
+def gets_integers(assignment: Assignment, checkpoint: Checkpoint) -> bool:
+    """Return True if a float variable would get integers from a checkpoint.
+
+    They may be packed, so that their shape means nothing. Integers in a mapping of arrays are
+    plain numbers and do not count.
+    """
     wanted = np.dtype(assignment.variable.dtype)
     if isinstance(checkpoint, ArraysCheckpoint) or wanted.kind in "iub":
         return False
@@ -166,4 +195,4 @@ def is_packed(assignment: Assignment, checkpoint: Checkpoint) -> bool:
 
 
 def _is_integer(dtype: np.dtype) -> bool:
-    return "int" in dtype.name  # those of four bits are of no kind that NumPy knows
+    return "int" in dtype.name  # not `dtype.kind`: NumPy has no kind for integers of four bits

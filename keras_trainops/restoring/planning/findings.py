@@ -1,4 +1,4 @@
-"""What becomes of each variable of a model, once names, shapes and dtypes are compared."""
+"""Compare each variable with its tensors, by name, shape and dtype."""
 
 from __future__ import annotations
 
@@ -12,34 +12,39 @@ from keras_trainops.checkpoints.checkpoint import Checkpoint
 from keras_trainops.restoring.naming.matching import Matching
 from keras_trainops.restoring.naming.target import Target
 from keras_trainops.restoring.planning.assignment import Assignment
-from keras_trainops.restoring.planning.dependent_tensors import meaning_problems
-from keras_trainops.restoring.planning.options import Options
+from keras_trainops.restoring.planning.dependent_tensors import dependent_tensor_problems
+from keras_trainops.restoring.planning.options import Options, Reaction
 from keras_trainops.restoring.planning.report import Mismatch, folded
-from keras_trainops.restoring.planning.shapes import dtype_problems, for_keys, in_words, mismatch_of
+from keras_trainops.restoring.planning.shapes import (
+    dtype_problems,
+    mismatch_line,
+    mismatch_of,
+    with_adapter_for_keys,
+)
 from keras_trainops.restoring.planning.vocabularies import vocabulary_problems
 
 
 @dataclass
 class Findings:
-    """What planning found.
+    """The results of the comparison.
 
     Attributes:
-        assignments: What can be assigned, in the order of the model's variables.
+        assignments: Assignments that fit, in the order of the model's variables.
         mismatched: Variables whose shape differs from their tensor's.
-        mismatches: The same in words.
-        unfit: The same as assignments.
+        mismatch_lines: A line of the report for each of them.
+        unfit: An assignment for each of them.
         missing: Paths of selected variables without a key.
         excluded: Paths of variables that are not selected.
         unusable: Paths of variables that cannot be restored, whatever the reactions.
         unexpected: Keys of weights that lead to no variable.
-        slots: The same of training state.
-        problems: Why the restore must be refused, whatever the reactions.
-        warnings: What the user should know.
+        slots: Keys of training state that lead to no variable.
+        problems: Reasons to refuse the restore, whatever the reactions.
+        warnings: Warnings for the user.
     """
 
     assignments: list[Assignment] = field(default_factory=list)
     mismatched: list[Mismatch] = field(default_factory=list)
-    mismatches: list[str] = field(default_factory=list)
+    mismatch_lines: list[str] = field(default_factory=list)
     unfit: list[Assignment] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
     excluded: list[str] = field(default_factory=list)
@@ -50,13 +55,21 @@ class Findings:
     warnings: list[str] = field(default_factory=list)
 
     def lines(self) -> dict[str, list[str]]:
-        """Return lines for the report, by the argument that says how to react to them."""
+        """Return lines for the report, by the argument that sets the reaction to them."""
         missing = [f"- missing: {folded(self.missing)}"] if self.missing else []
         unused = [f"+ unused: {folded(self.unexpected)}"] if self.unexpected else []
-        return {"on_mismatch": self.mismatches, "on_missing": missing, "on_unexpected": unused}
+        return {"on_mismatch": self.mismatch_lines, "on_missing": missing, "on_unexpected": unused}
+
+    def lines_for(self, reaction: Reaction, options: Options) -> list[str]:
+        """Return the lines to which the options set this reaction."""
+        found: list[str] = []
+        for argument, lines in self.lines().items():
+            if options.reaction(argument) == reaction:
+                found += lines
+        return found
 
     def failing(self, options: Options) -> list[str]:
-        """Return the paths of the variables for which `restore` refuses."""
+        """Return the paths of the variables for which `restore` raises."""
         failing = list(self.unusable)
         if options.on_mismatch == "error":
             failing += [mismatch.path for mismatch in self.mismatched]
@@ -68,13 +81,13 @@ class Findings:
 def compare(
     model: keras.Model, checkpoint: Checkpoint, matching: Matching, options: Options
 ) -> Findings:
-    """Compare every variable with the tensors of its keys, by names, shapes and dtypes.
+    """Compare every variable with the tensors of its keys.
 
     Args:
         model: The model.
         checkpoint: The source.
-        matching: Its targets have their keys.
-        options: Of these, `on_mismatch`.
+        matching: The variables with their keys.
+        options: The arguments of `restore`; only `on_mismatch` is used.
     """
     findings = Findings()
     hints = Hints(model)
@@ -84,26 +97,35 @@ def compare(
         elif not target.leads:
             findings.missing.append(target.path)
         else:
-            _compare_shapes(target, findings, checkpoint, matching, hints)
+            _compare_tensors(target, findings, checkpoint, matching, hints)
     wanted = findings.assignments + (findings.unfit if options.on_mismatch == "error" else [])
-    altered, paths = meaning_problems(wanted, matching.unused, checkpoint)
-    words, other_paths, findings.warnings = vocabulary_problems(
+    incomplete, paths = dependent_tensor_problems(wanted, matching.unused, checkpoint)
+    words, paths_of_words, findings.warnings = vocabulary_problems(
         model, checkpoint, findings.assignments
     )
-    findings.problems += altered + words
-    findings.unusable += [*paths, *other_paths]
+    findings.problems += incomplete + words
+    findings.unusable += paths + paths_of_words
     return findings
 
 
-def _compare_shapes(
+def _compare_tensors(
     target: Target, findings: Findings, checkpoint: Checkpoint, matching: Matching, hints: Hints
 ) -> None:
+    """Compare one variable with its tensors.
+
+    Args:
+        target: A selected variable with keys.
+        findings: Receives the results.
+        checkpoint: The source.
+        matching: All variables, for patterns in suggestions.
+        hints: Suggests adapters.
+    """
     assignment = Assignment(
         target.path, target.variable, target.keys, target.adapter, target.copies
     )
     findings.problems += dtype_problems(assignment, checkpoint)
     try:
-        assignment = for_keys(assignment, checkpoint)
+        assignment = with_adapter_for_keys(assignment, checkpoint)
         mismatch = mismatch_of(
             assignment, checkpoint, hints, lambda: matching.table.pattern_for(target)
         )
@@ -113,10 +135,10 @@ def _compare_shapes(
         return
     if mismatch is None:
         findings.assignments.append(assignment)
-        return
-    findings.unfit.append(assignment)
-    findings.mismatched.append(mismatch)
-    findings.mismatches.append(in_words(mismatch, assignment, checkpoint))
+    else:
+        findings.unfit.append(assignment)
+        findings.mismatched.append(mismatch)
+        findings.mismatch_lines.append(mismatch_line(mismatch, assignment, checkpoint))
 
 
 def sort_unused(
@@ -125,9 +147,9 @@ def sort_unused(
     """Sort keys that lead to no weight into weights and training state.
 
     Args:
-        findings: Gets them.
+        findings: Receives the keys in `unexpected` and `slots`.
         unused: The keys.
-        state: What is planned for the optimizer; its keys are used.
+        state: The assignments planned for the optimizer; their keys are used.
         checkpoint: The source.
     """
     used = {assignment.keys[0] for assignment in state}

@@ -1,15 +1,15 @@
-"""`include_optimizer=True`: the count of updates and the slots of an optimizer of the same class.
+"""Plan `include_optimizer=True`: restore the step count and slots of an optimizer of equal class.
 
-Keras names a slot after its variable (`adam/trunk_kernel_momentum`), so that it is found by the key
-that the variable itself is restored from. Weights files keep an optimizer's variables by position;
-they get the names of the model's own where the file was written by a model with the same layers.
-What cannot be matched with certainty is refused.
+Keras names a slot after its variable (`adam/trunk_kernel_momentum`), so it is found by the key that
+the variable itself is restored from. Weights files store an optimizer's variables by position; they
+get the names of the model's own if a model with the same layers wrote the file. State that cannot
+be matched with certainty is refused.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import keras
 
@@ -23,7 +23,7 @@ from keras_trainops.restoring.sources import ModelCheckpoint
 
 
 def innermost(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
-    """The optimizer that makes the steps, without those that scale losses or transform."""
+    """Return the optimizer that updates the weights, inside those that scale or transform."""
     inner = getattr(optimizer, "inner_optimizer", None)
     return optimizer if inner is None else innermost(inner)
 
@@ -31,15 +31,15 @@ def innermost(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimiz
 def plan_optimizer(
     model: keras.Model, checkpoint: Checkpoint, weights: Sequence[Assignment]
 ) -> tuple[list[Assignment], list[str]]:
-    """Plans for the state of the model's optimizer, which is built if it is not yet.
+    """Plan the state of the model's optimizer, which is built if necessary.
 
     Args:
         model: A compiled model.
-        checkpoint: Its training state is looked through.
-        weights: What is planned for the model's weights. The slots of others stay as they are.
+        checkpoint: The source.
+        weights: The assignments planned for weights. Slots of other weights are left unchanged.
 
     Returns:
-        The assignments, and why they cannot be made.
+        The assignments, and lines about why there are none.
     """
     optimizer = getattr(model, "optimizer", None)
     if optimizer is None:
@@ -47,74 +47,111 @@ def plan_optimizer(
     if not optimizer.built:
         optimizer.build(model.trainable_variables)
     try:
-        return _plan(innermost(optimizer), _state(model, checkpoint), checkpoint, weights), []
+        return _assignments(model, checkpoint, weights), []
     except _UnmatchedError as reason:
         return [], [f"`include_optimizer`: {reason}"]
 
 
 class _UnmatchedError(Exception):
-    """Why the state of the optimizer cannot be restored."""
+    """The reason why the state of the optimizer cannot be restored."""
+
+
+class _Slot(NamedTuple):
+    """A variable that an optimizer keeps for a weight, in one of its attributes."""
+
+    attribute: str
+    variable: keras.Variable
+    weight: Assignment
 
 
 class _State(Protocol):
-    """Where a checkpoint keeps an optimizer's state."""
+    """The optimizer state of a checkpoint."""
 
     def counter(self) -> str:
-        """The key of the count of updates."""
+        """Return the key of the step count; empty if there is none."""
 
-    def slot(self, attribute: str, slot: keras.Variable, weight: Assignment) -> str:
-        """The key of what an optimizer keeps for a weight in `attribute`; empty if none."""
+    def slot(self, slot: _Slot) -> str:
+        """Return the key of a slot; empty if there is none."""
 
 
-def _state(model: keras.Model, checkpoint: Checkpoint) -> _State:
+def _assignments(
+    model: keras.Model, checkpoint: Checkpoint, weights: Sequence[Assignment]
+) -> list[Assignment]:
+    optimizer = innermost(model.optimizer)
+    slots = _slots(optimizer, weights)
+    state = _state(model, checkpoint, slots)
+    for slot in slots:
+        if slot.weight.adapter is not None or len(slot.weight.keys) != 1:
+            raise _UnmatchedError(
+                f"the tensor of {slot.weight.variable.path!r} is adapted, but its slots cannot be."
+            )
+    found = [(optimizer.iterations, state.counter())]
+    found += [(slot.variable, state.slot(slot)) for slot in slots]
+    return [_assignment(variable, key, checkpoint) for variable, key in found]
+
+
+def _slots(optimizer: keras.optimizers.Optimizer, weights: Sequence[Assignment]) -> list[_Slot]:
+    """Return the slots of all weights that are restored."""
+    assignment_of = {id(assignment.variable): assignment for assignment in weights}
+    trained = keras_private.trained_by(optimizer)
+    found = []
+    for attribute, slots in keras_private.slot_lists(optimizer).items():
+        for slot, weight in zip(slots, trained, strict=True):
+            if slot is not None and id(weight) in assignment_of:
+                found.append(_Slot(attribute, slot, assignment_of[id(weight)]))
+    return found
+
+
+def _state(model: keras.Model, checkpoint: Checkpoint, slots: Sequence[_Slot]) -> _State:
     if not checkpoint.training_state:
-        raise _UnmatchedError(f"{checkpoint.location!r} holds no optimizer's state.")
+        raise _UnmatchedError(f"{checkpoint.location!r} holds no optimizer state.")
     optimizer = innermost(model.optimizer)
     if isinstance(checkpoint, ModelCheckpoint):
         _require_same_class(checkpoint.optimizer_name, optimizer)
         return _OfModel(checkpoint)
     if isinstance(checkpoint, KerasWeightsCheckpoint):
         return _ByPosition(model, checkpoint)
-    return _ByName(optimizer, checkpoint)
+    return _ByName(optimizer, checkpoint, slots)
+
+
+def _assignment(variable: keras.Variable, key: str, checkpoint: Checkpoint) -> Assignment:
+    if not key:
+        raise _UnmatchedError(
+            f"{checkpoint.location!r} holds no {_scoped_name(variable.path)} for {variable.path!r}."
+        )
+    if checkpoint.shape(key) != tuple(variable.shape):
+        raise _UnmatchedError(
+            f"{variable.path!r} has shape {tuple(variable.shape)}, but {checkpoint.shape(key)} "
+            f"under key {key!r}."
+        )
+    return Assignment(variable.path, variable, [key])
 
 
 class _OfModel:
+    """The optimizer state of another model."""
+
     def __init__(self, checkpoint: ModelCheckpoint) -> None:
         self._checkpoint = checkpoint
 
     def counter(self) -> str:
         return self._checkpoint.counter
 
-    def slot(self, attribute: str, slot: keras.Variable, weight: Assignment) -> str:
-        return self._checkpoint.slots.get((weight.keys[0], attribute), "")
+    def slot(self, slot: _Slot) -> str:
+        return self._checkpoint.slots.get((slot.weight.keys[0], slot.attribute), "")
 
 
 class _ByPosition:
-    """A weights file that was written by a model with the same layers and an optimizer like ours.
+    """The optimizer state of a weights file by a model with equal layers and an equal optimizer.
 
-    What the file keeps for a weight is where ours keeps its slots for the weight of that name.
+    The file stores the slots of a weight at the positions where this model's optimizer keeps the
+    slots of the weight of the same name.
     """
 
     def __init__(self, model: keras.Model, checkpoint: KerasWeightsCheckpoint) -> None:
         _require_same_class(checkpoint.owners.get("optimizer", "unnamed"), model.optimizer)
-        walk = keras_private.saving_walk(model)
-        ours = {entry.group: walk.owners.get(entry.group) for entry in walk.entries if entry.group}
-        if {group: checkpoint.owners.get(group) for group in ours} != ours:
-            raise _UnmatchedError(
-                f"{checkpoint.location!r} keeps its optimizer's variables by position, and was "
-                "written by a model with other layers: which is whose, it does not tell."
-            )
+        _require_same_layers(model, checkpoint)
         variables = model.optimizer.variables
-        keys = [f"optimizer/{i}" for i in range(len(variables))]
-        stored = [key for key in checkpoint.training_state if key.startswith("optimizer/")]
-        if len(stored) != len(keys) or any(
-            checkpoint.shape(key) != tuple(v.shape) for key, v in zip(keys, variables, strict=True)
-        ):
-            raise _UnmatchedError(
-                f"{checkpoint.location!r} keeps {len(stored)} variables of an optimizer by "
-                f"position, and the {len(keys)} of this one have other shapes: other variables "
-                "were trained."
-            )
+        keys = _keys_by_position(variables, checkpoint)
         self._key_of = {id(v): key for key, v in zip(keys, variables, strict=True)}
         self._weight_of = dict(names_in_weights_file(model, checkpoint))
         self._optimizer = innermost(model.optimizer)
@@ -123,37 +160,65 @@ class _ByPosition:
     def counter(self) -> str:
         return self._key_of[id(self._optimizer.iterations)]
 
-    def slot(self, attribute: str, slot: keras.Variable, weight: Assignment) -> str:
-        place = self._place.get(self._weight_of.get(weight.keys[0], 0))
+    def slot(self, slot: _Slot) -> str:
+        place = self._place.get(self._weight_of.get(slot.weight.keys[0], 0))
         if place is None:
             return ""
-        return self._key_of.get(id(keras_private.slot_lists(self._optimizer)[attribute][place]), "")
+        slots = keras_private.slot_lists(self._optimizer)[slot.attribute]
+        return self._key_of.get(id(slots[place]), "")
+
+
+def _require_same_layers(model: keras.Model, checkpoint: KerasWeightsCheckpoint) -> None:
+    walk = keras_private.saving_walk(model)
+    ours = {entry.group: walk.owners.get(entry.group) for entry in walk.entries if entry.group}
+    if {group: checkpoint.owners.get(group) for group in ours} != ours:
+        raise _UnmatchedError(
+            f"{checkpoint.location!r} stores optimizer variables by position and was written by a "
+            "model with other layers, so they cannot be matched."
+        )
+
+
+def _keys_by_position(
+    variables: Sequence[keras.Variable], checkpoint: KerasWeightsCheckpoint
+) -> list[str]:
+    """Return the keys of an optimizer's variables in a weights file, which must fit by shape."""
+    keys = [f"optimizer/{i}" for i in range(len(variables))]
+    stored = [key for key in checkpoint.training_state if key.startswith("optimizer/")]
+    if len(stored) != len(keys) or any(
+        checkpoint.shape(key) != tuple(v.shape) for key, v in zip(keys, variables, strict=True)
+    ):
+        raise _UnmatchedError(
+            f"{checkpoint.location!r} stores {len(stored)} variables of an optimizer by position, "
+            f"which do not fit the {len(keys)} of this one: other variables were trained."
+        )
+    return keys
 
 
 class _ByName:
-    """Tensors that are called as Keras calls an optimizer's variables: after their weights."""
+    """Optimizer state named as Keras names an optimizer's variables: after their weights."""
 
-    def __init__(self, optimizer: keras.optimizers.Optimizer, checkpoint: Checkpoint) -> None:
+    def __init__(
+        self,
+        optimizer: keras.optimizers.Optimizer,
+        checkpoint: Checkpoint,
+        slots: Sequence[_Slot],
+    ) -> None:
         self._scope = stem(optimizer.name)
         self._keys: dict[str, list[str]] = {}
         for key in checkpoint.training_state:
-            self._keys.setdefault(_name(key), []).append(key)
-        if not any(name.startswith(f"{self._scope}/") for name in self._keys):
-            found = sorted({name.partition("/")[0] for name in self._keys if "/" in name})
-            _require_same_class(" or ".join(found) or "unnamed", optimizer)
-        self._prefix: str | None = None
-
-    def begin(self, slots: Sequence[str]) -> None:
-        """Finds what stands in front of all these."""
+            self._keys.setdefault(_scoped_name(key), []).append(key)
         scope = f"{self._scope}/"
         leaves = [name.removeprefix(scope) for name in self._keys if name.startswith(scope)]
-        self._prefix = _model_name(slots, leaves)
+        if not leaves:
+            found = sorted({name.partition("/")[0] for name in self._keys if "/" in name})
+            _require_same_class(" or ".join(found) or "unnamed", optimizer)
+        self._prefix = _common_prefix([_name_in_source(slot) for slot in slots], leaves)
 
     def counter(self) -> str:
         return self._only("iteration")
 
-    def slot(self, attribute: str, slot: keras.Variable, weight: Assignment) -> str:
-        return self._only(f"{self._prefix or ''}{_name_in_source(slot, weight)}")
+    def slot(self, slot: _Slot) -> str:
+        return self._only(f"{self._prefix}{_name_in_source(slot)}")
 
     def _only(self, name: str) -> str:
         keys = self._keys.get(f"{self._scope}/{name}", [])
@@ -164,61 +229,29 @@ class _ByName:
         return keys[0] if keys else ""
 
 
-def _plan(
-    optimizer: keras.optimizers.Optimizer,
-    state: _State,
-    checkpoint: Checkpoint,
-    weights: Sequence[Assignment],
-) -> list[Assignment]:
-    owner_of = {id(a.variable): a for a in weights}
-    wanted = [
-        (attribute, slot, owner_of[id(variable)])
-        for attribute, slots in keras_private.slot_lists(optimizer).items()
-        for slot, variable in zip(slots, keras_private.trained_by(optimizer), strict=True)
-        if slot is not None and id(variable) in owner_of
-    ]
-    for _, _, weight in wanted:
-        if weight.adapter is not None or len(weight.keys) != 1:
-            raise _UnmatchedError(
-                f"the tensor of {weight.variable.path!r} is adapted, and its slots cannot be."
-            )
-    if isinstance(state, _ByName):
-        state.begin([_name_in_source(slot, weight) for _, slot, weight in wanted])
-    found = [(optimizer.iterations, state.counter())]
-    found += [(slot, state.slot(attribute, slot, weight)) for attribute, slot, weight in wanted]
-    assignments = []
-    for variable, key in found:
-        if not key:
-            raise _UnmatchedError(
-                f"{checkpoint.location!r} holds no {_name(variable.path)} for {variable.path!r}."
-            )
-        if checkpoint.shape(key) != tuple(variable.shape):
-            raise _UnmatchedError(
-                f"{variable.path!r} is {tuple(variable.shape)}, and {checkpoint.shape(key)} under "
-                f"key {key!r}."
-            )
-        assignments.append(Assignment(variable.path, variable, [key]))
-    return assignments
+def _name_in_source(slot: _Slot) -> str:
+    """Return the name of a slot if its weight has the name of its key."""
+    own = f"{slot.weight.variable.path.replace('/', '_')}_"
+    return f"{slot.weight.keys[0].replace('/', '_')}_{slot.variable.name.removeprefix(own)}"
 
 
-def _name_in_source(slot: keras.Variable, weight: Assignment) -> str:
-    """What the slot is called where its variable is called as the key says."""
-    own = f"{weight.variable.path.replace('/', '_')}_"
-    return f"{weight.keys[0].replace('/', '_')}_{slot.name.removeprefix(own)}"
+def _common_prefix(slots: Sequence[str], leaves: Sequence[str]) -> str:
+    """Return the prefix of all slots in a checkpoint: empty, or the name of the saved model.
 
-
-def _model_name(slots: Sequence[str], leaves: Sequence[str]) -> str:
-    """What stands in front of all slots: nothing, or the name of the model they come from."""
+    Args:
+        slots: Names of slots without the prefix.
+        leaves: Names in the checkpoint.
+    """
     if not slots:
         return ""
     known = set(leaves)
     prefixes = {leaf.removesuffix(slots[0]) for leaf in leaves if leaf.endswith(slots[0])}
     fitting = sorted(p for p in prefixes if all(f"{p}{slot}" in known for slot in slots))
-    return fitting[0] if fitting else ""  # the shortest: nothing at all, if that fits
+    return fitting[0] if fitting else ""  # an empty prefix comes first
 
 
-def _name(path: str) -> str:
-    """`optimizer_weights/adam_1/iteration` -> `adam/iteration`."""
+def _scoped_name(path: str) -> str:
+    """Return the last two components: `optimizer_weights/adam_1/iteration` -> `adam/iteration`."""
     *_, scope, leaf = f"/{path}".split("/")
     return f"{stem(scope)}/{leaf}"
 
@@ -226,6 +259,6 @@ def _name(path: str) -> str:
 def _require_same_class(found: str, optimizer: keras.optimizers.Optimizer) -> None:
     if stem(found) != stem(optimizer.name):
         raise _UnmatchedError(
-            f"the state is that of {found}, and the model's optimizer is {optimizer.name}. State "
-            "is restored between optimizers of one class and name only."
+            f"the state belongs to {found}, but the model's optimizer is {optimizer.name}. State "
+            "is only restored between optimizers of the same class and name."
         )

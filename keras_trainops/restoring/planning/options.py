@@ -1,4 +1,4 @@
-"""The arguments of `restore`, checked, and which variables and adapters they choose."""
+"""The arguments of `restore`, checked, and the variables and adapters they select."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple, get_args
 
 from keras_trainops import paths
-from keras_trainops.adapt.base import Adapt, as_adapter
+from keras_trainops.adapt.base import Adapt, Adapter, as_adapter
 from keras_trainops.checkpoints.checkpoint import Checkpoint
 from keras_trainops.checkpoints.formats.arrays import ArraysCheckpoint
 from keras_trainops.restoring.naming.rules import Rename
@@ -29,17 +29,17 @@ class Options(NamedTuple):
     include_optimizer: bool = False
 
     def for_source(self, checkpoint: Checkpoint) -> Options:
-        """Return the options with the usual reactions for such a source in place of None.
+        """Return the options with the default reactions for a source in place of None.
 
-        A checkpoint must cover the model; arrays somebody put together must be used whole.
+        A checkpoint must cover the model. A mapping of arrays must be used completely.
 
         Raises:
-            ValueError: If a reaction is none of the three.
+            ValueError: If a reaction is not one of the three.
         """
-        whole = isinstance(checkpoint, ArraysCheckpoint)
+        is_arrays = isinstance(checkpoint, ArraysCheckpoint)
         options = self._replace(
-            on_missing=self.on_missing or ("ignore" if whole else "error"),
-            on_unexpected=self.on_unexpected or ("error" if whole else "ignore"),
+            on_missing=self.on_missing or ("ignore" if is_arrays else "error"),
+            on_unexpected=self.on_unexpected or ("error" if is_arrays else "ignore"),
         )
         for argument in REACTIONS:
             reaction = options.reaction(argument)
@@ -50,22 +50,29 @@ class Options(NamedTuple):
         return options
 
     def reaction(self, argument: str) -> Reaction:
-        """Return the reaction that one of `REACTIONS` holds."""
+        """Return the value of one of `REACTIONS`."""
         return getattr(self, argument)
 
 
 def choose(targets: Sequence[Target], options: Options) -> list[str]:
     """Set which targets are selected, and their adapters.
 
+    Args:
+        targets: The variables, changed in place.
+        options: The patterns and adapters.
+
     Returns:
         Lines about patterns that match nothing.
+
+    Raises:
+        ValueError: If a pattern or an adapter has the wrong type.
     """
     named = [target.named for target in targets]
     everything = options.include is None
     included, problems = _selected("include", options.include, named)
     excluded, more = _selected("exclude", options.exclude, named)
-    for target, chosen, left_out in zip(targets, included, excluded, strict=True):
-        target.selected = (everything or chosen) and not left_out
+    for target, is_included, is_excluded in zip(targets, included, excluded, strict=True):
+        target.selected = (everything or is_included) and not is_excluded
     return problems + more + _choose_adapters(targets, options.adapt)
 
 
@@ -75,19 +82,30 @@ def _selected(
     try:
         return paths.select(patterns, named), []
     except ValueError as error:
-        return [False] * len(named), [f"`{argument}`: {line}" for line in str(error).splitlines()]
+        return [False] * len(named), _lines(argument, error)
 
 
 def _choose_adapters(targets: Sequence[Target], adapt: Adapt) -> list[str]:
-    named = [target.named for target in targets]
     rules = [(pattern, as_adapter(value)) for pattern, value in paths.as_rules(adapt)]
-    own = [rule for rule in rules if not rule[1].gives_way]
-    others = [rule for rule in rules if rule[1].gives_way]
     try:
-        first = paths.first_match(own, named)
-        second = paths.first_match(others, named, shadowed="allow")
+        adapters = _first_adapters(rules, [target.named for target in targets])
     except ValueError as error:
-        return [f"`adapt`: {line}" for line in str(error).splitlines()]
-    for target, ours, other in zip(targets, first, second, strict=True):
-        target.adapter = ours or other
+        return _lines("adapt", error)
+    for target, adapter in zip(targets, adapters, strict=True):
+        target.adapter = adapter
     return []
+
+
+def _first_adapters(
+    rules: Sequence[tuple[paths.Pattern, Adapter]], named: Sequence[paths.NamedVariable]
+) -> list[Adapter | None]:
+    """Return the first adapter that matches each variable; adapters that give way come last."""
+    firm = [rule for rule in rules if not rule[1].gives_way]
+    yielding = [rule for rule in rules if rule[1].gives_way]
+    first = paths.first_match(firm, named)
+    second = paths.first_match(yielding, named, shadowed="allow")
+    return [adapter or other for adapter, other in zip(first, second, strict=True)]
+
+
+def _lines(argument: str, error: ValueError) -> list[str]:
+    return [f"`{argument}`: {line}" for line in str(error).splitlines()]

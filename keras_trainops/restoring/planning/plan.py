@@ -1,7 +1,8 @@
-"""The plan of a restore: complete, and checked whole, before anything is read or assigned."""
+"""The plan of a restore: complete and fully checked before any value is read or assigned."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -14,6 +15,7 @@ from keras_trainops.errors import RestoreError
 from keras_trainops.restoring.naming.matching import Matching, pair_by_heuristic
 from keras_trainops.restoring.naming.rules import apply_rules
 from keras_trainops.restoring.naming.table import NameTable
+from keras_trainops.restoring.naming.target import Target
 from keras_trainops.restoring.planning.assignment import Assignment
 from keras_trainops.restoring.planning.exclusions import exclude_patterns
 from keras_trainops.restoring.planning.findings import Findings, compare, sort_unused
@@ -24,13 +26,13 @@ from keras_trainops.restoring.planning.report import RestoreReport
 
 @dataclass
 class Plan:
-    """What a restore will do.
+    """The plan of a restore.
 
     Attributes:
-        assignments: What is to be assigned, in the order of the model's variables.
-        report: The same for people, with all that was left aside.
-        failing: Paths of the variables for which `restore` refuses.
-        warnings: What the caller asked to be warned of.
+        assignments: The assignments, in the order of the model's variables.
+        report: The report, which also lists everything that is not assigned.
+        failing: Paths of the variables for which `restore` raises.
+        warnings: Warnings that the options ask for.
         paths: The paths of all variables of the model.
     """
 
@@ -42,10 +44,15 @@ class Plan:
 
 
 def make_plan(model: keras.Model, checkpoint: Checkpoint, options: Options) -> Plan:
-    """Plan from names, shapes and dtypes alone, without reading a tensor.
+    """Make a plan from names, shapes and dtypes, without reading a tensor.
+
+    Args:
+        model: A built model.
+        checkpoint: The source.
+        options: The arguments of `restore`.
 
     Raises:
-        ValueError: If an argument is not of the kind it must be.
+        ValueError: If an argument has the wrong type or value.
         RestoreError: If the model has no variables yet.
     """
     options = options.for_source(checkpoint)
@@ -55,10 +62,14 @@ def make_plan(model: keras.Model, checkpoint: Checkpoint, options: Options) -> P
     problems += findings.problems
     state: list[Assignment] = []
     if options.include_optimizer:
-        state, why_not = plan_optimizer(model, checkpoint, findings.assignments)
-        problems += why_not
+        state, state_problems = plan_optimizer(model, checkpoint, findings.assignments)
+        problems += state_problems
     sort_unused(findings, matching.unused, state, checkpoint)
-    problems += _refused(findings, checkpoint, matching, options, bool(problems))
+    targets = matching.table.targets
+    if findings.assignments or problems:
+        problems += findings.lines_for("error", options)
+    else:
+        problems += _empty_plan(findings, checkpoint, targets)
     assignments = [*findings.assignments, *state]
     report = RestoreReport(
         model=model.name,
@@ -76,36 +87,34 @@ def make_plan(model: keras.Model, checkpoint: Checkpoint, options: Options) -> P
         problems=tuple(problems),
         bytes=_bytes_to_read(assignments, checkpoint),
     )
-    lines = findings.lines()
-    warned = [line for what in lines if options.reaction(what) == "warn" for line in lines[what]]
     return Plan(
         assignments,
         report,
-        findings.failing(options),
-        warned + findings.warnings,
-        [target.path for target in matching.table.targets],
+        failing=findings.failing(options),
+        warnings=findings.lines_for("warn", options) + findings.warnings,
+        paths=[target.path for target in targets],
     )
 
 
 def _match(
     table: NameTable, checkpoint: Checkpoint, options: Options
 ) -> tuple[Matching, list[str]]:
-    """Give the targets their keys; also return lines about what is wrong with the arguments."""
+    """Return the variables with their keys, and lines about problems with the arguments."""
     problems = choose(table.targets, options)
     if isinstance(options.rename, str):
         renaming = pair_by_heuristic(options.rename, table, checkpoint)
     else:
         renaming = apply_rules(options.rename, checkpoint)
     matching = Matching(table)
-    return matching, problems + renaming.problems + matching.add(renaming.renamed)
+    return matching, problems + renaming.problems + matching.resolve(renaming.renamed)
 
 
 def require_variables(model: keras.Model) -> tuple[str, ...]:
-    """Check that a model has variables, and return the names of layers that lack theirs.
+    """Check that a model has variables, and return the names of layers that are not built.
 
     Raises:
-        RestoreError: If there is nothing to restore into.
-        ValueError: If `model` is no Keras model or layer.
+        RestoreError: If the model has no variables.
+        ValueError: If `model` is not a Keras model or layer.
     """
     if not isinstance(model, keras.layers.Layer):
         raise ValueError(f"`model` must be a Keras model. Received: {model!r}")
@@ -118,29 +127,15 @@ def require_variables(model: keras.Model) -> tuple[str, ...]:
     return keras_private.unbuilt_layers(model)
 
 
-def _refused(
-    findings: Findings,
-    checkpoint: Checkpoint,
-    matching: Matching,
-    options: Options,
-    has_problems: bool,
-) -> list[str]:
-    """Return lines about what the reactions refuse, or about a restore that would do nothing."""
-    lines = findings.lines()
-    if findings.assignments or has_problems:
-        return [line for what in lines if options.reaction(what) == "error" for line in lines[what]]
-    nothing = [] if findings.mismatched else [_nothing_matched(checkpoint, matching)]
-    return [*nothing, *lines["on_mismatch"], *lines["on_missing"], *lines["on_unexpected"]]
+def _empty_plan(findings: Findings, checkpoint: Checkpoint, targets: Sequence[Target]) -> list[str]:
+    """Return lines about why a plan assigns nothing."""
+    lines = list(itertools.chain.from_iterable(findings.lines().values()))
+    if findings.mismatched:
+        return lines
+    return [_why_nothing_matched(checkpoint, targets), *lines]
 
 
-def _bytes_to_read(assignments: Sequence[Assignment], checkpoint: Checkpoint) -> int:
-    keys: set[str] = set()
-    keys.update(*(assignment.keys for assignment in assignments))
-    return sum(nbytes(checkpoint.shape(key), checkpoint.dtype(key)) for key in keys)
-
-
-def _nothing_matched(checkpoint: Checkpoint, matching: Matching) -> str:
-    targets = matching.table.targets
+def _why_nothing_matched(checkpoint: Checkpoint, targets: Sequence[Target]) -> str:
     if not any(target.selected for target in targets):
         return "No variable is selected: `include` and `exclude` leave nothing."
     examples = [key for key in checkpoint if key not in checkpoint.training_state]
@@ -152,20 +147,26 @@ def _nothing_matched(checkpoint: Checkpoint, matching: Matching) -> str:
     )
 
 
+def _bytes_to_read(assignments: Sequence[Assignment], checkpoint: Checkpoint) -> int:
+    keys: set[str] = set()
+    keys.update(*(assignment.keys for assignment in assignments))
+    return sum(nbytes(checkpoint.shape(key), checkpoint.dtype(key)) for key in keys)
+
+
 def refusal(plan: Plan) -> str:
     """Return the error message for a plan with problems."""
     report = plan.report
-    paths_of_mismatched = [m.path for m in report.mismatched]
-    selected = {*report.restored, *report.missing, *paths_of_mismatched, *plan.failing}
-    what = f"{len(plan.failing)} of {len(selected)} variables of " if plan.failing else ""
+    mismatched = [mismatch.path for mismatch in report.mismatched]
+    selected = {*report.restored, *report.missing, *mismatched, *plan.failing}
+    count = f"{len(plan.failing)} of {len(selected)} variables of " if plan.failing else ""
     lines = "\n".join(f"  {line}" for line in report.problems)
     patterns = exclude_patterns(set(plan.failing), plan.paths)
-    leave = (
+    exclude = (
         f", or leave variables at their initial values with `exclude={patterns}`"
         if patterns
         else ""
     )
     return (
-        f"Cannot restore {what}{report.model!r} from {report.source}:\n{lines}\n"
-        f"Nothing was changed. Say what goes where with `rename=`{leave}."
+        f"Cannot restore {count}{report.model!r} from {report.source}:\n{lines}\n"
+        f"Nothing was changed. Map keys to variables with `rename=`{exclude}."
     )

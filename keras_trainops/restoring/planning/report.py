@@ -1,27 +1,30 @@
-"""What a restore did, or would do, for people and for programs."""
+"""The report of a restore, as a table and as plain data."""
 
 from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
+
+_Group: TypeAlias = tuple[list[frozenset[str]], list[str]]  # alternatives per token, members
 
 _MAPPINGS = ("restored", "adapted", "optimizer")  # fields that are read-only mappings
+_MOST_LEFT_OUT = 3  # rows for keys that nobody is likely to miss
 
 
 class Mismatch(NamedTuple):
-    """A variable whose shape is not that of the tensor under its key.
+    """A variable whose shape differs from the tensor under its key.
 
     Attributes:
         path: The variable's path.
-        key: The key; several, with an adapter that combines them, are joined by ` + `.
+        key: The key; several keys that an adapter combines are joined by ` + `.
         model_shape: The variable's shape.
-        checkpoint_shape: The tensor's shape; where there is an adapter, after it.
-        suggestion: What would fit: an entry of `adapt`, or what is to stand behind the adapter;
-            empty where nothing is likely.
+        checkpoint_shape: The tensor's shape, after its adapter if there is one.
+        suggestion: An entry of `adapt` that would fit, or the adapter to append to the present
+            one; empty if nothing is likely.
     """
 
     path: str
@@ -31,27 +34,36 @@ class Mismatch(NamedTuple):
     suggestion: str = ""
 
 
+class _Row(NamedTuple):
+    """A row of the table; `variables` and `keys` are folded."""
+
+    outcome: str
+    number: int
+    variables: str
+    keys: str
+
+
 @dataclass(frozen=True, repr=False)
 class RestoreReport:
-    """What a restore did or, from `plan_restore`, would do. `print` it for a table.
+    """The result of a restore or, from `plan_restore`, its plan. `print` it for a table.
 
     Attributes:
         model: The model's name.
-        source: Where the values come from, and of which format that is.
-        applied: Whether the variables were assigned; False from `plan_restore`.
+        source: The source of the values, and its format.
+        applied: True if the variables were assigned; False from `plan_restore`.
         restored: Variable path -> checkpoint key.
         adapted: Variable path -> the adapter that made its tensor fit.
-        optimizer: Path of a variable of the optimizer -> checkpoint key.
+        optimizer: Path of an optimizer variable -> checkpoint key.
         missing: Paths of selected variables that no key leads to.
         unexpected: Keys that lead to no variable.
         mismatched: Variables whose shape differs from their tensor's.
-        excluded: Paths that `include` and `exclude` leave alone.
+        excluded: Paths that `include` and `exclude` do not select.
         ignored: Keys that a rename rule leaves out (`None`).
-        slots: Unused keys that are no weights: optimizer slots, counters, seeds.
-        unbuilt: Layers that had no variables yet, so that nothing could be restored into them.
-        problems: Why `restore` would refuse; empty where it would not.
+        slots: Unused keys of training state: optimizer slots, counters, seeds.
+        unbuilt: Layers without variables yet, into which nothing could be restored.
+        problems: Reasons why `restore` would raise; empty if it would not.
         seconds: Wall time of planning, reading and assigning, in seconds.
-        bytes: Bytes of the tensors read; from `plan_restore`, to be read.
+        bytes: Bytes of the tensors read or, from `plan_restore`, to be read.
     """
 
     model: str
@@ -76,17 +88,11 @@ class RestoreReport:
             object.__setattr__(self, name, MappingProxyType(dict(getattr(self, name))))
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields as plain lists, dicts, strings and numbers, as JSON takes them."""
+        """Return all fields as lists, dicts, strings and numbers, ready for JSON."""
         plain = dict(vars(self))
         plain |= {name: dict(plain[name]) for name in _MAPPINGS}
-        plain["mismatched"] = [
-            {
-                name: list(value) if isinstance(value, tuple) else value
-                for name, value in entry._asdict().items()
-            }
-            for entry in self.mismatched
-        ]
-        return {name: list(v) if isinstance(v, tuple) else v for name, v in plain.items()}
+        plain["mismatched"] = [_with_lists(entry._asdict()) for entry in self.mismatched]
+        return _with_lists(plain)
 
     def __repr__(self) -> str:
         return f"<RestoreReport {self._summary()}>"
@@ -110,11 +116,11 @@ class RestoreReport:
             f"{self.model!r} from {self.source}: {verb} {len(self.restored)} of {total} variables"
         )
         text += f" ({self.bytes / 1e6:.1f} MB) in {self.seconds:.2f} s"
-        rest = [f"{count} {what}" for what, count in self.counts().items() if count]
+        rest = [f"{count} {kind}" for kind, count in self.counts().items() if count]
         return "; ".join([text, *rest])
 
     def counts(self) -> dict[str, int]:
-        """How many there are of all that was not simply restored, by what it is."""
+        """Return the number of entries of each kind other than `restored`."""
         return {
             "of the optimizer": len(self.optimizer),
             "adapted": len(self.adapted),
@@ -127,39 +133,21 @@ class RestoreReport:
             "unbuilt": len(self.unbuilt),
         }
 
-    def _rows(self) -> Iterable[tuple[str, int, str, str]]:
-        """(what, how many, folded variables or keys, folded keys they come from)."""
-        for what, key_of in (("restored", self.restored), ("optimizer", self.optimizer)):
-            for names, members in fold(list(key_of)):
-                origin = "\n".join(text for text, _ in fold([key_of[m] for m in members]))
-                yield what, len(members), names, "" if origin == names else origin
+    def _rows(self) -> Iterable[_Row]:
+        yield from _rows_of_pairs("restored", self.restored)
+        yield from _rows_of_pairs("optimizer", self.optimizer)
         for adapter in dict.fromkeys(self.adapted.values()):
-            for names, members in fold([p for p, by in self.adapted.items() if by == adapter]):
-                yield "adapted", len(members), names, adapter
-        for mismatch in self.mismatched:
-            yield (
-                "mismatched",
-                1,
-                f"{mismatch.path} {mismatch.model_shape}",
-                f"{mismatch.key} {mismatch.checkpoint_shape}",
-            )
-        for what, listed in (("missing", self.missing), ("excluded", self.excluded)):
-            for names, members in fold(listed):
-                yield what, len(members), names, ""
-        for layer in self.unbuilt:
-            yield "unbuilt", 1, layer, ""
-        for what, listed in (
-            ("unexpected", self.unexpected),
-            ("left out", self.ignored),
-            ("slots", self.slots),
-        ):
-            folded = fold(listed)
-            shown = folded if what == "unexpected" else folded[:3]
-            for names, members in shown:
-                yield what, len(members), "", names
-            rest = sum(len(members) for _, members in folded[len(shown) :])
-            if rest:
-                yield what, rest, "", "…"
+            paths = [path for path, other in self.adapted.items() if other == adapter]
+            yield from (_Row("adapted", len(names), text, adapter) for text, names in fold(paths))
+        for entry in self.mismatched:
+            variable = f"{entry.path} {entry.model_shape}"
+            yield _Row("mismatched", 1, variable, f"{entry.key} {entry.checkpoint_shape}")
+        yield from _rows_of_variables("missing", self.missing)
+        yield from _rows_of_variables("excluded", self.excluded)
+        yield from (_Row("unbuilt", 1, layer, "") for layer in self.unbuilt)
+        yield from _rows_of_keys("unexpected", self.unexpected)
+        yield from _rows_of_keys("left out", self.ignored, _MOST_LEFT_OUT)
+        yield from _rows_of_keys("slots", self.slots, _MOST_LEFT_OUT)
 
     def _print(self, file: io.StringIO, record: bool = False) -> Any:
         from rich.console import Console
@@ -171,8 +159,8 @@ class RestoreReport:
         table.add_column("#", justify="right")
         table.add_column("variables of the model", overflow="fold")
         table.add_column("keys of the checkpoint", overflow="fold")
-        for what, count, variables, keys in self._rows():
-            table.add_row(what, str(count), Text(variables), Text(keys))
+        for row in self._rows():
+            table.add_row(row.outcome, str(row.number), Text(row.variables), Text(row.keys))
         console = Console(file=file, width=120, record=record)
         console.print(Text(self._summary()), soft_wrap=True)
         console.print(table)
@@ -181,34 +169,73 @@ class RestoreReport:
         return console
 
 
-def fold(names: Iterable[str]) -> list[tuple[str, list[str]]]:
-    """Folds names that differ in one place: `conv{1..3}/{bias,kernel}` for six variables.
+def _with_lists(fields: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: list(v) if isinstance(v, tuple) else v for name, v in fields.items()}
 
-    Each fold stands for exactly its members. Numbers fold anywhere, words only in the last place.
+
+def _rows_of_pairs(outcome: str, key_of: Mapping[str, str]) -> Iterator[_Row]:
+    """Yield rows of variables and the keys they come from, unless both look the same."""
+    for variables, paths in fold(list(key_of)):
+        keys = "\n".join(text for text, _ in fold([key_of[path] for path in paths]))
+        yield _Row(outcome, len(paths), variables, "" if keys == variables else keys)
+
+
+def _rows_of_variables(outcome: str, paths: Sequence[str]) -> Iterator[_Row]:
+    return (_Row(outcome, len(names), text, "") for text, names in fold(paths))
+
+
+def _rows_of_keys(outcome: str, keys: Sequence[str], most: int | None = None) -> Iterator[_Row]:
+    """Yield rows of keys; `most` folds and one row for the rest."""
+    folds = fold(keys)
+    shown = folds[:most]
+    for text, names in shown:
+        yield _Row(outcome, len(names), "", text)
+    rest = sum(len(names) for _, names in folds[len(shown) :])
+    if rest:
+        yield _Row(outcome, rest, "", "…")
+
+
+def fold(names: Iterable[str]) -> list[tuple[str, list[str]]]:
+    """Fold names that differ in one place: `conv{1..3}/{bias,kernel}` for six variables.
+
+    A folded text expands to exactly its members. Numbers fold anywhere, words only in the last
+    component.
+
+    Args:
+        names: The names.
 
     Returns:
-        Folded text and its members, in the order of the first members.
+        Folded texts and their members, in the order of the first members.
+
+    Example:
+        >>> fold(["conv1/kernel", "conv2/kernel", "fc/bias"])
+        [('conv{1,2}/kernel', ['conv1/kernel', 'conv2/kernel']), ('fc/bias', ['fc/bias'])]
     """
-    groups = [(_tokens(name), [name]) for name in dict.fromkeys(names)]
+    groups: list[_Group] = [(_tokens(name), [name]) for name in dict.fromkeys(names)]
     width = max((len(tokens) for tokens, _ in groups), default=0)
     for place in range(1, width + 1):  # from the right: variable, then the innermost index
-        merged: dict[Any, tuple[list[frozenset[str]], list[str]]] = {}
-        for tokens, members in groups:
-            at = len(tokens) - place
-            foldable = at >= 0 and (place == 1 or all(map(_is_number, tokens[at])))
-            rest = (*tokens[:at], None, *tokens[at + 1 :]) if foldable else (object(),)
-            if rest in merged:
-                into, members_so_far = merged[rest]
-                into[at] = into[at] | tokens[at]
-                members_so_far.extend(members)
-            else:
-                merged[rest] = (list(tokens), list(members))
-        groups = list(merged.values())
+        groups = _fold_at(groups, place)
     return [("".join(map(_fold_text, tokens)), members) for tokens, members in groups]
 
 
+def _fold_at(groups: Sequence[_Group], place: int) -> list[_Group]:
+    """Merge groups that differ only in one place, counted from the right."""
+    merged: dict[Any, _Group] = {}
+    for tokens, members in groups:
+        at = len(tokens) - place
+        foldable = at >= 0 and (place == 1 or all(map(_is_number, tokens[at])))
+        rest = (*tokens[:at], None, *tokens[at + 1 :]) if foldable else (object(),)
+        if rest in merged:
+            into, members_so_far = merged[rest]
+            into[at] = into[at] | tokens[at]
+            members_so_far.extend(members)
+        else:
+            merged[rest] = (list(tokens), list(members))
+    return list(merged.values())
+
+
 def _tokens(name: str) -> list[frozenset[str]]:
-    """Numbers and what stands between them; the last component apart from what is above it."""
+    """Split a name into numbers and the texts between them, and at the last component."""
     leaf = re.split("[/.]", name)[-1]  # PyTorch's names are dotted
     parts = [*re.split(r"(\d+)", name[: len(name) - len(leaf)]), *re.split(r"(\d+)", leaf)]
     return [frozenset([part]) for part in parts if part]
@@ -225,11 +252,11 @@ def _fold_text(token: frozenset[str]) -> str:
         return "{" + ",".join(sorted(token)) + "}"
     numbers = sorted(token, key=lambda part: (int(part), part))
     run = [str(number) for number in range(int(numbers[0]), int(numbers[0]) + len(numbers))]
-    if len(numbers) > 2 and numbers == run:  # `01` is no member of `{1..3}`
+    if len(numbers) > 2 and numbers == run:  # `{1..3}` does not contain `01`
         return f"{{{numbers[0]}..{numbers[-1]}}}"
     return "{" + ",".join(numbers) + "}"
 
 
 def folded(names: Sequence[str]) -> str:
-    """All folds of `names` in one line."""
+    """Return all folds of `names` in one line."""
     return ", ".join(text for text, _ in fold(names))

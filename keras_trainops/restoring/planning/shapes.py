@@ -1,4 +1,4 @@
-"""Whether tensors fit their variables, by shape and dtype, and the words for where they do not."""
+"""Compare tensors with their variables by shape and dtype, and describe differences."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from keras_trainops.adapt.base import Chain, Shape
 from keras_trainops.checkpoints.arrays import is_real
 from keras_trainops.checkpoints.checkpoint import Checkpoint
 from keras_trainops.restoring.planning.assignment import Assignment
-from keras_trainops.restoring.planning.dependent_tensors import is_packed
+from keras_trainops.restoring.planning.dependent_tensors import gets_integers
 from keras_trainops.restoring.planning.report import Mismatch
 
 
-def for_keys(assignment: Assignment, checkpoint: Checkpoint) -> Assignment:
-    """The assignment with what its adapter makes of the names of the keys.
+def with_adapter_for_keys(assignment: Assignment, checkpoint: Checkpoint) -> Assignment:
+    """Return the assignment with the adapter and order that the names of its keys decide.
 
     Raises:
-        ValueError: If they do not tell what it has to know; the message is a line of the report.
+        ValueError: If the names are ambiguous; the message is a line of the report.
     """
     if assignment.adapter is None:
         return assignment
@@ -38,30 +38,30 @@ def mismatch_of(
     suggestions: hints.Hints,
     pattern: Callable[[], str],
 ) -> Mismatch | None:
-    """What does not fit by shape; None if all does, or if only the values tell.
+    """Return the difference in shape; None if there is none, or if it depends on the values.
 
     Args:
         assignment: The variable and its keys.
-        checkpoint: Where the tensors are.
+        checkpoint: The source.
         suggestions: Suggests adapters.
-        pattern: Returns a pattern that matches the variable alone.
+        pattern: Returns a pattern that matches only this variable.
 
     Raises:
-        ValueError: If there are several keys and nothing that combines them, or if the adapter
-            does not take tensors of these shapes; the message is a line of the report.
+        ValueError: If there are several keys without an adapter that combines them, or if the
+            adapter does not accept tensors of these shapes; the message is a line of the report.
     """
     adapter = assignment.adapter
-    wanted = tuple(assignment.variable.shape)
     shapes = [checkpoint.shape(key) for key in assignment.keys]
 
     def suggestion(shapes: Sequence[Shape]) -> str:
-        if is_packed(assignment, checkpoint):
+        if gets_integers(assignment, checkpoint):
             return ""
         keys, variable = assignment.keys, assignment.variable
         return suggestions.suggest(keys, shapes, variable, pattern(), adapter)
 
     if adapter is None and len(shapes) > 1:
-        raise ValueError(_crowded(assignment, suggestion(shapes)))
+        raise ValueError(_too_many_keys(assignment, suggestion(shapes)))
+    wanted = tuple(assignment.variable.shape)
     try:
         shape = shapes[0] if adapter is None else adapter.shape(shapes, wanted)
     except ValueError as error:
@@ -74,8 +74,8 @@ def mismatch_of(
     return Mismatch(assignment.path, key, wanted, shape, suggestion([shape]))
 
 
-def in_words(mismatch: Mismatch, assignment: Assignment, checkpoint: Checkpoint) -> str:
-    """A line that says the shapes before, wanted and after, and what would fit."""
+def mismatch_line(mismatch: Mismatch, assignment: Assignment, checkpoint: Checkpoint) -> str:
+    """Return a line with the shapes in the model, in the source and adapted, and the suggestion."""
     line = _shapes(assignment, checkpoint)
     if assignment.adapter is not None:
         line += f", {mismatch.checkpoint_shape} after {assignment.adapter}"
@@ -88,19 +88,19 @@ def _shapes(assignment: Assignment, checkpoint: Checkpoint) -> str:
     return f"! {assignment.path}: {wanted} in the model, {' and '.join(found)}"
 
 
-def _crowded(assignment: Assignment, suggestion: str) -> str:
+def _too_many_keys(assignment: Assignment, suggestion: str) -> str:
     keys = assignment.keys
     count, all_of_them = ("Two", "both") if len(keys) == 2 else (str(len(keys)), "all")
     fitting = f": {hints.in_words(suggestion)}" if suggestion else ""
     return (
         f"{count} keys for one variable: {' and '.join(map(repr, keys))} {all_of_them} lead to "
-        f"{assignment.path!r}. Leave out what is too many with a rename rule to None, or combine "
-        f"them by an adapter, with `adapt=`{fitting}."
+        f"{assignment.path!r}. Leave out all but one with rename rules to None, or combine them by "
+        f"an adapter, with `adapt=`{fitting}."
     )
 
 
 def dtype_problems(assignment: Assignment, checkpoint: Checkpoint) -> list[str]:
-    """Lines on tensors that are no numbers, or floats for a variable of integers."""
+    """Return lines about tensors that are not numeric, or are floats for an integer variable."""
     path, wanted = assignment.path, np.dtype(assignment.variable.dtype)
     dtypes = {key: checkpoint.dtype(key) for key in assignment.keys}
     return [
@@ -111,5 +111,5 @@ def dtype_problems(assignment: Assignment, checkpoint: Checkpoint) -> list[str]:
 
 
 def is_assignable(dtype: np.dtype, wanted: np.dtype) -> bool:
-    """Whether `dtype` may be assigned to `wanted`: int to float yes, float to int no."""
+    """Return True if `dtype` may be assigned to `wanted`: int to float, but not float to int."""
     return is_real(dtype) and (dtype.kind in "biu" or wanted.kind not in "biu")

@@ -1,4 +1,4 @@
-"""Writes `estimator/` in this directory: what an Estimator exported, and its last checkpoint.
+"""Write `estimator/` in this directory: the export of an Estimator and its last checkpoint.
 
     pip install tensorflow-cpu==2.15.1    # the last TensorFlow with Estimators, in Python 3.11
     python tests/checkpoints/data/make_estimator.py

@@ -1,4 +1,4 @@
-"""Writes the files of older Keras in this directory. Run it to make them anew.
+"""Write the files of older Keras to this directory. Run it to create them again.
 
     python tests/checkpoints/data/make_old_keras.py
 
@@ -15,7 +15,7 @@ import tempfile
 from pathlib import Path
 
 HERE = Path(__file__).parent
-# One of each minor version that reads today's Python.
+# One of each minor version that runs on today's Python.
 VERSIONS = (
     *("3.3.3", "3.4.1", "3.5.0", "3.6.0", "3.7.0", "3.8.0"),
     *("3.9.2", "3.10.0", "3.11.3", "3.12.0", "3.13.2", "3.14.0"),
@@ -23,7 +23,7 @@ VERSIONS = (
 
 
 def install_and_write(version: str) -> None:
-    """Runs `write` below under another Keras."""
+    """Run `write` below in another Keras."""
     with tempfile.TemporaryDirectory() as directory:
         pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps"]
         subprocess.run([*pip, "--target", directory, f"keras=={version}"], check=True)
@@ -33,7 +33,7 @@ def install_and_write(version: str) -> None:
 
 
 def write(version: str) -> None:
-    """Saves the model whole and as weights."""
+    """Save the whole model, and its weights."""
     import keras
 
     from tests.checkpoints.old_keras_model import old_keras_model
@@ -42,7 +42,7 @@ def write(version: str) -> None:
     name = "_".join(version.split(".")[:2])
     model = old_keras_model()
     model.save(HERE / f"keras_{name}.keras")
-    if name == "3_3":  # the last that wrote no names into it
+    if name == "3_3":  # the last version that stored no names
         model.save_weights(HERE / f"keras_{name}.weights.h5")
 
 

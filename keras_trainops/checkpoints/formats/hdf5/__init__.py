@@ -1,1 +1,1 @@
-"""TODO."""
+"""HDF5 files, as Keras stores weights in them."""

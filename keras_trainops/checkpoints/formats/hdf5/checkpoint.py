@@ -1,4 +1,4 @@
-"""What the two HDF5 formats share: a checkpoint whose tensors are data sets of one open file."""
+"""Base class of HDF5 formats: the tensors are datasets of an open file."""
 
 from __future__ import annotations
 
@@ -21,17 +21,22 @@ from keras_trainops.errors import RestoreError
 
 
 class Hdf5Checkpoint(Checkpoint):
-    """A checkpoint over an open HDF5 file; a subclass says which key is which data set.
+    """A checkpoint over an open HDF5 file; subclasses map keys to datasets.
 
-    A file in which that fails is closed: an open one could not be written again.
+    Closes the file if the constructor fails, as an open HDF5 file cannot be overwritten.
+
+    Args:
+        location: The path, as the user gave it.
+        file: The open file.
+        source: The file object that `file` was opened from, if any; closed with the checkpoint.
     """
 
     def __init__(self, location: str, file: h5py.File, source: io.IOBase | None = None) -> None:
         self._file = file
         self._source = source
         self._datasets: dict[str, h5py.Dataset] = {}
-        self._dtypes: dict[str, np.dtype] = {}  # as an attribute is read anew each time
-        # Where the HDF5 file lies byte for byte on disk; nowhere if it was unpacked.
+        self._dtypes: dict[str, np.dtype] = {}  # HDF5 attributes are read again on each access
+        # The HDF5 file's place on disk, byte for byte; the path is empty if it was unpacked.
         path, self._start = (file.filename, 0) if source is None else _place(source)
         super().__init__(location, [path or location])
         self._plain = open_regular(path) if path else None
@@ -43,7 +48,7 @@ class Hdf5Checkpoint(Checkpoint):
 
     @abstractmethod
     def _find_datasets(self, file: h5py.File) -> None:
-        """Fills `_datasets`, and says which of them are `training_state`."""
+        """Set `_datasets` and `training_state`."""
 
     def _keys(self) -> Mapping[str, h5py.Dataset]:
         return self._datasets
@@ -58,7 +63,7 @@ class Hdf5Checkpoint(Checkpoint):
 
     def _extent(self, key: str) -> Extent | None:
         dataset = self._datasets[key]
-        offset = dataset.id.get_offset()  # None where the data are in chunks, or in the header
+        offset = dataset.id.get_offset()  # None if the data are chunked or in the header
         is_whole = dataset.id.get_storage_size() == dataset.nbytes
         plain = self._plain_file(dataset)
         if plain is None or offset is None or not is_whole or dataset.dtype.hasobject:
@@ -66,7 +71,7 @@ class Hdf5Checkpoint(Checkpoint):
         return Extent(plain, self._start + offset)
 
     def _plain_file(self, dataset: h5py.Dataset) -> io.FileIO | None:
-        """The file that `dataset` lies in, for those who have several."""
+        """Return the file that holds `dataset`; subclasses may have several."""
         return self._plain
 
     def _read(self, key: str) -> np.ndarray:
@@ -83,27 +88,36 @@ def _place(source: io.IOBase) -> tuple[str, int]:
 
 
 def _numpy_dtype(dataset: h5py.Dataset) -> np.dtype:
-    # HDF5 has no bfloat16: Keras stores two opaque bytes and says so in an attribute.
+    # HDF5 has no bfloat16: Keras stores two opaque bytes and an attribute.
     if strings(dataset, "dtype") == ["bfloat16"]:
         return np.dtype(ml_dtypes.bfloat16)
     return dataset.dtype
 
 
 def own_dataset(group: h5py.Group, name: str, location: str) -> h5py.Dataset:
-    """The data set `name` of `group`, refused where it is a link to somewhere else.
+    """Return a dataset that is stored in this file.
+
+    Args:
+        group: The group that holds it.
+        name: Its path below `group`.
+        location: The file, for messages.
+
+    Returns:
+        The dataset.
 
     Raises:
-        RestoreError: If it is missing, no data set, or its data lie in another file.
+        RestoreError: If it is missing, not a dataset, a link, damaged, or claims far more bytes
+            than are stored.
     """
     item = own_item(group, name)
     if (
         not isinstance(item, h5py.Dataset)
         or item.external
         or item.is_virtual
-        or item.shape is None  # HDF5's "null": a data set without a value
+        or item.shape is None  # HDF5's "null": a dataset without a value
     ):
-        raise _not_of_this_file(group, name, location, "data set")
-    what = f"the data set {item.name}"
+        raise _not_of_this_file(group, name, location, "dataset")
+    what = f"the dataset {item.name}"
     if not holds_numbers(item):
         raise RestoreError(f"{location!r}: {what} looks damaged: its type or size is not right.")
     claimed = nbytes(item.shape, item.dtype)
@@ -112,7 +126,19 @@ def own_dataset(group: h5py.Group, name: str, location: str) -> h5py.Dataset:
 
 
 def own_group(group: h5py.Group, name: str, location: str) -> h5py.Group:
-    """The group `name` of `group`, refused in the same way."""
+    """Return a group that is stored in this file.
+
+    Args:
+        group: The group that holds it.
+        name: Its path below `group`.
+        location: The file, for messages.
+
+    Returns:
+        The group.
+
+    Raises:
+        RestoreError: If it is missing, not a group, or a link.
+    """
     item = own_item(group, name)
     if not isinstance(item, h5py.Group):
         raise _not_of_this_file(group, name, location, "group")
@@ -120,7 +146,7 @@ def own_group(group: h5py.Group, name: str, location: str) -> h5py.Group:
 
 
 def own_item(group: h5py.Group, name: str) -> h5py.Group | h5py.Dataset | None:
-    """What is at the path `name` below `group`; None if nothing is, or a link leads there."""
+    """Return the item at the path `name` below `group`; None if it is missing or behind a link."""
     item = group
     for part in filter(None, name.split("/")):
         inside = isinstance(item, h5py.Group)
@@ -133,6 +159,6 @@ def own_item(group: h5py.Group, name: str) -> h5py.Group | h5py.Dataset | None:
 def _not_of_this_file(group: h5py.Group, name: str, location: str, kind: str) -> RestoreError:
     place = f"{group.name.rstrip('/')}/{name}"
     return RestoreError(
-        f"{location!r}: {place} is no {kind} of this file (it is missing, empty or a link), so it "
-        "is not read."
+        f"{location!r}: {place} is not a {kind} of this file (it is missing, empty or a link), so "
+        "it is not read."
     )

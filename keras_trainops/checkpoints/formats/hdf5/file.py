@@ -1,15 +1,16 @@
-"""What keeps a damaged HDF5 file from bringing the process down.
+"""Open HDF5 files without letting a damaged one take the process down.
 
-The HDF5 library never returns from a global heap in which an entry has no length: its walk over the
-heap stands still. The heaps of a file are therefore walked here before (strings of varying length
-lie in them, such as Keras's layer names). And it crashes as it reads what a flipped bit made into
-sequences of varying length, so that types are looked at before values are read.
+The HDF5 library loops forever on a global heap with an entry of length zero. Global heaps hold
+strings of variable length, such as Keras's layer names, so all heaps are checked here first. The
+library also crashes on variable-length types that a flipped bit makes up, so types are checked
+before values are read.
 """
 
 from __future__ import annotations
 
 import io
 import math
+import re
 from collections.abc import Iterable, Iterator
 
 import h5py
@@ -26,11 +27,14 @@ MAGIC = b"\x89HDF\r\n\x1a\n"
 
 
 def open_hdf5(path: str, source: io.IOBase | None = None) -> h5py.File:
-    """Opens an HDF5 file to read, once its global heaps are known to be whole.
+    """Open an HDF5 file for reading and check its global heaps.
 
     Args:
-        path: The file.
-        source: What to read in its place, as where the file lies inside an archive.
+        path: Path of the file, or of the archive that contains it.
+        source: File object to read instead of `path`.
+
+    Returns:
+        The open file.
 
     Raises:
         RestoreError: If a heap is damaged.
@@ -51,10 +55,17 @@ def open_hdf5(path: str, source: io.IOBase | None = None) -> h5py.File:
 
 
 def strings(item: h5py.Group | h5py.Dataset, name: str) -> list[str] | None:
-    """The strings of an attribute, of which old files keep some as bytes; None if there is none.
+    """Return the strings of an attribute, which old files may store as bytes.
+
+    Args:
+        item: The group or dataset that has the attribute.
+        name: The attribute's name.
+
+    Returns:
+        A list, also for a single string; None if there is no such attribute.
 
     Raises:
-        RestoreError: If the attribute holds something else.
+        RestoreError: If the attribute does not hold strings, or claims to be very large.
     """
     if name not in item.attrs:
         return None
@@ -62,7 +73,9 @@ def strings(item: h5py.Group | h5py.Dataset, name: str) -> list[str] | None:
     if attribute.shape == (0,):
         return []  # Keras writes an empty list as one of floats
     if not isinstance(attribute.get_type(), h5py.h5t.TypeStringID) or len(attribute.shape) > 1:
-        raise RestoreError(f"{item.name}: its attribute {name!r} looks damaged: it is no string.")
+        raise RestoreError(
+            f"{item.name}: its attribute {name!r} looks damaged: it is not a string."
+        )
     if math.prod(attribute.shape) * attribute.get_type().get_size() > _LARGEST_ATTRIBUTE:
         raise RestoreError(f"{item.name}: its attribute {name!r} claims to be too large for names.")
     values = item.attrs[name]
@@ -73,10 +86,10 @@ def strings(item: h5py.Group | h5py.Dataset, name: str) -> list[str] | None:
 
 
 def holds_numbers(dataset: h5py.Dataset) -> bool:
-    """Whether a data set holds values of a fixed size, all of which the file has.
+    """Return True if a dataset holds values of a fixed size, and the file has all of them.
 
-    That is: no sequences or strings of varying length, and no references. bfloat16 is opaque to
-    HDF5, a complex number is compound, a boolean enumerated.
+    Variable-length sequences and strings, and references, do not count. For HDF5, bfloat16 is
+    opaque, complex numbers are compound and booleans are enumerated.
     """
     plain = (
         h5py.h5t.TypeIntegerID,
@@ -89,7 +102,7 @@ def holds_numbers(dataset: h5py.Dataset) -> bool:
     if not isinstance(kind, plain):
         return False
     if dataset.chunks is not None or dataset.id.get_offset() is None:
-        return True  # compressed, or written by the library as it fills
+        return True  # chunked, or not allocated: the library fills in the rest
     return dataset.id.get_storage_size() == math.prod(dataset.shape) * kind.get_size()
 
 
@@ -101,22 +114,22 @@ def _refuse_damaged_heaps(file: h5py.File, content: io.IOBase, path: str) -> Non
         for place in _find_heaps(content, begin, stop):
             if not _is_whole(content, place, length, end):
                 raise RestoreError(
-                    f"{path!r} looks damaged: the HDF5 heap at byte {place} has an entry of no or "
-                    "impossible length."
+                    f"{path!r} looks damaged: the HDF5 heap at byte {place} has an entry of zero "
+                    "or impossible length."
                 )
 
 
 def _lengths_and_end(superblock: bytes) -> tuple[int, int]:
-    """The size of the file's lengths in bytes, and where the library takes the file to end."""
+    """Return the size in bytes of the file's length fields, and the end of the file for HDF5."""
     version = superblock[8]
     offset, length = superblock[13:15] if version < 2 else superblock[9:11]
-    bases = {0: 24, 1: 28}.get(version, 12)  # of three addresses, the third is the end
-    place = bases + 2 * offset
+    addresses = {0: 24, 1: 28}.get(version, 12)
+    place = addresses + 2 * offset  # the third address is the end of the file
     return length, int.from_bytes(superblock[place : place + offset], "little")
 
 
 def _ranges_of_values(file: h5py.File) -> list[tuple[int, int]]:
-    """Where the values of the data sets lie that are in one piece, in order."""
+    """Return the sorted ranges of bytes that hold the values of contiguous datasets."""
     ranges: list[tuple[int, int]] = []
 
     def visit(name: bytes, about: h5py.h5o.ObjInfo) -> None:
@@ -126,11 +139,12 @@ def _ranges_of_values(file: h5py.File) -> list[tuple[int, int]]:
             if offset is not None:
                 ranges.append((offset, offset + dataset.get_storage_size()))
 
-    h5py.h5o.visit(file.id, visit, info=True)  # as `visititems`, which would make objects of all
+    h5py.h5o.visit(file.id, visit, info=True)  # `visititems` would create every object
     return sorted(ranges)
 
 
 def _gaps(ranges: Iterable[tuple[int, int]], start: int, end: int) -> Iterator[tuple[int, int]]:
+    """Yield the parts between `start` and `end` that are outside the sorted `ranges`."""
     for begin, stop in ranges:
         if begin > start:
             yield start, min(begin, end)
@@ -140,25 +154,31 @@ def _gaps(ranges: Iterable[tuple[int, int]], start: int, end: int) -> Iterator[t
 
 
 def _find_heaps(content: io.IOBase, begin: int, stop: int) -> Iterator[int]:
-    """Places of heaps between two places of the file, which are read in blocks that overlap."""
+    """Yield the offsets of heap signatures in a range of the file."""
     for start, end in _without_holes(content, begin, stop):
         for block in range(start, end, _BLOCK):
+            # Blocks overlap, so that no signature is cut in two.
             data = _read(content, block, min(_BLOCK + len(_HEAP) - 1, stop - block))
-            found = data.find(_HEAP)
-            while found >= 0:
-                yield block + found
-                found = data.find(_HEAP, found + 1)
+            for match in re.finditer(re.escape(_HEAP), data):
+                yield block + match.start()
 
 
 def _without_holes(content: io.IOBase, begin: int, stop: int) -> Iterator[tuple[int, int]]:
-    """The parts that may hold anything: a file of gigabytes may be a hole for the most part."""
+    """Iterate over the parts that are not holes, as large files may consist mostly of holes."""
     if isinstance(content, FileWindow):
         return content.data_ranges(begin, stop)
     return data_ranges(content.fileno(), begin, stop)
 
 
 def _is_whole(content: io.IOBase, place: int, length: int, end: int) -> bool:
-    """Whether a walk over the entries of a heap comes to its end."""
+    """Return True if the entries of the heap at `place` add up to its size.
+
+    Args:
+        content: The file.
+        place: Offset of the heap.
+        length: Size of the file's length fields in bytes.
+        end: Offset of the end of the file.
+    """
 
     def number(offset: int, size: int) -> int:
         return int.from_bytes(_read(content, place + offset, size), "little")

@@ -1,1 +1,1 @@
-"""TODO."""
+"""Weights and models saved by Keras 3."""

@@ -1,4 +1,4 @@
-"""`.keras` files and unzipped `.keras` directories: weights, and the configuration beside them."""
+"""`.keras` files and unzipped `.keras` directories, whose configuration names the layers."""
 
 from __future__ import annotations
 
@@ -33,9 +33,8 @@ _CONFIG = "config.json"
 
 
 def open_directory(path: str) -> KerasWeightsCheckpoint:
-    """Opens an unzipped `.keras` directory."""
-    config = Path(path, _CONFIG)
-    owners, lookups = _told_by(_small_file(config), path)
+    """Open an unzipped `.keras` directory."""
+    owners, lookups = _read_config(_small_file(Path(path, _CONFIG)), path)
 
     def asset(name: str) -> bytes:
         outside = ".." in Path(name).parts or Path(name).is_absolute()
@@ -49,10 +48,10 @@ def open_directory(path: str) -> KerasWeightsCheckpoint:
 
 
 def open_archive(path: str) -> KerasWeightsCheckpoint:
-    """Opens a `.keras` file: its weights in place where they are stored, unpacked where not."""
+    """Open a `.keras` file; compressed weights are unpacked to a temporary file."""
     with zipfile.ZipFile(path) as archive:
         refuse_repeated(archive, path)
-        owners, lookups = _told_by(_member(archive, _CONFIG), path)
+        owners, lookups = _read_config(_member(archive, _CONFIG), path)
         words = _vocabularies(owners, lookups, lambda name: _member(archive, name))
         member = archive.getinfo(_MEMBER)
         stored = member.compress_type == zipfile.ZIP_STORED
@@ -71,8 +70,8 @@ def open_archive(path: str) -> KerasWeightsCheckpoint:
     return checkpoint
 
 
-def _told_by(config: bytes, location: str) -> tuple[dict[str, str], dict[str, tuple[str, ...]]]:
-    """Layers' names and vocabularies: a help. Without a readable configuration, none."""
+def _read_config(config: bytes, location: str) -> tuple[dict[str, str], dict[str, tuple[str, ...]]]:
+    """Return layer names and vocabularies; empty if the configuration is not readable JSON."""
     try:
         content = load_json(config, location)
         return owners_from_config(content), lookups_from_config(content)
@@ -85,7 +84,13 @@ def _told_by(config: bytes, location: str) -> tuple[dict[str, str], dict[str, tu
 def _vocabularies(
     owners: dict[str, str], lookups: dict[str, tuple[str, ...]], asset: Callable[[str], bytes]
 ) -> dict[str, tuple[str, ...]]:
-    """The vocabularies of lookup layers: in the configuration, or in a file beside it."""
+    """Return the vocabularies of lookup layers, from the configuration or from assets.
+
+    Args:
+        owners: Layer name by group of the weights file.
+        lookups: Vocabularies in the configuration by layer name; an empty one is in an asset.
+        asset: Returns the content of an asset; empty if it is missing.
+    """
     found = {name: entries for name, entries in lookups.items() if entries}
     for group, name in owners.items():
         if name in lookups and name not in found:
@@ -96,20 +101,20 @@ def _vocabularies(
 
 
 def _small_file(path: Path) -> bytes:
-    """The content of a small file; nothing where there is none, or a large one."""
+    """Read a small file; empty if it is missing or large."""
     fits = path.is_file() and require_file(str(path)) <= MOST_METADATA
     return read_file(str(path)) if fits else b""
 
 
 def _member(archive: zipfile.ZipFile, name: str) -> bytes:
-    """The content of a small member; nothing where there is none, or a large one."""
+    """Read a small member; empty if it is missing or large."""
     if name not in archive.namelist() or archive.getinfo(name).file_size > MOST_METADATA:
         return b""
     return archive.read(name)
 
 
 def _unpacked(archive: zipfile.ZipFile, member: zipfile.ZipInfo, path: str) -> io.IOBase:
-    """The weights in a temporary file, as memory may not hold them; their checksum is checked."""
+    """Unpack the weights to a temporary file, verifying the checksum."""
     refuse_bomb(f"the member {_MEMBER!r}", member.file_size, member.compress_size, path)
     file = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the checkpoint
     with archive.open(member) as packed:

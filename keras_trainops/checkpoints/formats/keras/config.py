@@ -1,9 +1,8 @@
-"""The layers' names out of a saved model's configuration.
+"""Layer names and vocabularies from the configuration in a `.keras` file.
 
-Keras 2, and Keras 3 before 3.6, wrote weights files without the layers' names: a layer's place is
-its class and a number (`layers/dense_1`). The number is the layer's in the order in which the
-model's configuration lists the layers too, so that a `.keras` file, which holds both, tells the
-names after all.
+Weights files of Keras 2, and of Keras 3 before 3.6, do not store layer names. A group of such a
+file is called after the layer's class, with a number (`layers/dense_1`). The configuration lists
+the layers in the same order, so together they give the layers' names.
 """
 
 from __future__ import annotations
@@ -13,25 +12,36 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-# A recurrent layer's cell has no entry of its own; this is what Keras 3 calls it.
+# The names that Keras 3 gives to the cells of recurrent layers, which the configuration lacks.
 _CELLS = {"LSTM": "lstm_cell", "GRU": "gru_cell", "SimpleRNN": "simple_rnn_cell"}
+_LOOKUPS = ("StringLookup", "IntegerLookup", "TextVectorization")
 
 
 def owners_from_config(config: Mapping[str, Any]) -> dict[str, str]:
-    """Layer name by group of the weights file, as in `{"layers/dense_1": "head"}`.
+    """Return the layer name of each group of the weights file.
 
     Args:
-        config: The content of a `.keras` file's `config.json`.
+        config: The content of `config.json` in a `.keras` file.
+
+    Returns:
+        Mapping from group to name, such as `{"layers/dense_1": "head"}`.
 
     Example:
         >>> dense = {"class_name": "Dense", "config": {"name": "head"}}
         >>> owners_from_config({"class_name": "Sequential", "config": {"layers": [dense]}})
         {'layers/dense': 'head'}
     """
-    return {group: name for group, name in _named(config, "") if group and name}
+    return {group: name for group, name in _layer_names(config, "") if group and name}
 
 
-def _named(entry: Any, group: str, direction: str = "") -> Iterator[tuple[str, str]]:
+def _layer_names(entry: Any, group: str, direction: str = "") -> Iterator[tuple[str, str]]:
+    """Yield group and name of a layer and of the layers below it.
+
+    Args:
+        entry: The configuration of the layer.
+        group: The layer's group.
+        direction: The prefix of the name in a bidirectional layer, such as "forward_".
+    """
     if not isinstance(entry, Mapping) or not isinstance(entry.get("config"), Mapping):
         return
     config, class_name = entry["config"], str(entry.get("class_name"))
@@ -42,18 +52,21 @@ def _named(entry: Any, group: str, direction: str = "") -> Iterator[tuple[str, s
     if class_name == "Bidirectional":
         forward = config.get("layer")
         backward = config.get("backward_layer") or forward
-        yield from _named(forward, _below(group, "forward_layer"), "forward_")
-        yield from _named(backward, _below(group, "backward_layer"), "backward_")
+        yield from _layer_names(forward, _below(group, "forward_layer"), "forward_")
+        yield from _layer_names(backward, _below(group, "backward_layer"), "backward_")
     else:
-        yield from _named(config.get("layer"), _below(group, "layer"))
-    yield from _named(config.get("cell"), _below(group, "cell"))
+        yield from _layer_names(config.get("layer"), _below(group, "layer"))
+    yield from _layer_names(config.get("cell"), _below(group, "cell"))
     for container in ("layers", "cells"):
         if isinstance(config.get(container), list):
             yield from _in_order(config[container], _below(group, container))
 
 
 def _in_direction(direction: str, name: str) -> str:
-    """`lstm` is `forward_lstm` in a bidirectional layer; some versions save it under that name."""
+    """Add a direction, as bidirectional layers rename `lstm` to `forward_lstm`.
+
+    Some versions of Keras save the new name.
+    """
     if not direction:
         return name
     return direction + name.removeprefix("forward_").removeprefix("backward_")
@@ -63,11 +76,11 @@ def _in_order(entries: list[Any], group: str) -> Iterator[tuple[str, str]]:
     seen: Counter[str] = Counter()
     for entry in entries:
         if not isinstance(entry, Mapping) or "keras.src.ops" in str(entry.get("module")):
-            continue  # an operation of a functional model is no layer and has no group
+            continue  # operations of functional models are not layers and have no group
         place = _snake_case(str(entry.get("class_name")))
         number = seen[place]
         seen[place] += 1
-        yield from _named(entry, _below(group, f"{place}_{number}" if number else place))
+        yield from _layer_names(entry, _below(group, f"{place}_{number}" if number else place))
 
 
 def _below(group: str, name: str) -> str:
@@ -75,19 +88,21 @@ def _below(group: str, name: str) -> str:
 
 
 def _snake_case(class_name: str) -> str:
-    """How Keras spells a class in a weights file: `SeparableConv2D` is `separable_conv2d`."""
+    """Convert a class name as Keras does: `SeparableConv2D` to `separable_conv2d`."""
     name = re.sub(r"\W+", "", class_name)
     name = re.sub(r"(.)([A-Z][a-z]+)", r"\1_\2", name)
     return re.sub(r"([a-z])([A-Z])", r"\1_\2", name).lower()
 
 
 def lookups_from_config(config: Any) -> dict[str, tuple[str, ...]]:
-    """The vocabularies of a saved model's lookup layers, by name; of two with one name, neither.
-
-    Empty is a vocabulary that a file beside the configuration has.
+    """Return the vocabularies of lookup layers.
 
     Args:
-        config: The content of a `.keras` file's `config.json`.
+        config: The content of `config.json` in a `.keras` file.
+
+    Returns:
+        Mapping from layer name to vocabulary, without names that occur more than once. A vocabulary
+        is empty if it is stored in an asset.
 
     Example:
         >>> words = {"name": "words", "vocabulary": ["cat"], "oov_token": "[UNK]"}
@@ -107,17 +122,14 @@ def _lookups(entry: Any) -> Iterator[tuple[str, tuple[str, ...]]]:
         return
     config = entry.get("config")
     if entry.get("class_name") in _LOOKUPS and isinstance(config, Mapping):
-        yield str(config.get("name")), _entries(str(entry["class_name"]), config)
+        yield str(config.get("name")), _vocabulary(str(entry["class_name"]), config)
         return
     for part in entry.values():
         yield from _lookups(part)
 
 
-_LOOKUPS = ("StringLookup", "IntegerLookup", "TextVectorization")
-
-
-def _entries(class_name: str, config: Mapping[str, Any]) -> tuple[str, ...]:
-    """A vocabulary with what stands in front of its words: for padding, and unknown words."""
+def _vocabulary(class_name: str, config: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return a vocabulary, starting with the tokens for padding and for unknown words."""
     vocabulary = config.get("vocabulary")
     if not isinstance(vocabulary, list):
         return ()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from itertools import chain
 
 import h5py
 
@@ -18,7 +19,7 @@ from keras_trainops.errors import RestoreError
 
 
 class KerasShardsCheckpoint(KerasWeightsCheckpoint):
-    """The weights that an index lists, group by group; one group may lie in several shards."""
+    """The weights listed in an index by group; a group may be spread over several shards."""
 
     format = "sharded Keras weights (.weights.json)"
 
@@ -27,42 +28,53 @@ class KerasShardsCheckpoint(KerasWeightsCheckpoint):
             place.strip("/").rpartition("vars")[0].rstrip("/"): paths
             for place, paths in listed.items()
         }
-        paths = dict.fromkeys(path for paths in listed.values() for path in paths)
-        watched = Fingerprint([location, *paths])  # before any of them is read
+        paths = dict.fromkeys(chain.from_iterable(listed.values()))
+        fingerprint = Fingerprint([location, *paths])  # taken before any file is read
         self._shards: dict[str, h5py.File] = {}
         self._plain_files: dict[str, io.FileIO] = {}
         self._opened = contextlib.ExitStack()
-        with contextlib.ExitStack() as opened:  # closes all of them unless all goes well
+        with contextlib.ExitStack() as opened:  # closes all shards on failure
             for path in paths:
                 self._shards[path] = opened.enter_context(open_hdf5(path))
                 self._plain_files[path] = opened.enter_context(open_regular(path))
             super().__init__(location, next(iter(self._shards.values())))
-            self._fingerprint = watched
+            self._fingerprint = fingerprint
             self._opened = opened.pop_all()
 
     def _find_datasets(self, file: h5py.File) -> None:
         owners: dict[str, str] = {}
-        found: dict[tuple[str, str], h5py.Dataset] = {}
+        datasets: dict[tuple[str, str], h5py.Dataset] = {}
         for path, shard in self._shards.items():
-            names, datasets = scan(shard, path)
-            for group, name in names.items():  # a group that spills over has it in one shard only
+            names, found = scan(shard, path)
+            for group, name in names.items():  # only one shard of a spread group has its name
                 owners[group] = owners.get(group) or name
-            for place, dataset in datasets.items():
-                if place in found:
-                    raise RestoreError(
-                        f"{self.location!r}: two of its shards hold {'/'.join(place)!r}."
-                    )
-                if path in self._listed.get(place[0], ()):
-                    found[place] = dataset
-        lost = set(self._listed) - {group for group, _ in found}
+            self._refuse_repeated(datasets, found)
+            listed = {place: found[place] for place in found if self._lists(path, place[0])}
+            datasets.update(listed)
+        self._refuse_missing({group for group, _ in datasets})
+        numbers = {group: number for number, group in enumerate(self._listed)}
+        in_order = sorted(datasets, key=lambda place: (numbers[place[0]], by_number(place[1])))
+        self._name_datasets(owners, {place: datasets[place] for place in in_order})
+
+    def _lists(self, path: str, group: str) -> bool:
+        return path in self._listed.get(group, ())
+
+    def _refuse_repeated(
+        self, known: Collection[tuple[str, str]], found: Collection[tuple[str, str]]
+    ) -> None:
+        for place in found:
+            if place in known:
+                raise RestoreError(
+                    f"{self.location!r}: two of its shards hold {'/'.join(place)!r}."
+                )
+
+    def _refuse_missing(self, found: Collection[str]) -> None:
+        lost = self._listed.keys() - found
         if lost:
             raise RestoreError(
-                f"{self.location!r} lists {min(lost)!r} in {self._listed[min(lost)]}, where it is "
-                "not."
+                f"{self.location!r} lists {min(lost)!r} in {self._listed[min(lost)]}, but it is "
+                "missing there."
             )
-        order = {group: number for number, group in enumerate(self._listed)}
-        in_order = sorted(found, key=lambda place: (order[place[0]], by_number(place[1])))
-        self._name_datasets(owners, {place: found[place] for place in in_order})
 
     def _plain_file(self, dataset: h5py.Dataset) -> io.FileIO:
         return self._plain_files[dataset.file.filename]

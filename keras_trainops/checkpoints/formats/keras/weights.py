@@ -1,10 +1,10 @@
-"""Keras 3 weights: `.weights.h5`, as it also lies inside `.keras` files and in shards.
+"""Keras 3 weights: `.weights.h5`, also inside `.keras` files and in shards.
 
-The file keeps each layer's variables by position (`layers/dense_1/vars/0`), and the layers' names
-as attributes. Keys are made of the names: the owning layers', then the variable's, told by the
-class of the layer where the file says it and by the shapes otherwise (`head/kernel`), or its
-position where neither tells (`my_layer/2`). The same function names the variables of a model, so
-that a file and a model agree on every key whose layers agree.
+The file stores each layer's variables by position (`layers/dense_1/vars/0`), and layer names as
+attributes. A key consists of the names of the owning layers and of the variable (`head/kernel`).
+The variable's name follows from the layer's class, or else from the shapes; if neither is
+conclusive, it is the position (`my_layer/2`). The same function names the variables of a model, so
+a file and a model agree on the keys of all layers that have the same names.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from typing import NamedTuple
 
 import h5py
@@ -23,7 +24,7 @@ from keras_trainops.errors import RestoreError
 from keras_trainops.numbering import split, stem
 
 _NORM = ("gamma", "beta", "moving_mean", "moving_variance")
-# Variable names by class (as the file spells it) and number of variables, where that is certain.
+# Names of a layer's variables by class, as the file spells it. Their number selects the entry.
 _LEAVES: dict[str, tuple[tuple[str, ...], ...]] = {
     "batch_normalization": (_NORM, ("moving_mean", "moving_variance")),
     "layer_normalization": (("gamma", "beta"),),
@@ -45,7 +46,7 @@ _KERNEL_CLASSES = re.compile(r"(?:dense|einsum_dense|(?:depthwise_)?conv[123]d(?
 
 
 class StoredVariable(NamedTuple):
-    """A value of a weights file: its layer's group, its name there, and its shape."""
+    """A variable in a weights file: its group, its key in the group, and its shape."""
 
     group: str
     key: str
@@ -53,12 +54,18 @@ class StoredVariable(NamedTuple):
 
 
 class KerasWeightsCheckpoint(Hdf5Checkpoint):
-    """A Keras 3 weights file; the optimizer's and metrics' variables are training state.
+    """A Keras 3 weights file; variables of the optimizer and of metrics are training state.
+
+    Args:
+        location: The path, as the user gave it.
+        file: The open file.
+        source: The file object that `file` was opened from, if any.
+        config_owners: Names from the model's configuration, for files that store none.
+        vocabularies: See below.
 
     Attributes:
-        owners: The name of the layer, or of the optimizer, that each group of the file belongs to.
-        vocabularies: The entries of lookup layers by index, by the layer's name, where the file
-            is that of a whole model.
+        owners: Name of the layer or optimizer by group of the file.
+        vocabularies: Vocabulary by name of the lookup layer, if the file is a whole model.
     """
 
     format = "Keras weights file (.weights.h5)"
@@ -85,12 +92,8 @@ class KerasWeightsCheckpoint(Hdf5Checkpoint):
             raise RestoreError(f"{self.location!r} is an HDF5 file without Keras weights in it.")
         self.owners = {group: name for group, name in named.items() if name}
         if not self.owners:
-            self.owners = _confirmed(self._config_owners, named)
-        self._stored = [
-            StoredVariable(group, key, dataset.shape)
-            for (group, key), dataset in datasets.items()
-            if not _is_training_state(group)
-        ]
+            self.owners = _reliable_owners(self._config_owners, named)
+        self._stored = _stored_weights(datasets)
         names = variable_keys(self._stored, self.owners)
         for place, dataset in datasets.items():
             self._datasets[names.get(place) or "/".join(place)] = dataset
@@ -100,27 +103,40 @@ class KerasWeightsCheckpoint(Hdf5Checkpoint):
     def keys_of_model(
         self, stored: Sequence[StoredVariable], owners: Mapping[str, str]
     ) -> dict[tuple[str, str], str]:
-        """The key in this file of each variable of a model, by group and name in the group.
+        """Return the key in this file of each variable of a model.
 
-        In a file without names a layer counts as found where it is the only one of its class and
-        shapes, in the file and in the model: never by its number, which changes with its siblings.
+        If the file has no layer names, a layer is found if its class and shapes are unique in the
+        file and in the model. Its number is never used, as it depends on the other layers.
 
         Args:
-            stored: The model's variables, as they would be stored were the model saved now.
-            owners: The layer name that belongs to a group.
+            stored: The model's variables, as saving the model would store them.
+            owners: Layer name by group of the model.
+
+        Returns:
+            Mapping from group and key in the group to the key in this file.
         """
         keys = variable_keys(stored, owners)
         if not self.owners:
             theirs = variable_keys(self._stored, {})
-            for variable, other in _told_by_shapes(stored, self._stored):
+            for variable, other in _paired_by_shapes(stored, self._stored):
                 keys[variable.group, variable.key] = theirs[other.group, other.key]
         return keys
 
 
-def _told_by_shapes(
+def _stored_weights(
+    datasets: Mapping[tuple[str, str], h5py.Dataset],
+) -> list[StoredVariable]:
+    return [
+        StoredVariable(group, key, dataset.shape)
+        for (group, key), dataset in datasets.items()
+        if not _is_training_state(group)
+    ]
+
+
+def _paired_by_shapes(
     ours: Sequence[StoredVariable], theirs: Sequence[StoredVariable]
 ) -> Iterator[tuple[StoredVariable, StoredVariable]]:
-    """Pairs of variables whose layers are, on each side, alone with their class and shapes."""
+    """Pair the variables of layers whose class and shapes are unique on both sides."""
     sides = [_by_class_and_shapes(side) for side in (ours, theirs)]
     for kind, groups in sides[0].items():
         others = sides[1].get(kind, [])
@@ -150,12 +166,15 @@ def _by_group(stored: Iterable[StoredVariable]) -> dict[str, list[StoredVariable
 def variable_keys(
     stored: Iterable[StoredVariable], owners: Mapping[str, str]
 ) -> dict[tuple[str, str], str]:
-    """The readable key of each stored variable, by group and name in the group.
+    """Return the readable key of each stored variable.
 
     Args:
-        stored: The variables, each layer's in order.
-        owners: The layer name that belongs to a group. A group without one keeps its place in the
-            file (`layers/dense_1`), which is never taken for a name.
+        stored: The variables.
+        owners: Layer name by group. A group without a name keeps its place in the file
+            (`layers/dense_1`), which is never mistaken for a name.
+
+    Returns:
+        Mapping from group and key in the group to the readable key.
     """
     layers = _by_group(stored)
     prefixes = owner_prefixes(layers, owners)
@@ -168,33 +187,39 @@ def variable_keys(
 
 
 def owner_prefixes(groups: Iterable[str], owners: Mapping[str, str]) -> dict[str, str]:
-    """What stands in front of the variables' names of each group: its owners, each with a `/`.
+    """Return the prefix of each group's variables: the names of its owners, each with a `/`.
 
-    Layers that share all their names (subclassed models allow that) are numbered: `dense#1/`,
-    `dense#2/`. Places in the file would change with any other layer of that class.
+    Layers with the same names (subclassed models allow that) are numbered: `dense#1/`, `dense#2/`.
+    Their places in the file would change with any other layer of the class.
+
+    Args:
+        groups: Groups of the file.
+        owners: Layer name by group.
+
+    Returns:
+        Mapping from group to prefix.
     """
     same: dict[str, list[str]] = {}
     for group in dict.fromkeys(groups):
         same.setdefault(_owner_chain(group, owners), []).append(group)
     prefixes = {}
-    for chain, members in same.items():
+    for names, members in same.items():
         for number, group in enumerate(sorted(members, key=_natural_order), start=1):
-            prefixes[group] = chain if len(members) == 1 else f"{chain[:-1]}#{number}/"
+            prefixes[group] = names if len(members) == 1 else f"{names[:-1]}#{number}/"
     return prefixes
 
 
 def _natural_order(group: str) -> list[tuple[int, str]]:
-    """`dense_2` before `dense_10`."""
+    """Sort key that puts `dense_2` before `dense_10`."""
     words, numbers = split(group)
-    return [(len(part), part) for pair in zip(words, (*numbers, ""), strict=True) for part in pair]
+    parts = chain.from_iterable(zip(words, (*numbers, ""), strict=True))
+    return [by_number(part) for part in parts]
 
 
 def _owner_chain(group: str, owners: Mapping[str, str]) -> str:
-    """The names of the layers from the model (left out) down to `group`, each with a `/`.
+    """Join the names of the layers below the model down to `group`, each followed by a `/`.
 
-    Args:
-        group: A group of the file, as in `layers/functional/layers/dense_1`.
-        owners: Layer name by group. Without one for `group` itself, its place stands for it.
+    If the group itself has no name, return its place in the file.
     """
     if group and group not in owners:
         return f"{group}/"
@@ -204,30 +229,38 @@ def _owner_chain(group: str, owners: Mapping[str, str]) -> str:
 
 
 def _leaf_names(class_name: str, variables: Sequence[StoredVariable]) -> dict[str, str]:
-    """Variable names by their keys in the group: known, told by the shapes, or the keys."""
+    """Return the names of a layer's variables by their keys in the group."""
+    variables = sorted(variables, key=lambda v: by_number(v.key))
     keys = [variable.key for variable in variables]
-    if sorted(keys) != sorted(str(i) for i in range(len(keys))):
-        return {key: key for key in keys}  # the layer named them itself
-    for names in _LEAVES.get(class_name, ()):
-        if len(names) == len(keys):
-            return {str(i): name for i, name in enumerate(names)}
-    ranks = [len(v.shape) for v in sorted(variables, key=lambda v: int(v.key))]
-    kernel_like = _KERNEL_CLASSES.fullmatch(class_name) is not None
-    if ranks[0] > 1 and (
-        (len(ranks) == 1 and kernel_like) or (len(ranks) == 2 and ranks[1] < ranks[0])
-    ):
-        return {"0": "kernel", "1": "bias"}
-    return {key: key for key in keys}
+    if keys != [str(i) for i in range(len(keys))]:
+        return {key: key for key in keys}  # the layer chose the keys itself
+    ranks = [len(variable.shape) for variable in variables]
+    names = _known_names(class_name, len(keys)) or _names_by_rank(class_name, ranks) or keys
+    return dict(zip(keys, names, strict=True))
+
+
+def _known_names(class_name: str, count: int) -> Sequence[str]:
+    return next((names for names in _LEAVES.get(class_name, ()) if len(names) == count), ())
+
+
+def _names_by_rank(class_name: str, ranks: Sequence[int]) -> Sequence[str]:
+    """Recognise a kernel, or a kernel and a bias of lower rank."""
+    if ranks[0] < 2:
+        return ()
+    if len(ranks) == 1:
+        return ("kernel",) if _KERNEL_CLASSES.fullmatch(class_name) else ()
+    return ("kernel", "bias") if len(ranks) == 2 and ranks[1] < ranks[0] else ()
 
 
 def _class_of(group: str, owners: Mapping[str, str]) -> str:
-    """The class of a layer as the file spells it, as far as its place tells."""
+    """Derive the class of a layer, as the file spells it, from its group."""
     parent, _, last = group.rpartition("/")
     name = stem(last)
     if name != "cell" or not parent:
         return name
-    # A recurrent layer keeps its cell under `cell`, and so says itself of which class that is.
-    # In a bidirectional layer it has no class itself, but its cell then has the class for a name.
+    # The cell of a recurrent layer is stored under `cell`, and its class follows from the layer's.
+    # In a bidirectional layer, the group of the layer does not name a class, but the cell's name
+    # does.
     cell = f"{_class_of(parent, owners)}_cell"
     return cell if cell in _LEAVES else stem(owners.get(group, cell))
 
@@ -239,17 +272,29 @@ def _is_training_state(group: str) -> bool:
 def scan(
     file: h5py.File, location: str
 ) -> tuple[dict[str, str], dict[tuple[str, str], h5py.Dataset]]:
-    """Owner names by group, and data sets by group and name, in the order of the file."""
+    """Find the variables of a weights file.
+
+    Args:
+        file: The open file.
+        location: The path for messages.
+
+    Returns:
+        Mappings from group to layer name (empty if the file has none), and from group and key in
+        the group to dataset, both in the order of the file.
+
+    Raises:
+        RestoreError: If a dataset is not stored in this file or looks damaged.
+    """
     owners: dict[str, str] = {}
     datasets: dict[tuple[str, str], h5py.Dataset] = {}
 
     def visit(path: str) -> None:
-        # `visit` follows hard links only, each object once: no cycle, no other file.
+        # `visit` follows only hard links, each object once: no cycles, no other files.
         group, _, last = path.rpartition("/")
         item = file[path] if last == "vars" else None
         if not isinstance(item, h5py.Group):
             return
-        # A group without a name is kept as well: it counts where layers are counted.
+        # Groups without a name are kept too, as `_reliable_owners` counts them.
         owners[group] = "".join(strings(item, "name") or [])
         for key in sorted(item, key=by_number):
             datasets[group, key] = own_dataset(item, key, location)
@@ -259,16 +304,20 @@ def scan(
 
 
 def by_number(key: str) -> tuple[int, str]:
-    """Sorts variables by position: `10` after `9`."""
+    """Sort key that puts `10` after `9`."""
     return len(key), key
 
 
-def _confirmed(hints: Mapping[str, str], groups: Collection[str]) -> dict[str, str]:
-    """Those names of a configuration that stand for a place in the file beyond doubt.
+def _reliable_owners(hints: Mapping[str, str], groups: Collection[str]) -> dict[str, str]:
+    """Return the names of a configuration that certainly belong to a group of the file.
 
-    A layer's place is its class and number among its siblings. A layer that the writer reached by
-    another way too was not counted, so that the numbers behind it would name other layers: the
-    configuration counts for a class of siblings only where the file has just as many.
+    A group is numbered among the siblings of its class. If Keras also reached a layer by another
+    path, it did not count it, and later numbers name other layers. So the names of a class are
+    used only if the file has as many groups of that class.
+
+    Args:
+        hints: Layer name by group, from the configuration.
+        groups: The groups of the file.
     """
     counted = {kind: _count(kind, groups) for kind in {stem(group) for group in hints}}
     expected = {kind: _count(kind, hints) for kind in counted}
@@ -290,7 +339,7 @@ def _with_parents(group: str) -> list[str]:
 
 
 def open_file(path: str) -> KerasWeightsCheckpoint:
-    """Opens a `.weights.h5` file."""
+    """Open a `.weights.h5` file."""
     return KerasWeightsCheckpoint(path, open_hdf5(path))
 
 

@@ -1,16 +1,16 @@
-"""Legacy Keras HDF5, as Keras 1 and 2 wrote it: weights alone or a whole model.
+"""HDF5 files of Keras 1 and 2: weights or a whole model.
 
-Keys are the weights' own names without `:0`, under the layer that the file says owns them:
-`conv2d_1/kernel`. Graph-mode Keras renamed scopes behind the layer's back (`conv2d_1_1/kernel:0` in
-the layer `conv2d_1`): the layer's name is taken, unless two weights would then share a key. What
-older versions named or laid out otherwise is given as it is today (see `legacy_layouts`).
+A key is the weight's own name without `:0`, below the layer that owns it in the file:
+`conv2d_1/kernel`. Graph-mode Keras could rename the scope (`conv2d_1_1/kernel:0` in the layer
+`conv2d_1`); keys use the layer's name unless two weights would then share a key. Names and layouts
+of older versions are converted to today's (see `layouts`).
 """
 
 from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import h5py
 import numpy as np
@@ -23,13 +23,14 @@ from keras_trainops.checkpoints.formats.hdf5.checkpoint import (
     own_item,
 )
 from keras_trainops.checkpoints.formats.hdf5.file import MAGIC, open_hdf5, strings
-from keras_trainops.checkpoints.formats.keras_legacy.layouts import Converted, todays
+from keras_trainops.checkpoints.formats.keras_legacy.layouts import Converted, convert_weights
 from keras_trainops.checkpoints.storage.raw import Extent
 from keras_trainops.errors import RestoreError
 from keras_trainops.numbering import stem
 
 _WHOLE_MODEL = "model_weights"
-_MODELS_OWN = "top_level_model_weights"  # variables that belong to the model and to no layer
+_MODELS_OWN = "top_level_model_weights"  # variables of the model itself
+_Weight = tuple[str, str, h5py.Dataset]  # layer, name and value
 
 
 class LegacyHdf5Checkpoint(Hdf5Checkpoint):
@@ -39,27 +40,29 @@ class LegacyHdf5Checkpoint(Hdf5Checkpoint):
 
     def _find_datasets(self, file: h5py.File) -> None:
         weights = own_group(file, _WHOLE_MODEL, self.location) if _WHOLE_MODEL in file else file
-        owners = _attribute(weights, "layer_names")
-        if _MODELS_OWN in weights:
-            owners.append(_MODELS_OWN)
-        found: list[tuple[str, str, h5py.Dataset]] = []
-        for owner in owners:
-            group = own_group(weights, owner, self.location)
-            layer = "" if owner == _MODELS_OWN else owner
-            for name in _attribute(group, "weight_names"):
-                found.append((layer, name, own_dataset(group, name, self.location)))
+        found = list(self._weights(weights))
         if not found:
             raise RestoreError(f"{self.location!r} is a legacy Keras HDF5 file without any weight.")
-        keys = _distinct(found)
+        keys = _unique_keys(found)
         datasets = {key: dataset for key, (_, _, dataset) in zip(keys, found, strict=True)}
-        places = (weights, file)
-        version, backend = (_first(places, name) for name in ("keras_version", "backend"))
-        self._entries = todays(datasets, version, backend)
+        version = _first_attribute([weights, file], "keras_version")
+        backend = _first_attribute([weights, file], "backend")
+        self._entries = convert_weights(datasets, version, backend)
         self._datasets = {
             key: entry for key, entry in self._entries.items() if not isinstance(entry, Converted)
         }
         self.training_state = frozenset(self._add_optimizer(file))
         self._entries.update(self._datasets)
+
+    def _weights(self, weights: h5py.Group) -> Iterator[_Weight]:
+        owners = _attribute(weights, "layer_names")
+        if _MODELS_OWN in weights:
+            owners.append(_MODELS_OWN)
+        for owner in owners:
+            group = own_group(weights, owner, self.location)
+            layer = "" if owner == _MODELS_OWN else owner
+            for name in _attribute(group, "weight_names"):
+                yield layer, name, own_dataset(group, name, self.location)
 
     def _keys(self) -> Mapping[str, h5py.Dataset | Converted]:
         return self._entries
@@ -82,7 +85,10 @@ class LegacyHdf5Checkpoint(Hdf5Checkpoint):
         return entry.read()
 
     def _add_optimizer(self, file: h5py.File) -> list[str]:
-        """Adds the optimizer's weights, whose names say nothing of the variables they belong to."""
+        """Add the optimizer's weights, and return their keys.
+
+        Their names do not identify the variables they belong to.
+        """
         optimizer = own_item(file, "optimizer_weights")
         paths: list[str] = []
         if isinstance(optimizer, h5py.Group):
@@ -95,13 +101,13 @@ class LegacyHdf5Checkpoint(Hdf5Checkpoint):
         return list(keys)
 
 
-def _first(places: Sequence[h5py.Group], name: str) -> str:
-    """An attribute that the weights of a whole model have, or else the file."""
-    return next(("".join(found) for place in places if (found := strings(place, name))), "")
+def _first_attribute(groups: Sequence[h5py.Group], name: str) -> str:
+    """Return an attribute of the first group that has it; empty if none has."""
+    return next(("".join(found) for group in groups if (found := strings(group, name))), "")
 
 
 def _attribute(group: h5py.Group, name: str) -> list[str]:
-    """A list of strings, which Keras splits (`name0`, `name1`, …) where it is long."""
+    """Return a list of strings, which Keras splits into `name0`, `name1`, … if it is long."""
     values = strings(group, name)
     if values is not None:
         return values
@@ -114,15 +120,15 @@ def _attribute(group: h5py.Group, name: str) -> list[str]:
     return values
 
 
-def _distinct(found: Sequence[tuple[str, str, h5py.Dataset]]) -> list[str]:
-    """A key for each weight; weights whose keys would collide are told apart by their layers."""
+def _unique_keys(found: Sequence[_Weight]) -> list[str]:
+    """Return a key for each weight; the layer's name is added if keys would collide."""
     names = [(layer, name.removesuffix(":0")) for layer, name, _ in found]
     for make_key in (_key_by_layer, _key_by_name):
         keys = [make_key(layer, name) for layer, name in names]
         counts = Counter(keys)
         keys = [
             key
-            if counts[key] == 1 or key.startswith(f"{layer}/")  # its own layer keeps the name
+            if counts[key] == 1 or key.startswith(f"{layer}/")  # the name's own layer keeps it
             else f"{layer}/{name}".lstrip("/")
             for key, (layer, name) in zip(keys, names, strict=True)
         ]
@@ -139,12 +145,12 @@ def _key_by_layer(layer: str, name: str) -> str:
 
 
 def _key_by_name(layer: str, name: str) -> str:
-    """A name of one component (Keras 1: `dense_1_W`) says nothing of its owner."""
+    """Add the layer to names of one component (`dense_1_W` of Keras 1), which lack an owner."""
     return name if "/" in name or not layer else f"{layer}/{name}"
 
 
 def _recognise(candidate: Candidate) -> bool:
-    """Whether an HDF5 file lists its layers as Keras 1 and 2 did."""
+    """Recognise HDF5 files that list their layers as Keras 1 and 2 did."""
     if not candidate.head.startswith(MAGIC):
         return False
     with h5py.File(candidate.location, "r") as file:
@@ -153,7 +159,7 @@ def _recognise(candidate: Candidate) -> bool:
 
 
 def open_file(path: str) -> LegacyHdf5Checkpoint:
-    """Opens a legacy weights or whole-model file."""
+    """Open a file of weights or of a whole model."""
     return LegacyHdf5Checkpoint(path, open_hdf5(path))
 
 

@@ -1,11 +1,11 @@
-"""How old Keras laid out and named what Keras 3 keeps in another way.
+"""Convert names and layouts of Keras 1 and 2 to those of Keras 3.
 
-* The CuDNN layers of Keras 2 had kernels of their own: theirs become those of `LSTM` and `GRU`.
-* Recurrent layers had no cell before Keras 2.4: `lstm/kernel` is `lstm/lstm_cell/kernel` today.
-* Keras 1 named variables `dense_1_W` and kept each gate of an LSTM or GRU apart.
-* Theano convolves where TensorFlow correlates: its kernels are flipped.
+* The CuDNN layers of Keras 2 had their own kernel layouts, converted to those of `LSTM` and `GRU`.
+* Recurrent layers had no cell before Keras 2.4: `lstm/kernel` becomes `lstm/lstm_cell/kernel`.
+* Keras 1 named variables `dense_1_W`, and stored each gate of an LSTM or GRU separately.
+* Theano convolves whereas TensorFlow correlates, so its kernels are flipped.
 
-What a file does not tell for certain is refused when it is asked for, not guessed.
+If the layout is uncertain, reading the weight raises; nothing is guessed.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from keras_trainops.numbering import stem
 
 
 class Converted(NamedTuple):
-    """An array made of others.
+    """An array computed from others.
 
     Attributes:
-        sources: What it is made of: data sets, or again such arrays.
-        shape: Its shape.
-        convert: Makes it of the arrays of the sources.
+        sources: Datasets, or further `Converted` arrays.
+        shape: The shape of the result.
+        convert: Computes the result from the arrays of the sources.
     """
 
     sources: Sequence[Any]
@@ -35,11 +35,11 @@ class Converted(NamedTuple):
 
     @property
     def dtype(self) -> np.dtype:
-        """The dtype of all sources."""
+        """The common dtype of the sources."""
         return self.sources[0].dtype
 
     def read(self) -> np.ndarray:
-        """Reads the sources and converts them."""
+        """Read the sources and convert them."""
         return self.convert(
             *(s.read() if isinstance(s, Converted) else s[()] for s in self.sources)
         )
@@ -48,58 +48,67 @@ class Converted(NamedTuple):
 _GATES = {4: "lstm_cell", 3: "gru_cell", 1: "simple_rnn_cell"}
 _RECURRENT = ("kernel", "recurrent_kernel", "bias")
 _LETTERS = {"W": "kernel", "U": "recurrent_kernel", "b": "bias"}
-_KERAS_1_GATES = {"ifco": "lstm_cell", "zrh": "gru_cell"}  # in the order in which they are joined
+_KERAS_1_GATES = {"ifco": "lstm_cell", "zrh": "gru_cell"}  # in the order of concatenation
 _KERAS_1_LEAVES = {
     **_LETTERS,
     "gamma": "gamma",
     "beta": "beta",
     "running_mean": "moving_mean",
-    "running_std": "moving_variance",  # so it was called; it is the variance
+    "running_std": "moving_variance",  # despite the name, this is the variance
     "alphas": "alpha",
 }
 
 
-def todays(arrays: Mapping[str, Any], version: str, backend: str) -> dict[str, Any]:
-    """What the file holds, under today's names and in today's layouts.
+def convert_weights(arrays: Mapping[str, Any], version: str, backend: str) -> dict[str, Any]:
+    """Convert the weights of a file to today's names and layouts.
 
     Args:
-        arrays: Key to data set, as the file has them.
-        version: The Keras that wrote it; empty where the file says nothing, as Keras 1 did.
-        backend: The backend that it ran on; empty where the file does not say.
+        arrays: Mapping from key to dataset, as in the file.
+        version: The Keras version that wrote the file; empty, as for Keras 1, if unknown.
+        backend: The backend that it ran on; empty if unknown.
 
     Returns:
-        Key to data set, or to `Converted` where the data are not what they have to be today.
+        Mapping from key to dataset, or to `Converted` if the data must change.
+
+    Raises:
+        RestoreError: If two weights would get the same key.
     """
     if _release(version) < (2,):
         arrays = _from_keras_1(arrays)
     if backend == "theano":
         arrays = {key: _flipped(key, array) for key, array in arrays.items()}
-    return _with_cells(arrays, cells=_release(version) >= (2, 4))
+    return _with_cells(arrays, had_cells=_release(version) >= (2, 4))
 
 
 def _release(version: str) -> tuple[int, ...]:
-    """`(2, 2)` of `2.2.4-tf`."""
+    """Return `(2, 2)` for `2.2.4-tf`."""
     return tuple(int(number) for number in re.findall(r"\d+", version)[:2])
 
 
-def _with_cells(arrays: Mapping[str, Any], *, cells: bool) -> dict[str, Any]:
-    """Today's recurrent layers; `cells` says whether the writer knew them already."""
+def _with_cells(arrays: Mapping[str, Any], *, had_cells: bool) -> dict[str, Any]:
+    """Convert recurrent layers; `had_cells` if the version that wrote them had cells."""
     found: dict[str, Any] = {}
     for layer, leaves in _by_layer(arrays).items():
         gates = _gates(leaves)
-        cudnn = gates in (3, 4) and _shape(leaves, "bias") == (
-            2 * gates * _shape(leaves, "recurrent_kernel")[0],
-        )
-        bare = gates and (cudnn or (not cells and _lacks_a_cell(layer)))
-        scope = f"{layer}/{_GATES[gates]}" if bare else layer
+        is_cudnn = _is_cudnn(leaves, gates)
+        needs_cell = gates and (is_cudnn or (not had_cells and _lacks_a_cell(layer)))
+        scope = f"{layer}/{_GATES[gates]}" if needs_cell else layer
         for leaf, array in leaves.items():
-            today = _from_cudnn(leaf, array, gates) if cudnn else array
-            _put(found, f"{scope}/{leaf}" if scope else leaf, today)
+            today = _from_cudnn(leaf, array, gates) if is_cudnn else array
+            _put(found, _join(scope, leaf), today)
     return found
 
 
+def _is_cudnn(leaves: Mapping[str, Any], gates: int) -> bool:
+    """Return True for layers with two biases per gate, stored as one vector."""
+    if gates not in (3, 4):
+        return False
+    units = _shape(leaves, "recurrent_kernel")[0]
+    return _shape(leaves, "bias") == (2 * gates * units,)
+
+
 def _gates(leaves: Mapping[str, Any]) -> int:
-    """How many gates a recurrent layer has, told by its shapes; 0 where it is none."""
+    """Derive the number of gates of a recurrent layer from its shapes; 0 for other layers."""
     kernel, recurrent = _shape(leaves, "kernel"), _shape(leaves, "recurrent_kernel")
     if set(leaves) - set(_RECURRENT) or len(kernel) != 2 or len(recurrent) != 2:
         return 0
@@ -108,7 +117,7 @@ def _gates(leaves: Mapping[str, Any]) -> int:
 
 
 def _lacks_a_cell(layer: str) -> bool:
-    """Whether the variables are the layer's own: in one scope, or in that of a direction."""
+    """Return True if the variables are directly in a layer or in one of its directions."""
     above, _, last = layer.rpartition("/")
     if stem(last).endswith("cell"):
         return False
@@ -116,10 +125,10 @@ def _lacks_a_cell(layer: str) -> bool:
 
 
 def _from_cudnn(leaf: str, array: Any, gates: int) -> Converted:
-    """A variable of a CuDNN layer as that of the normal layer that computes the same.
+    """Convert a variable of a CuDNN layer to that of the equivalent normal layer.
 
-    `W = [reshape(Wᵢᵀ)]`, `U = [Uᵢᵀ]` gate by gate; the two biases of an LSTM are added, those of
-    a GRU are kept as `(2, 3 units)`.
+    Gate by gate, `W = [reshape(Wᵢᵀ)]` and `U = [Uᵢᵀ]`. The two biases of an LSTM are added; those
+    of a GRU become an array of shape `(2, 3 * units)`.
     """
     shape = tuple(array.shape)
     if leaf == "kernel":
@@ -142,36 +151,39 @@ def _from_fortran(kernel: np.ndarray) -> np.ndarray:
 
 
 def _flipped(key: str, array: Any) -> Any:
-    """A kernel that Theano convolved with, as one to correlate with."""
+    """Flip a kernel for convolution (Theano) to one for correlation."""
     leaf, rank = key.rpartition("/")[2], len(array.shape)
     if rank < 3:
         return array
     if leaf not in ("kernel", "recurrent_kernel") or rank < 4:
-        return _refused(array, f"{key!r} was written on Theano, in a layout the file does not tell")
+        return _refused(array, f"{key!r} was written on Theano, in a layout the file does not say")
     space = tuple(range(rank - 2))
     return Converted([array], tuple(array.shape), lambda kernel: np.flip(kernel, space))
 
 
 def _from_keras_1(arrays: Mapping[str, Any]) -> dict[str, Any]:
-    """`dense_1/dense_1_W` is `dense_1/kernel`; the gates of a layer are joined to one array."""
+    """Rename `dense_1/dense_1_W` to `dense_1/kernel`, and join the gates of each layer."""
     found: dict[str, Any] = {}
-    parts: dict[str, dict[str, Any]] = {}
+    gates: dict[str, dict[str, Any]] = {}
     for key, array in arrays.items():
         layer, _, name = key.rpartition("/")
         scope, leaf, gate = _split_keras_1(layer, name)
         if gate:
-            parts.setdefault(f"{scope}/{leaf}", {})[gate] = array
-        elif leaf == "kernel" and scope.startswith("embedding"):
-            _put(found, f"{scope}/embeddings", array)
-        else:
-            _put(found, f"{scope}/{leaf}" if scope else leaf, array)
-    for key in [key for key in found if key.endswith("/kernel") and key not in arrays]:
-        if len(found[key].shape) == 4:
+            gates.setdefault(f"{scope}/{leaf}", {})[gate] = array
+            continue
+        is_embedding = leaf == "kernel" and scope.startswith("embedding")
+        _put(found, _join(scope, "embeddings" if is_embedding else leaf), array)
+    for key in found.keys() - arrays.keys():
+        if key.endswith("/kernel") and len(found[key].shape) == 4:
             found[key] = _only_in_todays_order(key, found[key], found)
-    for key, by_gate in parts.items():
+    for key, by_gate in gates.items():
         for name, array in _joined(key, by_gate).items():
             _put(found, name, array)
     return found
+
+
+def _join(scope: str, leaf: str) -> str:
+    return f"{scope}/{leaf}" if scope else leaf
 
 
 def _put(found: dict[str, Any], key: str, array: Any) -> None:
@@ -181,7 +193,7 @@ def _put(found: dict[str, Any], key: str, array: Any) -> None:
 
 
 def _split_keras_1(layer: str, name: str) -> tuple[str, str, str]:
-    """The layer or its direction, the variable and the gate that a name of Keras 1 stands for."""
+    """Split a name of Keras 1 into the layer or its direction, the variable and the gate."""
     gate = re.fullmatch(r"(.+)_([WUb])_([ifcozrh])", name)
     if gate:
         base, letter, which = gate.groups()
@@ -197,15 +209,18 @@ def _scope(layer: str, base: str) -> str:
 
 
 def _only_in_todays_order(key: str, kernel: Any, arrays: Mapping[str, Any]) -> Any:
-    """Keras 1 kept kernels in Theano's order by option, and does not say so in the file."""
+    """Refuse a kernel whose axes may be in Theano's order: Keras 1 allowed that.
+
+    The file does not store the order; the shape of the bias may decide it.
+    """
     bias = _shape({"bias": arrays.get(f"{key.removesuffix('kernel')}bias")}, "bias")
     if bias and kernel.shape[-1] == bias[0] and kernel.shape[0] != bias[0]:
         return kernel
-    return _refused(kernel, f"{key!r} may be in the order of Theano, which the file does not tell")
+    return _refused(kernel, f"{key!r} may be in the order of Theano, which the file does not say")
 
 
 def _joined(key: str, by_gate: Mapping[str, Any]) -> dict[str, Any]:
-    """One array of those of all gates, along the last axis, under the name of its cell."""
+    """Concatenate the arrays of all gates, under the name of the cell."""
     scope, _, leaf = key.rpartition("/")
     for gates, cell in _KERAS_1_GATES.items():
         if set(by_gate) == set(gates):

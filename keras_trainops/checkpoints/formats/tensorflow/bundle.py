@@ -1,8 +1,8 @@
-"""Where the tensors of a TensorFlow V2 checkpoint lie in its data files.
+"""Locate the tensors of a TensorFlow V2 checkpoint in its data files.
 
-TensorFlow's reader tells no offsets. The `.index` file does: a sorted table (of LevelDB's format)
-from tensor name to `BundleEntryProto`, which has the checksum too. Whatever is not of the plain
-kind is left to TensorFlow's reader.
+TensorFlow's reader does not expose offsets. They are in the `.index` file, a sorted table in
+LevelDB's format from tensor name to `BundleEntryProto`, together with checksums. Compressed tables,
+big-endian data and partitioned tensors are left to TensorFlow's reader.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from typing import NamedTuple
 
 from keras_trainops.checkpoints.storage.files import read_file
 
-_FOOTER = 48  # two block handles, padded, and eight bytes that say what the file is
-_PLAIN = b"\0"  # the type of a block that is not compressed
+_FOOTER = 48  # bytes: two block handles, padding and a magic number
+_PLAIN = b"\0"  # the type of an uncompressed block
 
 
 class Place(NamedTuple):
-    """A tensor's bytes: in which data file, from where, how many, and their masked CRC-32C."""
+    """The place of a tensor's bytes in a data file, and their masked CRC-32C."""
 
     file: str
     offset: int
@@ -26,11 +26,16 @@ class Place(NamedTuple):
 
 
 def places(prefix: str) -> dict[bytes, Place]:
-    """The place of each whole tensor, by name; empty if the table is of another kind.
+    """Read the places of all tensors that are stored whole.
 
-    A tensor that was partitioned has an entry without a place, and one with a place for each of its
-    slices, under keys that are no names (see `EncodeTensorNameSlice` of TensorFlow): names are
-    therefore looked up and never made of keys.
+    The slices of a partitioned tensor have entries of their own, under keys that are not names (see
+    `EncodeTensorNameSlice` of TensorFlow). So look names up; do not list them.
+
+    Args:
+        prefix: The prefix of the checkpoint.
+
+    Returns:
+        Mapping from name to place; empty if the data are big-endian or the table is compressed.
 
     Raises:
         ValueError, IndexError: If the table is damaged.
@@ -38,13 +43,7 @@ def places(prefix: str) -> dict[bytes, Place]:
     from tensorflow.core.protobuf import tensor_bundle_pb2
 
     table = read_file(f"{prefix}.index")
-    _, at = _handle(table, len(table) - _FOOTER)
-    root, _ = _handle(table, at)
-    entries = {
-        name: value
-        for _, handle in _entries(_block(table, *root))
-        for name, value in _entries(_block(table, *_handle(handle, 0)[0]))
-    }
+    entries = _table_entries(table)
     header = tensor_bundle_pb2.BundleHeaderProto.FromString(entries.pop(b"", b""))
     if header.endianness != tensor_bundle_pb2.BundleHeaderProto.LITTLE:
         return {}
@@ -57,14 +56,24 @@ def places(prefix: str) -> dict[bytes, Place]:
     return found
 
 
+def _table_entries(table: bytes) -> dict[bytes, bytes]:
+    _, at = _handle(table, len(table) - _FOOTER)
+    index, _ = _handle(table, at)
+    entries: dict[bytes, bytes] = {}
+    for _, handle in _entries(_block(table, *index)):
+        place, _ = _handle(handle, 0)
+        entries.update(_entries(_block(table, *place)))
+    return entries
+
+
 def _block(table: bytes, offset: int, size: int) -> bytes:
     if table[offset + size : offset + size + 1] != _PLAIN:
-        return b"\0\0\0\0"  # compressed: an empty block, and nothing is told
+        return b"\0\0\0\0"  # compressed: return an empty block
     return table[offset : offset + size]
 
 
 def _entries(block: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """Keys and values; each key leaves out what it shares with the one before."""
+    """Yield keys and values; each stored key omits the prefix it shares with the previous one."""
     end = len(block) - 4 * (1 + int.from_bytes(block[-4:], "little"))  # restart points follow
     at, key = 0, b""
     while at < end:
@@ -77,13 +86,14 @@ def _entries(block: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 
 def _handle(data: bytes, at: int) -> tuple[tuple[int, int], int]:
+    """Decode the offset and size of a block; also return the position after them."""
     offset, at = _number(data, at)
     size, at = _number(data, at)
     return (offset, size), at
 
 
 def _number(data: bytes, at: int) -> tuple[int, int]:
-    """A number of seven bits a byte, the lowest first."""
+    """Decode a varint: seven bits per byte, lowest first; also return the position after it."""
     number = shift = 0
     while True:
         byte = data[at]

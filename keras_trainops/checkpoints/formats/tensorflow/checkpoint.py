@@ -1,8 +1,8 @@
 """TensorFlow checkpoints: TF1 name-based (V1 and V2), TF2 object-based, SavedModel directories.
 
-Object-based checkpoints are keyed by the names the variables had (`dense/kernel`), recovered from
-the object graph that such a checkpoint carries; where two objects share a name, or have none, by
-their path through the objects (`model/layers/3/kernel`).
+The keys of object-based checkpoints are the variables' names (`dense/kernel`), which their object
+graph stores. If two objects have the same name or none, the key is the path through the objects
+(`model/layers/3/kernel`).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import functools
 import io
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,12 +25,12 @@ from keras_trainops.checkpoints.formats.tensorflow import bundle, files
 from keras_trainops.checkpoints.storage.files import open_regular, read_file, require_file
 from keras_trainops.checkpoints.storage.limits import refuse_bomb
 from keras_trainops.checkpoints.storage.raw import Extent
-from keras_trainops.checkpoints.training_state import OPTIMIZER_COUNTERS, by_name, is_counter
+from keras_trainops.checkpoints.training_state import by_name, is_counter, optimizer_scopes
 from keras_trainops.errors import RestoreError
 
 _OBJECT_GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
 _VALUE_SUFFIX = "/.ATTRIBUTES/VARIABLE_VALUE"
-_MOST_STATE = 16 * 2**20  # bytes of a `checkpoint` file, which lists paths
+_MOST_STATE = 16 * 2**20  # bytes of a `checkpoint` state file
 
 
 class _Tensor(NamedTuple):
@@ -40,10 +40,15 @@ class _Tensor(NamedTuple):
 
 
 class TensorFlowCheckpoint(Checkpoint):
-    """A checkpoint by its prefix, through TensorFlow's own reader (which checks its checksums).
+    """A TensorFlow checkpoint.
 
-    Whole tensors of a V2 checkpoint are read as plain bytes, and their checksums compared here;
-    TensorFlow puts together those that were partitioned.
+    Whole tensors of V2 checkpoints are read as plain bytes, and their checksums verified here. All
+    others are read and verified by TensorFlow's own reader.
+
+    Args:
+        text: The prefix, one of the files, or TensorFlow's name for them.
+        location: The path, as the user gave it.
+        kind: A description of the format; by default, TF1 or TF2 as recognised.
     """
 
     checksums = True
@@ -55,7 +60,7 @@ class TensorFlowCheckpoint(Checkpoint):
         super().__init__(location, found.paths)
         self._files, self._opened = found, dict[str, io.FileIO]()
         self._stored = sum(map(require_file, found.paths))
-        with contextlib.ExitStack() as opened:  # closes all of it unless all goes well
+        with contextlib.ExitStack() as opened:  # closes everything on failure
             self._name = opened.enter_context(files.name_for_tensorflow(found))
             self._reader = _tensorflow().compat.v1.train.NewCheckpointReader(self._name)
             self._find_tensors(kind)
@@ -116,7 +121,7 @@ class TensorFlowCheckpoint(Checkpoint):
         name = self._tensors[key].tensor_name
         if self._files.is_v2:
             return np.asarray(self._reader.get_tensor(name))
-        # The reader of V1 refuses what was partitioned; the operation that restores it does not.
+        # The V1 reader refuses partitioned tensors, but the `Restore` operation reads them.
         tf = _tensorflow()
         with tf.init_scope(), tf.device("CPU:0"):
             dtype = self._reader.get_variable_to_dtype_map()[name]
@@ -134,12 +139,12 @@ def _tensorflow() -> Any:
 
 
 def _is_prefix(candidate: Candidate) -> bool:
-    """Whether a path names a checkpoint or one of its files."""
+    """Recognise a prefix, one of the files, or TensorFlow's name for them."""
     return files.files_of(candidate.location) is not None
 
 
 def _is_directory(candidate: Candidate) -> bool:
-    """Whether a directory is a SavedModel or holds a checkpoint."""
+    """Recognise a SavedModel or a directory of checkpoints."""
     path = candidate.path
     return candidate.is_directory and (
         (path / "saved_model.pb").is_file() or bool(files.names_in(path))
@@ -147,14 +152,22 @@ def _is_directory(candidate: Candidate) -> bool:
 
 
 def open_prefix(text: str) -> Checkpoint:
-    """Opens a checkpoint by its prefix, by one of its files, or by TensorFlow's name for them."""
+    """Open a checkpoint by its prefix, one of its files, or TensorFlow's name for them."""
     return TensorFlowCheckpoint(text, location=text)
 
 
 def open_directory(text: str) -> Checkpoint:
-    """Opens a SavedModel, or the latest checkpoint of a directory.
+    """Open a SavedModel, or the latest checkpoint in a directory.
 
-    The `checkpoint` state file may name a path of another machine: only the base name counts.
+    Args:
+        text: Path of the directory.
+
+    Returns:
+        The checkpoint.
+
+    Raises:
+        RestoreError: If the SavedModel has no variables, or it is unclear which checkpoint is the
+            latest.
     """
     directory = Path(text)
     if (directory / "saved_model.pb").is_file():
@@ -175,22 +188,27 @@ def open_directory(text: str) -> Checkpoint:
 
 
 def _latest(directory: Path) -> str | None:
-    """The base name of the checkpoint that a state file says is the latest."""
+    """Return the base name of the latest checkpoint according to the state file.
+
+    The rest of the path may be that of another machine.
+    """
     path = directory / "checkpoint"
     if not path.exists():
         return None
-    read_file(str(path), _MOST_STATE)  # looked at before TensorFlow reads it whole
+    read_file(str(path), _MOST_STATE)  # checks the size before TensorFlow reads it
     state = _tensorflow().train.get_checkpoint_state(str(directory))
     return os.path.basename(state.model_checkpoint_path) if state else None
 
 
 def _name_based_training_state(names: Iterable[str]) -> frozenset[str]:
-    """What names tell; and in a graph of TF1 whatever hangs on a variable is made for training."""
     known = set(names)
+    # In TF1 graphs, everything named below a variable exists for training.
     return by_name(known) | {name for name in known if name.rpartition("/")[0] in known}
 
 
 class _Saved(NamedTuple):
+    """A variable of an object graph; `full_name` may be empty."""
+
     full_name: str
     object_path: str
     tensor_name: str
@@ -199,59 +217,69 @@ class _Saved(NamedTuple):
 def _names_in_object_graph(
     serialized: bytes, shapes: Mapping[str, Any]
 ) -> tuple[dict[str, str], frozenset[str]]:
-    """Key -> tensor name, and the keys of training state, out of a serialized object graph."""
+    """Parse an object graph.
+
+    Args:
+        serialized: A serialized `TrackableObjectGraph`.
+        shapes: Mapping whose keys are the names of the stored tensors.
+
+    Returns:
+        Mapping from key to tensor name, and the keys that are training state.
+    """
     from tensorflow.core.protobuf import trackable_object_graph_pb2
 
     graph = trackable_object_graph_pb2.TrackableObjectGraph()
     graph.ParseFromString(serialized)
-    saved = _once_each(
-        _Saved(
-            attribute.full_name,
-            attribute.checkpoint_key.removesuffix(_VALUE_SUFFIX),
-            attribute.checkpoint_key,
-        )
-        for node in graph.nodes
-        for attribute in node.attributes
-        if attribute.checkpoint_key in shapes
-    )
-    slots = {slot.slot_variable_node_id for node in graph.nodes for slot in node.slot_variables}
-    slot_tensors = {
-        attribute.checkpoint_key
-        for node_id in slots
-        for attribute in graph.nodes[node_id].attributes
-    }
-    optimizers = [
-        f"{parent}/"
-        for parent, _, name in (entry.object_path.rpartition("/") for entry in saved)
-        if name in OPTIMIZER_COUNTERS and parent
-    ]
+    saved = _without_repeated(_saved_variables(graph, shapes))
+    slots = _slot_tensors(graph)
+    optimizers = optimizer_scopes(entry.object_path for entry in saved)
     counts = Counter(entry.full_name for entry in saved)
     names, state = {}, set()
     for entry in saved:
-        unique = entry.full_name and counts[entry.full_name] == 1
-        key = entry.full_name if unique else entry.object_path
+        is_unique = entry.full_name and counts[entry.full_name] == 1
+        key = entry.full_name if is_unique else entry.object_path
         names[key] = entry.tensor_name
-        if (
-            entry.tensor_name in slot_tensors
-            or any(_is_optimizers_own(entry.object_path, place) for place in optimizers)
-            or is_counter(entry.full_name or entry.object_path)
-            or entry.object_path.startswith("keras_api/metrics/")
-        ):
+        if entry.tensor_name in slots or _is_training_state(entry, optimizers):
             state.add(key)
     return names, frozenset(state)
 
 
+def _saved_variables(graph: Any, shapes: Mapping[str, Any]) -> Iterator[_Saved]:
+    for node in graph.nodes:
+        for attribute in node.attributes:
+            key = attribute.checkpoint_key
+            if key in shapes:
+                yield _Saved(attribute.full_name, key.removesuffix(_VALUE_SUFFIX), key)
+
+
+def _slot_tensors(graph: Any) -> set[str]:
+    found: set[str] = set()
+    for node in graph.nodes:
+        for slot in node.slot_variables:
+            attributes = graph.nodes[slot.slot_variable_node_id].attributes
+            found.update(attribute.checkpoint_key for attribute in attributes)
+    return found
+
+
+def _is_training_state(entry: _Saved, optimizers: Iterable[str]) -> bool:
+    return (
+        any(_is_optimizers_own(entry.object_path, scope) for scope in optimizers)
+        or is_counter(entry.full_name or entry.object_path)
+        or entry.object_path.startswith("keras_api/metrics/")
+    )
+
+
 def _is_optimizers_own(object_path: str, optimizer: str) -> bool:
-    """Whether an object below an optimizer is its state; it lists the model's variables as well."""
+    """Return True for an optimizer's own variables; it also lists those of the model."""
     below = object_path.removeprefix(optimizer)
     return below != object_path and not below.startswith("_trainable_variables/")
 
 
-def _once_each(saved: Iterable[_Saved]) -> list[_Saved]:
-    """Drops what a SavedModel stores again in its lists of all variables.
+def _without_repeated(saved: Iterable[_Saved]) -> list[_Saved]:
+    """Drop the second copies that SavedModels store in their lists of variables.
 
-    An exported model lists a variable under `variables` and once more under `_all_variables`: of
-    several lists at the root with the same name in them, the first in the graph counts.
+    An exported model lists a variable under `variables` and again under `_all_variables`. If
+    several lists at the root contain the same name, the first in the graph counts.
     """
     first_list: dict[str, str] = {}
     kept = []

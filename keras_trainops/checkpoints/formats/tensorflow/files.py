@@ -1,7 +1,7 @@
-"""Which files a TensorFlow checkpoint consists of, and the name by which TensorFlow opens them.
+"""The files of a TensorFlow checkpoint, and the name by which TensorFlow opens them.
 
-V2: a prefix, with `.index` and `.data-…` behind it. V1: one file, or several that are numbered
-(`ck-00000-of-00002`), which TensorFlow calls `ck-?????-of-00002`.
+V2: files called after a prefix, with `.index` and `.data-…` appended. V1: one file, or several
+numbered ones (`ck-00000-of-00002`), which TensorFlow calls `ck-?????-of-00002`.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from typing import NamedTuple
 
 from keras_trainops.checkpoints.storage.files import open_regular, require_file
 
-_TABLE_MAGIC = bytes.fromhex("57fb808b247547db")  # the footer of a V1 file, and of an `.index`
+_TABLE_MAGIC = bytes.fromhex("57fb808b247547db")  # the last bytes of V1 files and `.index` files
 _SHARD = re.compile(r"(.*)-(?:\d{5}|\?{5})-of-(\d{5})", re.DOTALL)
 _PATTERN = re.compile(r"[*?\[\]\\]")
 
 
 class Files(NamedTuple):
-    """The files of a checkpoint, all of them regular.
+    """The files of a checkpoint.
 
     Attributes:
-        prefix: What their names begin with.
-        ending: What TensorFlow's name for them has behind the prefix.
-        paths: The files.
-        is_v2: Whether they are an index and its data.
+        prefix: Common prefix of the paths.
+        ending: Appended to the prefix, it makes TensorFlow's name for the files.
+        paths: Paths of the files, which are all regular.
+        is_v2: True for an index with its data files.
     """
 
     prefix: str
@@ -39,12 +39,17 @@ class Files(NamedTuple):
 
 
 def files_of(text: str) -> Files | None:
-    """The files of the checkpoint that `text` names: its prefix, one of them, or TensorFlow's name.
+    """Find the files of a checkpoint.
 
-    The base name of a prefix may be empty (`DIR/`).
+    Args:
+        text: A prefix, one of the files, or TensorFlow's name for them. The base name of a prefix
+            may be empty (`DIR/`).
+
+    Returns:
+        The files; None if `text` does not name a checkpoint.
 
     Raises:
-        RestoreError: If one of them is no regular file.
+        RestoreError: If one of them is not a regular file.
     """
     prefix = re.sub(r"\.(?:index|data-\d+-of-\d+)$", "", text)
     prefix = os.path.join(os.path.abspath(os.path.dirname(prefix)), os.path.basename(prefix))
@@ -77,7 +82,7 @@ def _matching(prefix: str, pattern: str) -> list[str]:
 
 
 def is_v1_file(path: str) -> bool:
-    """Whether `path` ends as a file of a V1 checkpoint does."""
+    """Return True if a file ends like those of V1 checkpoints."""
     size = require_file(path)
     with open_regular(path) as file:
         file.seek(max(0, size - len(_TABLE_MAGIC)))
@@ -85,22 +90,29 @@ def is_v1_file(path: str) -> bool:
 
 
 def names_in(directory: Path) -> list[str]:
-    """The base names of the checkpoints in a directory: prefixes of V2 or, without any, V1's."""
+    """Return the base names of the checkpoints in a directory: V2 if there are any, else V1."""
     names = [path.name for path in directory.iterdir()]
     prefixes = [name.removesuffix(".index") for name in names if name.endswith(".index")]
     if prefixes or not (directory / "checkpoint").exists():
         return sorted(prefixes)
-    files = [name for name in names if (directory / name).is_file()]
-    old = [name for name in files if is_v1_file(str(directory / name))]
-    return sorted({_SHARD.sub(r"\1-?????-of-\2", name) for name in old})
+    return _v1_names_in(directory)
+
+
+def _v1_names_in(directory: Path) -> list[str]:
+    files = [path for path in directory.iterdir() if path.is_file()]
+    v1_files = [path.name for path in files if is_v1_file(str(path))]
+    return sorted({_SHARD.sub(r"\1-?????-of-\2", name) for name in v1_files})
 
 
 @contextlib.contextmanager
 def name_for_tensorflow(files: Files) -> Iterator[str]:
-    """Gives the name by which TensorFlow opens `files`, as long as the context lasts.
+    """Yield a name by which TensorFlow can open the files, valid inside the context.
 
-    It takes names for patterns, but those of a V2 checkpoint's data literally, and so cannot open
-    `run[1]/ck` at all: such files it sees under another name.
+    TensorFlow treats names as glob patterns, but those of a V2 checkpoint's data files literally,
+    so it cannot open `run[1]/ck` at all. Such files are linked to under another name.
+
+    Args:
+        files: The files of a checkpoint.
     """
     if not _PATTERN.search(files.prefix):
         yield files.prefix + files.ending

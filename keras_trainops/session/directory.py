@@ -1,0 +1,76 @@
+"""The log directory of a session, while a run uses it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+
+from keras_trainops.session import forks
+from keras_trainops.session.lock import DirectoryLock
+from keras_trainops.session.log import SessionLog
+from keras_trainops.session.saver import Saver
+from keras_trainops.session.settings import Settings
+
+
+class LogDirectory:
+    """A log directory that this run has locked, with the newest checkpoint in it.
+
+    Args:
+        settings: The settings of the session.
+
+    Attributes:
+        settings: The settings of the session.
+        log: The log of the session.
+        saver: Writes checkpoints.
+        checkpoint: The newest intact checkpoint. None if there is none, and once
+            `forget_checkpoint` was called.
+        is_open: If True, the directory has not been closed yet, and belongs to this process.
+
+    Raises:
+        RuntimeError: If another run uses the directory.
+        OSError: If there are checkpoints and all of them are damaged.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        settings.logdir.mkdir(parents=True, exist_ok=True)
+        self.settings = settings
+        self.log = SessionLog(settings.logdir / "session.log", settings.verbose)
+        self._lock = DirectoryLock(settings.logdir / "session.lock", self.close)
+        self.saver = Saver(settings, self.log, self._lock.require_held)
+        self._on_close = ExitStack()
+        self._lock.acquire()
+        self.is_open = True
+        forks.register(self._disown)
+        try:
+            self.checkpoint = self.saver.read()
+        except BaseException as error:
+            self.close(error)
+            raise
+
+    def forget_checkpoint(self) -> None:
+        """Free the memory of the checkpoint."""
+        self.checkpoint = None
+
+    def on_close(self, function: Callable[[], object]) -> None:
+        """Call `function` when the directory is closed, and all checkpoints are written."""
+        self._on_close.callback(function)
+
+    def close(self, error: BaseException | None = None) -> None:
+        """Unlock the directory; does nothing if it is closed.
+
+        Args:
+            error: The error that ended the run, for the log.
+        """
+        if not self.is_open:
+            return
+        self._disown()
+        newest = self.saver.close()
+        self._on_close.close()
+        if error is not None:
+            self.log.report(f"stopped because of {type(error).__name__}: {error} ({newest})")
+        self._lock.release()
+
+    def _disown(self) -> None:
+        """Leave the directory alone from now on, as a forked process must."""
+        self.is_open = False
+        forks.unregister(self._disown)

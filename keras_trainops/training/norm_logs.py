@@ -1,0 +1,65 @@
+"""Averages of the gradient norms that `Monitor`s watch, for the logs of training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import keras
+
+from keras_trainops.transforms.monitoring import Monitor, norm_metrics
+
+
+class NormLogs:
+    """The norms of a model's monitors, averaged over an epoch.
+
+    They are not among the model's `metrics`, which users update with predictions and targets.
+
+    Args:
+        monitors: The monitors of the model's chain of transforms.
+
+    Raises:
+        ValueError: If two monitors share a label.
+    """
+
+    def __init__(self, monitors: Sequence[Monitor] = ()) -> None:
+        self.monitors = list(monitors)
+        self._metrics = norm_metrics(self.monitors)
+        self._paused = False
+
+    @property
+    def variables(self) -> list[keras.Variable]:
+        """The variables of the averages."""
+        found: list[keras.Variable] = []
+        for metric in self._metrics:
+            found += metric.variables
+        return found
+
+    def update(self) -> None:
+        """Add the norms of the weight update that just happened, if there was one."""
+        if self._paused:
+            return
+        metrics = iter(self._metrics)
+        for monitor in self.monitors:
+            norms, weights = monitor.take()
+            for i in range(len(monitor.labels)):
+                next(metrics).update_state(norms[i], sample_weight=weights[i])
+
+    def result(self) -> dict[str, Any]:
+        """Return the averages by label; nothing while they are paused."""
+        return {} if self._paused else {metric.name: metric.result() for metric in self._metrics}
+
+    def reset(self) -> None:
+        """Start new averages, unless they are paused."""
+        for metric in [] if self._paused else self._metrics:
+            metric.reset_state()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave the averages and the logs alone, as during an evaluation."""
+        self._paused = True
+        try:
+            yield
+        finally:
+            self._paused = False

@@ -1,0 +1,109 @@
+"""Rebuild a trained optimizer for a new set of variables, keeping its state."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import keras
+
+from keras_trainops import keras_private
+from keras_trainops.training.optimizers.transformed import engine_of
+from keras_trainops.values import assign_copies, copies_of
+
+
+def is_built_for(optimizer: Any, variables: list[keras.Variable]) -> bool:
+    """Return whether an optimizer was built for exactly these variables, or not yet."""
+    built_for = trained_by(optimizer)
+    return not built_for or {id(v) for v in built_for} == {id(v) for v in variables}
+
+
+def trained_by(optimizer: Any) -> list[keras.Variable]:
+    """Return the variables that an optimizer, or the one inside it, was built for."""
+    while hasattr(optimizer, "inner_optimizer"):
+        optimizer = optimizer.inner_optimizer
+    built = optimizer is not None and optimizer.built
+    return keras_private.trained_by(optimizer) if built else []
+
+
+def transferred(optimizer: Any, model: Any) -> Any:
+    """Return the optimizer, or a new one if it was built for other variables than the model trains.
+
+    The new one has the state of the old one for variables that both train. It keeps iterations, the
+    learning rate, the loss scale, the state of transforms and everything that users set on the
+    optimizer. Variables that were not trained before start with fresh slots.
+
+    Args:
+        optimizer: An optimizer, built or not.
+        model: The model that it is to train.
+
+    Raises:
+        ValueError: If the optimizer was built for another model, or holds state that cannot be
+            carried over.
+    """
+    variables = model.trainable_variables if model.built else []
+    if not model.built or is_built_for(optimizer, variables):
+        return optimizer
+    built_for, own = trained_by(optimizer), {id(v) for v in model.weights}
+    if not any(id(v) in own for v in built_for):
+        raise ValueError(
+            f"The optimizer {optimizer.name!r} has trained another model: it was built for "
+            f"{built_for[0].path!r} and other variables that are not of {model.name!r}. Compile "
+            "with a new one."
+        )
+    new = keras_private.unbuilt(optimizer)
+    engine = engine_of(new)
+    if engine is not None:
+        engine.attach(model)
+    new.build(variables)
+    _copy(optimizer, new)
+    return new
+
+
+def _copy(old: Any, new: Any) -> None:
+    """Copy state from one optimizer to another made from it, inner ones first."""
+    for before, after in zip(keras_private.inside(old), keras_private.inside(new), strict=False):
+        _copy(before, after)  # a new MultiOptimizer may have more parts
+    keras_private.take_over(new, old)
+    if old.built and new.built:
+        old_slots, new_slots = keras_private.slot_lists(old), keras_private.slot_lists(new)
+        _copy_slots(old, old_slots, new, new_slots)
+        _copy_singles(_singles(old, old_slots), _singles(new, new_slots), old.name)
+
+
+def _copy_slots(
+    old: Any, old_slots: dict[str, list[Any]], new: Any, new_slots: dict[str, list[Any]]
+) -> None:
+    """Copy the slots of variables that both optimizers train."""
+    position = {id(v): i for i, v in enumerate(keras_private.trained_by(old))}
+    for name in new_slots.keys() & old_slots.keys():
+        for slot, variable in zip(new_slots[name], keras_private.trained_by(new), strict=True):
+            place = position.get(id(variable))
+            if slot is not None and place is not None:
+                assign_copies(slot, copies_of(old_slots[name][place]))
+
+
+def _copy_singles(
+    before: list[keras.Variable], after: list[keras.Variable], optimizer: str
+) -> None:
+    """Copy variables that belong to no trained variable, such as counters."""
+    if [(v.name, tuple(v.shape)) for v in before] != [(v.name, tuple(v.shape)) for v in after]:
+        raise ValueError(
+            f"{optimizer!r} keeps state that depends on which variables are trained, and those "
+            "have changed. It cannot be carried over: compile with a new optimizer and new "
+            "transforms."
+        )
+    for mine, theirs in zip(before, after, strict=True):
+        assign_copies(theirs, copies_of(mine))
+
+
+def _singles(optimizer: Any, slots: dict[str, list[Any]]) -> list[keras.Variable]:
+    """Return the optimizer's own variables that belong to no trained variable."""
+    taken = {id(slot) for slot in itertools.chain.from_iterable(slots.values())}
+    return [v for v in keras_private.optimizer_variables(optimizer) if id(v) not in taken]
+
+
+def without(variables: list[keras.Variable], others: list[keras.Variable]) -> list[keras.Variable]:
+    """Return the variables that are not among `others`."""
+    ids = {id(variable) for variable in others}
+    return [variable for variable in variables if id(variable) not in ids]

@@ -1,0 +1,42 @@
+"""Put a `TransformedOptimizer` into an optimizer, without changing the given one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+
+from keras_trainops import keras_private
+from keras_trainops.training.optimizers.transformed import TransformedOptimizer, engine_of
+
+
+def with_engine(optimizer: Any) -> keras.optimizers.Optimizer:
+    """Return `optimizer` with a `TransformedOptimizer` in it, without transforms if need be."""
+    return optimizer if engine_of(optimizer) is not None else with_transforms(optimizer, [])
+
+
+def owned_by(optimizer: Any) -> list[Any]:
+    """Return an optimizer, the ones inside it and its transforms: objects that users own."""
+    if optimizer is None:
+        return []
+    engine = engine_of(optimizer)
+    return [*keras_private.all_of(optimizer), *(engine.chain.walk() if engine is not None else ())]
+
+
+def with_transforms(optimizer: Any, transforms: Any) -> keras.optimizers.Optimizer:
+    """Return `optimizer` with `transforms` at the right place inside it.
+
+    The new transforms replace those of a `TransformedOptimizer`; inside a `LossScaleOptimizer` the
+    wrapped optimizer is transformed. `optimizer` itself is not changed.
+
+    Raises:
+        ValueError: If there is no optimizer.
+    """
+    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+        inner = with_transforms(optimizer.inner_optimizer, transforms)
+        return keras_private.with_another_inside(optimizer, inner)
+    if optimizer is None:
+        raise ValueError("`gradient_transforms` need an optimizer. Received: optimizer=None")
+    if isinstance(optimizer, TransformedOptimizer):
+        optimizer = optimizer.inner_optimizer
+    return TransformedOptimizer(optimizer, transforms)

@@ -1,0 +1,107 @@
+"""The state that the mixin keeps on a model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any
+
+import keras
+
+from keras_trainops.training.norm_logs import NormLogs
+from keras_trainops.training.numerics import NumericsGuard
+from keras_trainops.training.trainability import Trainability
+from keras_trainops.updates.functions import PolicyEntry
+from keras_trainops.updates.policy import UpdatePolicy
+
+COMPILE_ARGUMENTS = ("updates", "variables_to_train", "check_numerics")
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """The result of one `compile`; a later `compile` or `add_update` replaces it as a whole.
+
+    Attributes:
+        arguments: The `compile` arguments of the mixin that the optimizer does not hold.
+        policy: The updates that run.
+        numerics: The guard of `check_numerics=True`.
+        needs_our_step: The arguments that only our training step can serve, as users name them.
+        trainability: The layers and weights that were trainable; None before the first `compile`.
+    """
+
+    arguments: Mapping[str, Any] = field(default_factory=lambda: dict.fromkeys(COMPILE_ARGUMENTS))
+    policy: UpdatePolicy = field(default_factory=lambda: UpdatePolicy(None, []))
+    numerics: NumericsGuard | None = None
+    needs_our_step: tuple[str, ...] = ()
+    trainability: Trainability | None = None
+
+
+@dataclass
+class FitState:
+    """State that lasts for one `fit`.
+
+    Attributes:
+        evaluation: Returns the context in which evaluations by callbacks happen, as with averaged
+            weights; None if there is none.
+        sees_data: Called once with Keras's iterator over epochs; None if no callback follows it.
+        follows: Whether a callback follows the data.
+    """
+
+    evaluation: Callable[[], AbstractContextManager[None]] | None = None
+    sees_data: Callable[[Any], None] | None = None
+    follows: bool = False
+
+    def show_data(self, iterator: Any) -> bool:
+        """Show the data to the callback that follows them, once; return whether that happened."""
+        if self.sees_data is None or iterator is None:
+            return False
+        sees_data, self.sees_data, self.follows = self.sees_data, None, True
+        sees_data(iterator)
+        return True
+
+
+@dataclass
+class TrainOps:
+    """The state that the mixin keeps on a model.
+
+    Attributes:
+        registered: Updates added by `add_update`.
+        compiled: The result of the last `compile`.
+        norms: The norms of monitors, for the logs.
+        fit: State that lasts for one `fit`.
+        carried: Variables of no layer, metric or optimizer that a step passes on to the next.
+        why_unbuilt: Why the model could not be built before its first step; empty if it could.
+        steps: How often our step, or Keras's behind it, was run or traced.
+        before_first_step: Values to restore if the first step of the user's own is refused; None
+            if none are needed.
+    """
+
+    registered: list[PolicyEntry] = field(default_factory=list)
+    compiled: Compiled = field(default_factory=Compiled)
+    norms: NormLogs = field(default_factory=NormLogs)
+    fit: FitState = field(default_factory=FitState)
+    carried: list[keras.Variable] = field(default_factory=list)
+    why_unbuilt: str = ""
+    steps: int = 0
+    before_first_step: list[tuple[keras.Variable, Any]] | None = None
+
+    @property
+    def arguments(self) -> Mapping[str, Any]:
+        """The `compile` arguments of the mixin that the optimizer does not hold."""
+        return self.compiled.arguments
+
+    @property
+    def policy(self) -> UpdatePolicy:
+        """The updates that run."""
+        return self.compiled.policy
+
+    @property
+    def numerics(self) -> NumericsGuard | None:
+        """The guard of `check_numerics=True`."""
+        return self.compiled.numerics
+
+    def needs_our_step(self) -> bool:
+        """Return whether a policy or a check needs another training step than Keras's."""
+        policy = self.policy
+        return bool(self.numerics or policy.after_weights or not policy.keeps_layer_updates)

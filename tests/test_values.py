@@ -1,0 +1,29 @@
+from __future__ import annotations
+
+import keras
+import numpy as np
+
+from keras_trainops.values import assign_copies, copies_of, copy_of, parts_of
+
+
+def test_copy_does_not_follow_the_variable() -> None:
+    variable = keras.Variable(np.ones(3))
+    copy = copy_of(variable)
+    variable.assign(np.zeros(3))
+    np.testing.assert_array_equal(copy, np.ones(3))
+    copy[0] = 5
+    np.testing.assert_array_equal(copy_of(variable), np.zeros(3))
+
+
+def test_assigned_copies_restore_the_value() -> None:
+    variable = keras.Variable([1.0, 2.0])
+    copies = copies_of(variable)
+    variable.assign([3.0, 4.0])
+    assign_copies(variable, copies)
+    np.testing.assert_array_equal(copy_of(variable), [1, 2])
+
+
+def test_variable_on_one_device_is_its_only_part() -> None:
+    variable = keras.Variable(1.0)
+    (part,) = parts_of(variable)
+    assert part is variable
