@@ -50,8 +50,8 @@ def named_weights(model: keras.Model) -> list[NamedWeight]:
 
     A weight whose own path could also mean another weight is addressed by its owners instead
     (`encoder/dense/kernel`, `decoder/dense/kernel`). Owners that share a name are numbered
-    (`dense#2/kernel`). Weights of one layer that share a name go by position (`dense/0`, `dense/1`).
-    Random seeds and metrics are left out.
+    (`dense#2/kernel`). Weights of one layer that share a name are numbered by position (`dense/0`,
+    `dense/1`). Random seeds and metrics are left out.
 
     Raises:
         ValueError: If two weights get the same name.

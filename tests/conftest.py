@@ -9,6 +9,10 @@ BACKEND = os.environ.get("KERAS_BACKEND", "tensorflow")
 if BACKEND == "jax":  # devices for tests of distribution; the others use the first
     flags = os.environ.get("XLA_FLAGS", "")
     os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count=4".strip()
+    # Tests compile the same small programs again and again.
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.abspath(".cache/jax"))
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 if BACKEND == "tensorflow":
     import tensorflow as tf
 

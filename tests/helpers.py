@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import keras
 import numpy as np
@@ -158,3 +160,11 @@ def run(code: str, **environment: str) -> None:
     )
     assert child.returncode == 0, child.stderr[-3000:]
     assert "as it should be" in child.stdout
+
+
+@functools.cache
+def two_replicas() -> Any:
+    """The one strategy of a process: those of several would exchange tensors under equal keys."""
+    import tensorflow as tf
+
+    return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])

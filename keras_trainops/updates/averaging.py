@@ -127,10 +127,7 @@ class WeightAverage(Update):
         if not int(copy_of(self.scalars["count"])):
             return [(v, copy_of(v)) for v, _ in self._averages.values()]
         correction = self.correction()
-        return [
-            (v, (copy_of(a) * correction if correction != 1.0 else copy_of(a)).astype(v.dtype))
-            for v, a in self._averages.values()
-        ]
+        return [(v, _corrected(copy_of(a), correction, v)) for v, a in self._averages.values()]
 
     @contextmanager
     def swapped(self) -> Iterator[None]:
@@ -164,6 +161,13 @@ class WeightAverage(Update):
             "statistics": self.statistics,
             **super().get_config(),
         }
+
+
+def _corrected(average: np.ndarray, correction: float, variable: keras.Variable) -> np.ndarray:
+    """Return an average in the variable's dtype; integers are copied, not averaged."""
+    if correction != 1.0 and keras.backend.is_float_dtype(variable.dtype):
+        average = average * correction
+    return average.astype(variable.dtype)
 
 
 @keras.saving.register_keras_serializable(package="keras_trainops")

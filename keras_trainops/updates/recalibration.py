@@ -60,7 +60,7 @@ def recalibrate_batch_norm(
         with _recording(layers) as recorders:
             passes = [recorders]
             if layer_by_layer:
-                _forward(model, next(keras_private.batches(data, batch_size)))
+                _forward(model, _first_batch(data, batch_size))
                 passes = _in_call_order(recorders)
             for i, group in enumerate(passes, start=1):
                 batches = _batches(data, steps, batch_size)
@@ -89,6 +89,12 @@ def _require_repeatable(data: Any) -> None:
             "`layer_by_layer=True` goes through the data several times, but `data` is a generator: "
             "pass arrays, a dataset or a `PyDataset`."
         )
+
+
+def _first_batch(data: Any, batch_size: int | None) -> Any:
+    for x in keras_private.batches(data, batch_size):
+        return x
+    raise ValueError("`data` is empty, so there is nothing to recalibrate from.")
 
 
 class _MomentsRecorder:

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import subprocess
-import sys
 from typing import Any
 
 import keras
@@ -9,7 +7,7 @@ import numpy as np
 import pytest
 
 import keras_trainops as kt
-from tests.helpers import assert_same, refused, two_layers, value, weights
+from tests.helpers import assert_same, refused, two_layers, two_replicas, value, weights
 
 X, Y = np.ones((8, 4), "float32"), np.zeros((8, 2), "float32")
 
@@ -188,31 +186,18 @@ def test_arrays_and_the_model_share_no_memory() -> None:
     np.testing.assert_array_equal(weights(model)[0], trained)
 
 
-MIRRORED = """
-import numpy as np, tensorflow as tf
-cpu = tf.config.list_physical_devices("CPU")[0]
-tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
-import keras, keras_trainops as kt
-strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
-with strategy.scope():
-    inputs = keras.Input((4,))
-    model = kt.TrainOpsModel(inputs, keras.layers.Dense(2, name="head")(inputs))
-    clip = kt.transforms.ClipByNorm(1.0)
-    model.compile(keras.optimizers.SGD(0.0), "mse", gradient_transforms=clip)
-start = kt.WarmStart({"head/kernel": np.full((4, 2), 3.0)}, verbose=0)
-model.fit(np.ones((8, 4)), np.ones((8, 2)), batch_size=4, verbose=0, callbacks=[start])
-copies = strategy.experimental_local_results(model.get_layer("head").kernel.value)
-assert len(copies) == 2
-for copy in copies:
-    assert (copy.numpy() == 3).all()
-print("both replicas have it")
-"""
-
-
 @pytest.mark.backends("tensorflow")
 def test_loads_both_replicas_of_a_mirrored_variable() -> None:
-    run = subprocess.run(
-        [sys.executable, "-c", MIRRORED], capture_output=True, text=True, check=False
-    )
-    assert run.returncode == 0, run.stderr
-    assert "both replicas have it" in run.stdout
+    strategy = two_replicas()
+    with strategy.scope():
+        inputs = keras.Input((4,))
+        model = kt.TrainOpsModel(inputs, keras.layers.Dense(2, name="head")(inputs))
+        clip = kt.transforms.ClipByNorm(1.0)
+        model.compile(keras.optimizers.SGD(0.0), "mse", gradient_transforms=clip)
+    start = kt.WarmStart({"head/kernel": np.full((4, 2), 3.0)}, verbose=0)
+    x, y = np.ones((8, 4)), np.ones((8, 2))
+    model.fit(x, y, batch_size=4, verbose=0, callbacks=[start])
+    copies = strategy.experimental_local_results(model.get_layer("head").kernel.value)
+    assert len(copies) == 2
+    for copy in copies:
+        assert (copy.numpy() == 3).all()

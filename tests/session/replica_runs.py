@@ -1,44 +1,34 @@
-"""Sessions on two replicas, as a program: a process can set up logical devices only once.
-
-    python replica_runs.py OUT KIND
-
-Writes the final weights of all runs to an archive of arrays `run/path`.
-"""
+"""Sessions on two replicas, stopped and resumed on as many or on one."""
 
 from __future__ import annotations
 
 import contextlib
-import os
-import sys
 from typing import Any
-
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-
-import tensorflow as tf
-
-cpu = tf.config.list_physical_devices("CPU")[0]
-tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
 
 import keras
 import numpy as np
 
 import keras_trainops as kt
+from tests.helpers import two_replicas
 
 L = keras.layers
 rng = np.random.default_rng(0)
 X = rng.normal(2.0, 3.0, size=(64, 4)).astype("float32")
 Y = rng.normal(size=(64, 2)).astype("float32")
-arrays: dict[str, np.ndarray] = {}
 
 
 def scope(replicas: int) -> Any:
     if replicas == 1:
         return contextlib.nullcontext()
-    return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope()
+    return two_replicas().scope()
 
 
-def run(name: str, replicas: int, logdir: str, kind: str, **options: Any) -> None:
-    """Train eight batches, or resume; a stop at step 6 is within an accumulation."""
+def run(replicas: int, logdir: str, kind: str, **options: Any) -> dict[str, np.ndarray]:
+    """Train eight batches, or resume; a stop at step 6 is within an accumulation.
+
+    Returns:
+        The final weights on each replica, as `path/replica`.
+    """
     keras.backend.clear_session()
     keras.utils.set_random_seed(1)
     with scope(replicas):
@@ -58,22 +48,24 @@ def run(name: str, replicas: int, logdir: str, kind: str, **options: Any) -> Non
     )
     epochs = 2 if kind == "plain" else 1
     model.fit(X, Y, batch_size=8, epochs=epochs, shuffle=False, verbose=0, callbacks=[session])
+    found = {}
     for variable in model.weights:
-        parts = getattr(variable.value, "values", [variable.value])
-        for i, part in enumerate(parts):
-            arrays[f"{name}/{variable.path}/{i}"] = part.numpy()
+        for i, part in enumerate(getattr(variable.value, "values", [variable.value])):
+            found[f"{variable.path}/{i}"] = part.numpy()
+    return found
 
 
-out, kind = sys.argv[1:]
-run("two", 2, "two", kind)
-if kind == "plain":
-    pairs, stop = [(2, 2)], 8
-    run("2 then 1", 1, "two", kind)  # nothing is left to train
-else:
-    pairs, stop = [(2, 2), (2, 1), (1, 2)], 6
-    run("one", 1, "one", kind)
-for before, after in pairs:
-    where = f"{before}-{after}"
-    run("until", before, where, kind, stop_at_step=stop)
-    run(f"{before} then {after}", after, where, kind)
-np.savez(out, **arrays)
+def runs_of(kind: str) -> dict[str, dict[str, np.ndarray]]:
+    """The final weights of whole and of resumed runs, by name of the run."""
+    runs = {"two": run(2, "two", kind)}
+    if kind == "plain":
+        pairs, stop = [(2, 2)], 8
+        runs["2 then 1"] = run(1, "two", kind)  # nothing is left to train
+    else:
+        pairs, stop = [(2, 2), (2, 1), (1, 2)], 6
+        runs["one"] = run(1, "one", kind)
+    for before, after in pairs:
+        where = f"{before}-{after}"
+        run(before, where, kind, stop_at_step=stop)
+        runs[f"{before} then {after}"] = run(after, where, kind)
+    return runs

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import keras
@@ -10,6 +8,7 @@ import pytest
 
 import keras_trainops as kt
 from tests.helpers import assert_same, refused, two_layers
+from tests.session.replica_runs import runs_of
 from tests.session.small_runs import fit, steps
 
 
@@ -55,25 +54,10 @@ def test_accepts_layers_that_keras_renumbered() -> None:
     assert_same(second.get_weights(), first.get_weights())
 
 
-PROGRAM = Path(__file__).with_name("replica_runs.py")
-
-
-def trained(kind: str) -> dict[str, dict[str, np.ndarray]]:
-    """Return the final weights of each run, by `path/replica`."""
-    out = Path("weights.npz").absolute()
-    subprocess.run([sys.executable, str(PROGRAM), str(out), kind], check=True)
-    runs: dict[str, dict[str, np.ndarray]] = {}
-    with np.load(out) as archive:
-        for key, value in archive.items():
-            run, _, path = key.partition("/")
-            runs.setdefault(run, {})[path] = value
-    return runs
-
-
 @pytest.mark.backends("tensorflow")
 @pytest.mark.parametrize("kind", ["summed", "clipped"])
 def test_resumes_within_an_accumulation_on_replicas(kind: str) -> None:
-    runs = trained(kind)
+    runs = runs_of(kind)
     one, two = runs["one"], runs["two"]
     assert (len(one), len(two)) == (4, 8)
     for key, value in one.items():
@@ -86,7 +70,7 @@ def test_resumes_within_an_accumulation_on_replicas(kind: str) -> None:
 
 @pytest.mark.backends("tensorflow")
 def test_replicas_of_a_plain_model_keep_their_statistics() -> None:
-    runs = trained("plain")
+    runs = runs_of("plain")
     two = runs["two"]
     assert not np.array_equal(two["norm/moving_mean/0"], two["norm/moving_mean/1"])
     assert_same(list(runs["2 then 2"].values()), list(two.values()))

@@ -9,7 +9,6 @@ backend, or a saved file that another process wrote.
 from __future__ import annotations
 
 import contextlib
-import functools
 import json
 import sys
 import warnings
@@ -22,6 +21,7 @@ import keras
 import numpy as np
 
 import keras_trainops as kt
+from tests.helpers import two_replicas
 
 L, T = keras.layers, kt.transforms
 
@@ -163,14 +163,6 @@ def data(route: Route) -> dict[str, Any]:
 
     slices = tf.data.Dataset.from_tensor_slices(((images, words), y))
     return {"x": slices.batch(batch).filter(lambda x, y: True)}
-
-
-@functools.cache
-def two_replicas() -> Any:
-    """The one strategy of a process: those of several would exchange tensors under equal keys."""
-    import tensorflow as tf
-
-    return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
 
 
 @contextlib.contextmanager

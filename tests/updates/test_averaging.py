@@ -390,3 +390,28 @@ def test_use_average_needs_one_average(tmp_path: Path) -> None:
         model.compile("sgd", "mse", updates=[U.LayerUpdates(), *updates])
         with pytest.raises(ValueError, match=f"needs one average .* there are {len(updates)}"):
             model.fit(X, Y, verbose=0, callbacks=[kt.UseAverage()])
+
+
+class WithCounter(keras.layers.Layer):
+    """Has a counter beside a float weight."""
+
+    def build(self, shape: Any) -> None:
+        self.counter = self.add_weight(
+            shape=(), dtype="int32", trainable=False, initializer="zeros", name="counter"
+        )
+        self.scale = self.add_weight(shape=(), initializer="ones", name="scale")
+
+    def call(self, x: Any) -> Any:
+        return x * self.scale
+
+
+def test_integers_are_copied_without_a_correction() -> None:
+    inputs = keras.Input((4,))
+    model = kt.TrainOpsModel(inputs, WithCounter(name="with_counter")(inputs))
+    counter = model.get_layer("with_counter").counter
+    counter.assign(3)
+    average = kt.updates.MovingAverage(0.99, debias=True, statistics=True)
+    model.compile("sgd", "mse", updates=[average])
+    model.fit(np.ones((6, 4)), np.ones((6, 4)), batch_size=2, verbose=0)
+    averages = {id(variable): array for variable, array in average.averages()}
+    assert averages[id(counter)] == 3

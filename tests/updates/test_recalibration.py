@@ -160,3 +160,18 @@ def test_failures_change_nothing() -> None:
     with pytest.raises(ValueError, match=r"`steps` must be >= 1, or None\. Received: steps=0"):
         kt.RecalibrateBatchNorm(X, steps=0)
     assert values(model)
+
+
+def test_rejects_empty_data_for_several_passes() -> None:
+    inputs = keras.Input((3,))
+    model = keras.Model(inputs, keras.layers.BatchNormalization()(inputs))
+    with pytest.raises(ValueError, match="`data` is empty"):
+        kt.updates.recalibrate_batch_norm(model, iter_nothing(), layer_by_layer=True)
+
+
+def iter_nothing() -> Any:
+    class Nothing(keras.utils.PyDataset):
+        def __len__(self) -> int:
+            return 0
+
+    return Nothing()

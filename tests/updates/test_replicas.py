@@ -2,21 +2,10 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 
-PROGRAM = Path(__file__).with_name("replicas.py")
-
-
-def run(devices: int) -> dict[str, np.ndarray]:
-    out = Path(f"on_{devices}.npz").absolute()
-    subprocess.run([sys.executable, str(PROGRAM), str(out), str(devices)], check=True)
-    with np.load(out) as archive:
-        return dict(archive)
+from tests.updates.replicas import run
 
 
 @pytest.mark.backends("tensorflow")

@@ -53,7 +53,7 @@ class Matching:
         taken: list[Target] = []
         for entry in renamed:
             names += [address for address in entry.addresses if isinstance(address, str)]
-            if entry.rule == "auto":
+            if entry.by == "heuristic":
                 taken += [self._by_id[id(variable)] for variable in entry.addresses]
         return self.table.pair(names, taken)
 
@@ -88,8 +88,8 @@ class Matching:
     def _of_variable(self, renamed: Renamed, variable: keras.Variable) -> list[Target]:
         if id(variable) not in self._by_id:
             self._conflicts.append(
-                f"Rename rule {renamed.rule!r} leads to the variable {variable.path!r}, which is "
-                "not a weight of this model."
+                f"Rename rule {renamed.rule or renamed.by!r} leads to the variable "
+                f"{variable.path!r}, which is not a weight of this model."
             )
             return []
         return [self._by_id[id(variable)]]
@@ -101,7 +101,7 @@ class Matching:
         found = self._pairing.ambiguous.get(name, [])
         if not any(target.selected for target in found):
             # A rule counts even if another name suits the variable better.
-            by_rule = [] if found or renamed.rule is None else self.table.find(name)
+            by_rule = [] if found or renamed.by == "nothing" else self.table.find(name)
             return by_rule if len(by_rule) == 1 else []
         if len(found) == 1:
             self._report_rivals(found[0])
@@ -137,7 +137,7 @@ class Matching:
             f"Rename rule {rule!r} leads to no variable of the model: none is named "
             f"{min(names)!r}. {paths.closest_phrase(min(names), known, 'path')}"
             for rule, names in self._rule_addresses.items()
-            if rule not in self._rules_that_lead and rule != "the callable"
+            if rule not in self._rules_that_lead
         ]
 
 
@@ -162,7 +162,7 @@ def pair_by_heuristic(rename: str, table: NameTable, checkpoint: Checkpoint) -> 
     path_of = {key: path for path, key in pairs.key_of.items()}
     return Renaming(
         [
-            Renamed(key, [variables[path_of[key]]], "auto")
+            Renamed(key, [variables[path_of[key]]], "heuristic")
             if key in path_of
             else Renamed(key, [key])
             for key in checkpoint

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import keras
 
@@ -26,12 +26,15 @@ class Renamed:
     Attributes:
         key: The key in the checkpoint.
         addresses: Variables, or names of variables; empty if a rule leaves the key out.
-        rule: The rule that matched; None if the key keeps its own name.
+        by: What decided: nothing, so that the key keeps its own name; a rule of the mapping; the
+            callable; or the heuristic.
+        rule: The text of the rule; None unless one decided.
         order: The position of the rule among the rules, which orders keys that are combined.
     """
 
     key: str
     addresses: Sequence[Address]
+    by: Literal["nothing", "rule", "callable", "heuristic"] = "nothing"
     rule: str | None = None
     order: int = 0
 
@@ -72,7 +75,7 @@ def apply_rules(rename: Rename, keys: Iterable[str]) -> Renaming:
     if isinstance(rename, Mapping):
         return _apply_mapping(rename, keys)
     if callable(rename):
-        return Renaming([Renamed(key, _called(rename, key), "the callable") for key in keys])
+        return Renaming([Renamed(key, _called(rename, key), "callable") for key in keys])
     raise ValueError(
         "`rename` must be a mapping from regular expression to path, or a callable from key to "
         f"path. Received: rename={rename!r}"
@@ -122,7 +125,7 @@ def _rename(key: str, rules: Sequence[_Rule]) -> Renamed:
         match = rule.expression.fullmatch(key)
         if match is not None:
             filled = [_fill(rule.text, address, match) for address in rule.addresses]
-            return Renamed(key, filled, rule.text, order)
+            return Renamed(key, filled, "rule", rule.text, order)
     return Renamed(key, [key])
 
 

@@ -125,3 +125,12 @@ def test_invalid_rules_are_refused(rules: Any, message: str) -> None:
 def test_numbers_in_groups_may_be_shifted(template: str, expected: str) -> None:
     (renamed,) = apply_rules({r"layer(\d)\.(\d)": template}, ["layer7.5"]).renamed
     assert renamed.addresses == [expected]
+
+
+@pytest.mark.parametrize("rule", ["auto", "the callable", "callable", "heuristic"])
+def test_any_text_may_be_a_rule(rule: str) -> None:
+    model = two_layers()
+    kt.restore(model, {rule: np.full(2, 7.0)}, rename={rule: "head/bias"})
+    assert value(model.weights[3]).tolist() == [7.0, 7.0]
+    with refused(model, "leads to no variable of the model: none is named 'no/where'"):
+        kt.restore(model, {rule: np.ones(2)}, rename={rule: "no/where"})

@@ -17,10 +17,13 @@ import numpy as np
 import pytest
 
 import keras_trainops as kt
-from tests.helpers import assert_same, two_layers, weights
+from tests.helpers import assert_same, differ, numpy, two_layers, value, weights
+from tests.training import small_models
+from tests.training.small_models import Subclassed, functional, lazy
 
 T = kt.transforms
 X = np.random.default_rng(0).normal(size=(8, 4)).astype("float32")
+
 
 CLASSES = '''
 import keras
@@ -42,7 +45,7 @@ class Own(keras.Model):
 
 @keras.saving.register_keras_serializable(package="mine")
 class Configured(Own):
-    """With a configuration that only its own `from_config` understands."""
+    """Has a configuration that only its own `from_config` understands."""
 
     def __init__(self, units, **kwargs):
         super().__init__(units=units, **kwargs)
@@ -65,6 +68,8 @@ class OfInputs(keras.Model):
 class Stack(keras.Sequential):
     pass
 '''
+
+
 exec(CLASSES)
 
 
@@ -98,8 +103,71 @@ def assert_is_one(model: Any, name: str) -> None:
 NAMES = ["Own", "Configured", "OfInputs", "Stack"]
 
 
+def stack() -> keras.Model:
+    return keras.Sequential(
+        [keras.Input((6,)), keras.layers.Dense(5, name="trunk"), keras.layers.Dense(2, name="head")]
+    )
+
+
+@pytest.mark.parametrize("make", [functional, stack, lambda: lazy(Subclassed)])
+def test_with_train_ops_keeps_variables_names_and_outputs(make: Any) -> None:
+    model, x = make(), small_models.X
+    before = numpy(model(x))
+    variables, paths = model.weights, [v.path for v in model.weights]
+    assert kt.with_train_ops(model) is model
+    assert isinstance(model, kt.TrainOpsMixin)
+    assert all(a is b for a, b in zip(model.weights, variables, strict=True))
+    assert [v.path for v in model.weights] == paths
+    np.testing.assert_array_equal(numpy(model(x)), before)
+    assert kt.with_train_ops(model) is model
+    model.compile(
+        "sgd", "mse", gradient_transforms=T.ClipByNorm(1e-9), updates=[kt.updates.LayerUpdates()]
+    )
+    trained = [v for v in model.weights if v.trainable]
+    start = [value(v) for v in trained]
+    model.fit(x, small_models.Y, verbose=0)
+    assert differ([value(v) for v in trained], start) < 1e-8
+
+
+def test_refuses_what_is_not_a_model() -> None:
+    with pytest.raises(ValueError, match=r"`model` must be a Keras model. Received: 3"):
+        kt.with_train_ops(3)
+
+
+@pytest.mark.parametrize("make", [functional, stack])
+def test_saves_and_loads_an_extended_model(make: Any) -> None:
+    model = kt.with_train_ops(make())
+    model.compile("sgd", "mse", gradient_transforms=T.ClipByNorm(1.0))
+    model.save("m.keras")
+    loaded = keras.saving.load_model("m.keras")
+    assert isinstance(loaded, kt.TrainOpsMixin)
+    make().save("stock.keras")
+    stock = keras.saving.load_model("stock.keras")
+    assert [v.path for v in loaded.weights] == [v.path for v in stock.weights]
+    x = small_models.X
+    np.testing.assert_array_equal(numpy(loaded(x)), numpy(model(x)))
+
+
+def test_extends_a_network_of_keras_applications() -> None:
+    model = kt.with_train_ops(
+        keras.applications.MobileNet((32, 32, 3), alpha=0.25, weights=None, classes=2)
+    )
+    model.compile(
+        "sgd", "mse", gradient_transforms=[T.Scale({"conv_preds": 2.0}), T.ClipByNorm(1.0)]
+    )
+    model.fit(np.ones((4, 32, 32, 3)), small_models.Y[:4], verbose=0)
+    assert model.optimizer.iterations == 1
+
+
+def test_saves_a_model_extended_after_compile() -> None:
+    model = two_layers()
+    model.compile("sgd", "mse")
+    kt.with_train_ops(model).save("model.keras")
+    assert_same(weights(keras.saving.load_model("model.keras")), weights(model))
+
+
 @pytest.mark.parametrize("name", NAMES)
-def test_a_file_of_an_extended_class_is_loaded_with_the_mixin(name: str) -> None:
+def test_loads_files_of_extended_classes_with_the_mixin(name: str) -> None:
     model = trained(name)
     for i in range(2):  # what was loaded is saved and loaded again
         model.save(f"{i}.keras")
@@ -110,7 +178,7 @@ def test_a_file_of_an_extended_class_is_loaded_with_the_mixin(name: str) -> None
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_file_keeps_the_registered_name_and_the_configuration(name: str) -> None:
+def test_a_file_names_the_users_class_and_configuration(name: str) -> None:
     model = trained(name)
     model.save("m.keras")
     with zipfile.ZipFile("m.keras") as archive:
@@ -124,7 +192,7 @@ def test_the_file_keeps_the_registered_name_and_the_configuration(name: str) -> 
     assert keras.saving.get_registered_object(registered) is globals()[name]
 
 
-def test_another_process_loads_it_where_the_class_is_registered() -> None:
+def test_another_process_loads_files_of_registered_classes() -> None:
     models = {name: trained(name) for name in NAMES}
     for name, model in models.items():
         model.save(f"{name}.keras")
@@ -157,7 +225,7 @@ class NotRegistered(globals()["Own"]):  # type: ignore[misc]
     pass
 
 
-def test_a_class_that_is_not_registered_is_loaded_as_in_keras() -> None:
+def test_loads_unregistered_classes_through_custom_objects() -> None:
     model = kt.with_train_ops(NotRegistered())
     model(X)
     model.save("m.keras")
@@ -182,7 +250,7 @@ def sequential() -> Any:
 
 
 @pytest.mark.parametrize("make", [sequential, two_layers], ids=["sequential", "functional"])
-def test_a_legacy_file_of_one_of_kerass_classes_is_loaded_with_the_mixin(make: Any) -> None:
+def test_loads_legacy_files_with_the_mixin(make: Any) -> None:
     model = kt.with_train_ops(make())
     model.compile(
         "sgd", keras.losses.MeanSquaredError(), gradient_transforms=T.ClipByNorm(1.0), updates=[]
@@ -228,13 +296,13 @@ def test_a_clone_keeps_the_mixin(make: Any, compiled: bool) -> None:
 
 
 @pytest.mark.parametrize("make", [sequential, two_layers])
-def test_a_clone_of_a_model_without_the_mixin_is_as_in_keras(make: Any) -> None:
+def test_clones_without_the_mixin_are_as_in_keras(make: Any) -> None:
     model = make()
     clone = keras.models.clone_model(model)
     assert type(clone) is type(model)
 
 
-def test_models_in_models_are_cloned_with_theirs() -> None:
+def test_clones_models_inside_models_with_the_mixin() -> None:
     inner = kt.with_train_ops(sequential())
     inputs = keras.Input((4,))
     outer = kt.with_train_ops(keras.Model(inputs, inner(inputs)))

@@ -1,7 +1,6 @@
-"""Layers that are frozen or thawed between `compile` and training."""
-
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable
 from typing import Any
@@ -17,10 +16,13 @@ RNG = np.random.default_rng(0)
 X = RNG.normal(size=(16, 4)).astype("float32")
 Y = RNG.normal(size=(16, 2)).astype("float32")
 
+
 TRAIN: dict[str, Callable[[Any], Any]] = {
     "fit": lambda m: m.fit(X, Y, batch_size=8, shuffle=False, verbose=0),
     "train_on_batch": lambda m: m.train_on_batch(X, Y),
 }
+
+
 either_way = pytest.mark.parametrize("train", TRAIN.values(), ids=TRAIN)
 
 
@@ -43,9 +45,7 @@ def freeze_each(model: Any) -> None:
 
 @either_way
 @pytest.mark.parametrize("trained_before", [False, True])
-def test_a_layer_frozen_since_is_an_error_that_names_its_variables(
-    train: Any, trained_before: bool
-) -> None:
+def test_refuses_a_layer_frozen_since_compile(train: Any, trained_before: bool) -> None:
     model = net()
     model.compile("sgd", "mse")
     if trained_before:
@@ -60,8 +60,23 @@ def test_a_layer_frozen_since_is_an_error_that_names_its_variables(
     assert_same(weights(model)[:2], trunk)
 
 
+@pytest.mark.parametrize("change", ["less", "more"])
+def test_refuses_freezing_and_thawing_after_training(change: str) -> None:
+    model = net()
+    model.get_layer("trunk").trainable = change == "less"
+    model.compile(keras.optimizers.Adam(0.01), "mse")
+    model.fit(X, Y, verbose=0)
+    model.get_layer("trunk").trainable = change == "more"
+    before = weights(model)
+    with pytest.raises(ValueError, match=r"have changed .*: trunk/kernel, trunk/bias. Compile ag"):
+        model.fit(X, Y, verbose=0)
+    assert_same(weights(model), before)
+    model.compile(model.optimizer, "mse")
+    model.fit(X, Y, verbose=0)
+
+
 @either_way
-def test_all_frozen_trained_and_thawed_is_an_error(train: Any) -> None:
+def test_refuses_a_model_thawed_since_compile(train: Any) -> None:
     model = net()
     model.trainable = False
     model.compile("sgd", "mse")
@@ -82,7 +97,7 @@ def test_all_frozen_trained_and_thawed_is_an_error(train: Any) -> None:
 
 
 @either_way
-def test_a_weight_frozen_by_itself_counts(train: Any) -> None:
+def test_refuses_a_single_weight_frozen_since_compile(train: Any) -> None:
     model = net()
     model.compile("sgd", "mse")
     model.get_layer("head").bias.trainable = False
@@ -91,7 +106,7 @@ def test_a_weight_frozen_by_itself_counts(train: Any) -> None:
 
 
 @either_way
-def test_what_is_not_to_be_trained_anyway_may_be_frozen(train: Any) -> None:
+def test_layers_outside_variables_to_train_may_be_frozen(train: Any) -> None:
     model = net()
     model.compile("sgd", "mse", variables_to_train=["head"])
     model.get_layer("trunk").trainable = False
@@ -105,7 +120,7 @@ def test_what_is_not_to_be_trained_anyway_may_be_frozen(train: Any) -> None:
         train(model)
 
 
-def test_a_model_not_built_yet_remembers_its_layers() -> None:
+def test_unbuilt_models_remember_which_layers_were_trainable() -> None:
     model = kt.with_train_ops(
         keras.Sequential([keras.layers.Dense(3, name="trunk"), keras.layers.Dense(2, name="head")])
     )
@@ -118,31 +133,44 @@ def test_a_model_not_built_yet_remembers_its_layers() -> None:
     assert len(model.trainable_variables) == 4
 
 
+def compiled_to_train(train: Any, trained_before: bool, chosen: bool) -> Any:
+    model = net()
+    updates = [kt.updates.LayerUpdates()] if chosen else None
+    model.compile(keras.optimizers.Adam(0.01), "mse", updates=updates)
+    if trained_before:
+        train(model)
+    return model
+
+
+@functools.cache
+def weights_unfrozen(train: Any, trained_before: bool, chosen: bool) -> list[np.ndarray]:
+    """Return the weights after the same training, never frozen."""
+    model = compiled_to_train(train, trained_before, chosen)
+    for _ in range(2):
+        train(model)
+    return weights(model)
+
+
 @either_way
 @pytest.mark.parametrize("freeze", [freeze_all, freeze_each])
 @pytest.mark.parametrize("trained_before", [False, True])
 @pytest.mark.parametrize("chosen", [False, True], ids=["keras", "policy"])
-def test_a_model_frozen_for_another_one_trains_itself_as_compiled(
+def test_a_model_frozen_inside_another_trains_as_compiled(
     train: Any, freeze: Any, trained_before: bool, chosen: bool
 ) -> None:
-    """The GAN pattern, bit for bit as the same training without the other model."""
-    frozen, free = net(), net()
-    for model in (frozen, free):
-        updates = [kt.updates.LayerUpdates()] if chosen else None
-        model.compile(keras.optimizers.Adam(0.01), "mse", updates=updates)
-        if trained_before:
-            train(model)
+    """As in a GAN, bit for bit as the same training without the other model."""
+    frozen = compiled_to_train(train, trained_before, chosen)
     freeze(frozen)
     flags = [layer.trainable for layer in (frozen, *frozen.layers)]
     for _ in range(2):
         train(frozen)
-        train(free)
         assert [layer.trainable for layer in (frozen, *frozen.layers)] == flags
-    assert_same(weights(frozen), weights(free))  # the batch norm's statistics too
+    # Batch-norm statistics too.
+    assert_same(weights(frozen), weights_unfrozen(train, trained_before, chosen))
 
 
 @pytest.mark.parametrize("combined_class", [keras.Model, kt.TrainOpsModel])
-def test_a_generative_adversarial_network(combined_class: Any) -> None:
+def test_trains_a_generative_adversarial_network(combined_class: Any) -> None:
     keras.utils.set_random_seed(1)
     critic, noise = net(name="critic"), keras.Input((3,))
     critic.compile("sgd", "mse")
@@ -185,7 +213,7 @@ class Stop(keras.callbacks.Callback):
         raise RuntimeError("stop here")
 
 
-def test_flags_are_given_back_where_training_fails() -> None:
+def test_layers_get_their_flags_back_after_errors() -> None:
     model = net()
     model.compile("sgd", "mse")
     model.trainable = False

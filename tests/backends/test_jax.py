@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+
+from keras_trainops.backends import backend
+from tests.helpers import value
+
+pytestmark = pytest.mark.backends("jax")
+
+
+def variables(*values: float) -> list[Any]:
+    return [keras.Variable(np.full(2, each), name=f"v{i}") for i, each in enumerate(values)]
+
+
+def test_unshared_variables_have_values_of_their_own() -> None:
+    first, second, third = variables(1.0, 2.0, 3.0)
+    second.assign(first.value)
+    assert second.value is first.value
+    kept = first.value, third.value
+    backend().unshare_values([first, second, third])
+    assert second.value is not first.value
+    assert (first.value, third.value) == (pytest.approx(kept[0]), pytest.approx(kept[1]))
+    np.testing.assert_array_equal(value(second), [1, 1])
+
+
+def test_conditions_select_the_values_that_one_function_assigns() -> None:
+    import jax
+
+    count, other = variables(0.0, 5.0)
+
+    def step(flag: Any, values: Any) -> Any:
+        with keras.StatelessScope(list(zip([count, other], values, strict=True))) as scope:
+            backend().conditionally(
+                flag,
+                lambda by: count.assign(count + by),
+                lambda by: other.assign(other - by),
+                [2.0],
+                changes=[count, other],
+            )
+        return [scope.get_current_value(v)[0] for v in (count, other)]
+
+    values = [count.value, other.value]
+    assert [float(v) for v in jax.jit(step)(True, values)] == [2, 5]
+    assert [float(v) for v in jax.jit(step)(False, values)] == [0, 3]
+
+
+def test_differentiates_within_a_stateless_scope() -> None:
+    weight, factor = variables(1.0, 0.0)
+    with keras.StatelessScope([(factor, factor.value + 3)]):
+        (gradient,), rest = backend().differentiate(
+            lambda: (keras.ops.sum(factor * weight * weight), "rest"), [weight]
+        )
+    np.testing.assert_allclose(gradient, [6, 6])
+    assert rest == "rest"
+
+
+def test_tracing_assigns_nothing() -> None:
+    (count,) = variables(0.0)
+    seen = []
+
+    def function() -> None:
+        with keras.StatelessScope():
+            count.assign(count + 1)
+            seen.append(count.value.shape)
+
+    backend().trace(function)
+    assert seen == [(2,)]
+    np.testing.assert_array_equal(value(count), [0, 0])

@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import keras
+import pytest
+
+from keras_trainops.training.fit_callbacks import accompanied, evaluation_context
+from tests.training.optimizers.kinds import X, Y, net
+
+
+class Records(keras.callbacks.Callback):
+    """A companion that notes when it is entered, and adds a callback of its own."""
+
+    def __init__(self, log: list[str]) -> None:
+        super().__init__()
+        self.log, self.added = log, keras.callbacks.Callback()
+
+    @contextmanager
+    def accompany(self, model: Any, callbacks: list[Any]) -> Iterator[list[Any]]:
+        self.log.append(f"{type(self).__name__} begins")
+        try:
+            yield [*callbacks, self.added]
+        finally:
+            self.log.append(f"{type(self).__name__} ends")
+
+
+class Follows(Records):
+    def see_data(self, iterator: Any) -> None:
+        self.log.append("data")
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        self.log.append("training")
+
+
+def test_companions_surround_the_whole_fit() -> None:
+    log: list[str] = []
+    model, callbacks = net(), [Follows(log), Records(log)]
+    model.compile("sgd", "mse")
+    model.fit(X, Y, verbose=0, callbacks=callbacks)
+    assert log == [
+        *("Records begins", "Follows begins", "data", "training"),
+        *("Follows ends", "Records ends"),
+    ]
+    assert model.train_ops.fit.sees_data is None
+    assert not model.train_ops.fit.follows
+    with (
+        pytest.raises(RuntimeError, match="stop"),
+        accompanied(model, (), {"callbacks": [*callbacks]}),
+    ):
+        raise RuntimeError("stop")
+    assert log[-2:] == ["Follows ends", "Records ends"]
+
+
+@pytest.mark.parametrize("as_keyword", [True, False])
+def test_arranged_callbacks_replace_the_given_ones(as_keyword: bool) -> None:
+    companion = Records([])
+    args = () if as_keyword else (X, Y, 8, 1, 0, companion, 0.5)
+    kwargs = {"callbacks": companion, "epochs": 2} if as_keyword else {}
+    with accompanied(net(), args, kwargs) as (new_args, new_kwargs):
+        callbacks = new_kwargs["callbacks"] if as_keyword else new_args[5]
+        assert callbacks == [companion, companion.added]
+        assert as_keyword or new_args[6] == 0.5
+        assert not as_keyword or new_kwargs["epochs"] == 2
+        assert len(new_args) == len(args)
+
+
+def test_a_users_callback_list_gets_its_callbacks_back() -> None:
+    companion, model = Records([]), net()
+    users_list = keras.callbacks.CallbackList([companion], add_history=True, model=model)
+    before = users_list.callbacks
+    with accompanied(model, (), {"callbacks": users_list}) as (_, kwargs):
+        assert kwargs["callbacks"] is users_list
+        assert users_list.callbacks[-1] is companion.added
+        assert companion.added.model is model
+    assert users_list.callbacks is before
+    assert companion.added not in before
+
+
+@pytest.mark.parametrize("kind", [Records, Follows])
+def test_refuses_two_companions_of_one_kind(kind: type[Records]) -> None:
+    model, log = net(), []
+    model.compile("sgd", "mse")
+    names = f"{kind.__name__} and {kind.__name__}"
+    with pytest.raises(ValueError, match=f"may have one of these only: {names}"):
+        model.fit(X, Y, verbose=0, callbacks=[kind(log), kind(log)])
+    assert log == []
+
+
+def test_refuses_layers_among_callbacks() -> None:
+    arguments = {"callbacks": [keras.callbacks.Callback(), keras.layers.Dense(2)]}
+    with (
+        pytest.raises(ValueError, match="`callbacks` must be Keras callbacks"),
+        accompanied(net(), (), arguments),
+    ):
+        pass
+
+
+def test_evaluations_happen_in_the_context_of_the_fit() -> None:
+    entered = []
+
+    @contextmanager
+    def evaluation() -> Iterator[None]:
+        entered.append(1)
+        yield
+
+    with evaluation_context(evaluation, {}):
+        assert entered == [1]
+    validation = keras.callbacks.CallbackList([])
+    for context in (
+        evaluation_context(evaluation, {"callbacks": validation}),
+        evaluation_context(None, {}),
+    ):
+        with context:
+            assert entered == [1]
+
+
+def test_fits_without_companions_pass_their_arguments_on() -> None:
+    args, kwargs = (X, Y), {"callbacks": [keras.callbacks.Callback()]}
+    with accompanied(net(), args, kwargs) as given:
+        assert given[0] is args
+        assert given[1] is kwargs
