@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from keras_trainops.session.record import Record
-from keras_trainops.session.store import ARRAYS, SavedStep
+from keras_trainops.session.state.record import Record
+from keras_trainops.session.storage.store import ARRAYS, SavedStep
 
 
 def check_enough_batches(checkpoint: SavedStep, batches: int | None) -> None:

@@ -7,7 +7,7 @@ import threading
 from types import FrameType
 from typing import Any
 
-from keras_trainops.session import forks
+from keras_trainops.session.storage import forks
 
 
 class SessionInterrupted(SystemExit):

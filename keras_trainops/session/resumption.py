@@ -8,11 +8,11 @@ from keras_trainops import keras_private
 from keras_trainops.errors import RestoreError
 from keras_trainops.session import changes
 from keras_trainops.session.callback_states import CallbackStates
-from keras_trainops.session.data import DataPosition
 from keras_trainops.session.log import SessionLog
 from keras_trainops.session.progress import Ending, FitLength, Progress
-from keras_trainops.session.snapshot import gradient_sums_of, restore_variables, variables_of
-from keras_trainops.session.store import SavedStep
+from keras_trainops.session.state.data import DataPosition
+from keras_trainops.session.state.snapshot import gradient_sums_of, restore_variables, variables_of
+from keras_trainops.session.storage.store import SavedStep
 from keras_trainops.session.summaries import constant_learning_rates
 
 

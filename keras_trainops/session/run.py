@@ -9,15 +9,15 @@ import keras
 
 from keras_trainops import keras_private
 from keras_trainops.session.callback_states import CallbackStates
-from keras_trainops.session.data import DataPosition
-from keras_trainops.session.data_order import order_warning
-from keras_trainops.session.directory import LogDirectory
 from keras_trainops.session.interruption import Interruption, SessionInterrupted
 from keras_trainops.session.log import SessionLog
 from keras_trainops.session.progress import Ending, FitLength, Progress
-from keras_trainops.session.record import Record
 from keras_trainops.session.resumption import Resumption
-from keras_trainops.session.snapshot import variables_of
+from keras_trainops.session.state.data import DataPosition
+from keras_trainops.session.state.data_order import order_warning
+from keras_trainops.session.state.record import Record
+from keras_trainops.session.state.snapshot import variables_of
+from keras_trainops.session.storage.directory import LogDirectory
 from keras_trainops.session.summaries import Summaries, constant_learning_rates
 
 

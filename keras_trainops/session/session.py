@@ -6,10 +6,10 @@ import weakref
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from keras_trainops.session.data import DataPosition
-from keras_trainops.session.directory import LogDirectory
 from keras_trainops.session.run import Run
 from keras_trainops.session.settings import Settings
+from keras_trainops.session.state.data import DataPosition
+from keras_trainops.session.storage.directory import LogDirectory
 
 # Functions that begin the runs of models that `fit` is about to train, or is training.
 _BEGINS: weakref.WeakKeyDictionary[Any, Callable[[], Run]] = weakref.WeakKeyDictionary()

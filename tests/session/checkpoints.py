@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from keras_trainops.session import randomness
-from keras_trainops.session.record import DataState, Position, Record
-from keras_trainops.session.store import SavedStep, Store
+from keras_trainops.session.state import randomness
+from keras_trainops.session.state.record import DataState, Position, Record
+from keras_trainops.session.storage.store import SavedStep, Store
 
 DIRECTORY = Path("checkpoints")
 

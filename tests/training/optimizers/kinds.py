@@ -17,8 +17,6 @@ O = keras.optimizers  # noqa: E741
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(24, 4)).astype("float32")
 Y = RNG.normal(size=(24, 2)).astype("float32")
-
-
 MULTI = pytest.mark.skipif(
     not hasattr(O, "MultiOptimizer"), reason="keras.optimizers.MultiOptimizer needs a newer Keras"
 )

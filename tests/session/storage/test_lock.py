@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from keras_trainops.session.lock import DirectoryLock
+from keras_trainops.session.storage.lock import DirectoryLock
 
 
 def lock() -> DirectoryLock:
@@ -23,7 +23,7 @@ def test_an_unreadable_holder_still_has_the_lock() -> None:
     first = lock()
     first.acquire()
     program = (
-        "import sys, pathlib; from keras_trainops.session.lock import DirectoryLock; "
+        "import sys, pathlib; from keras_trainops.session.storage.lock import DirectoryLock; "
         "DirectoryLock(pathlib.Path('session.lock'), None).acquire()"
     )
     Path("session.lock").write_text('{"process": []}', encoding="utf-8")

@@ -13,11 +13,11 @@ import keras
 import numpy as np
 
 from keras_trainops.session.log import SessionLog
-from keras_trainops.session.record import Record
 from keras_trainops.session.settings import Settings
-from keras_trainops.session.snapshot import HostCopy, gradient_sums_of, variables_of
-from keras_trainops.session.store import SavedStep, Store
-from keras_trainops.session.writer import BackgroundWriter
+from keras_trainops.session.state.record import Record
+from keras_trainops.session.state.snapshot import HostCopy, gradient_sums_of, variables_of
+from keras_trainops.session.storage.store import SavedStep, Store
+from keras_trainops.session.storage.writer import BackgroundWriter
 
 
 class Saver:

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 import keras_trainops as kt
-from keras_trainops.session.record import Record
-from keras_trainops.session.store import Store
+from keras_trainops.session.state.record import Record
+from keras_trainops.session.storage.store import Store
 from tests.helpers import assert_same, two_layers
 from tests.session.checkpoints import DIRECTORY, content, folder, newest, save
 from tests.session.small_runs import fit

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import ExitStack
 
-from keras_trainops.session import forks
-from keras_trainops.session.lock import DirectoryLock
 from keras_trainops.session.log import SessionLog
-from keras_trainops.session.saver import Saver
 from keras_trainops.session.settings import Settings
+from keras_trainops.session.storage import forks
+from keras_trainops.session.storage.lock import DirectoryLock
+from keras_trainops.session.storage.saver import Saver
 
 
 class LogDirectory:

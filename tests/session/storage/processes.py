@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-sys.path.insert(0, str(Path(__file__).parents[2]))
+sys.path.insert(0, str(Path(__file__).parents[3]))
 
 import keras
 
-from keras_trainops.session.lock import DirectoryLock
+from keras_trainops.session.storage.lock import DirectoryLock
 from tests.session import runs
 
 LOCK = Path("run/session.lock")

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from keras_trainops.session import randomness
+from keras_trainops.session.state import randomness
 
 
 def document() -> Any:

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-from keras_trainops.session.record import DOCUMENTS, Record, parse
+from keras_trainops.session.state.record import DOCUMENTS, Record, parse
 
 ARRAYS = "state.safetensors"
 _SUMS = "SHA256SUMS"

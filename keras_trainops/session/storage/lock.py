@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
-from keras_trainops.session import forks
+from keras_trainops.session.storage import forks
 
 # The locks that this process holds.
 _HELD: dict[Path, DirectoryLock] = {}

@@ -20,9 +20,9 @@ from pathlib import Path
 import numpy as np
 import safetensors.numpy
 
-from keras_trainops.session import randomness
-from keras_trainops.session.record import DataState, Position, Record
-from keras_trainops.session.store import SavedStep, Store
+from keras_trainops.session.state import randomness
+from keras_trainops.session.state.record import DataState, Position, Record
+from keras_trainops.session.storage.store import SavedStep, Store
 
 assert safetensors.numpy
 EVENTS = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "open"}

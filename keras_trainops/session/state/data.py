@@ -7,8 +7,8 @@ from typing import Any
 
 from keras_trainops import keras_private
 from keras_trainops.backends import backend
-from keras_trainops.session import randomness
-from keras_trainops.session.record import DataState, Position
+from keras_trainops.session.state import randomness
+from keras_trainops.session.state.record import DataState, Position
 
 
 class DataPosition:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from keras_trainops.session import store
+from keras_trainops.session.storage import store
 from tests.helpers import assert_same
 from tests.session.checkpoints import rewrite
 from tests.session.runs import state

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from keras_trainops.session.store import DamagedCheckpointError
+from keras_trainops.session.storage.store import DamagedCheckpointError
 from tests.session.checkpoints import edit, folder, newest, rewrite, save
 
 DEEP = "[" * 100_000 + "]" * 100_000

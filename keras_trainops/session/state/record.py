@@ -11,7 +11,7 @@ from typing import Any
 import keras
 
 from keras_trainops.backends import backend
-from keras_trainops.session import randomness
+from keras_trainops.session.state import randomness
 
 DOCUMENTS = ("session", "data", "variables")
 _RANDOM = ("fit", "made", "used", "now")

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import threading
 
-from keras_trainops.session.writer import BackgroundWriter
+from keras_trainops.session.storage.writer import BackgroundWriter
 
 
 def test_runs_one_job_after_the_other() -> None:

@@ -1,0 +1,1 @@
+"""The log directory on disk: crash-safe checkpoints, the writing thread, the lock."""
