@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
+
+
+@dataclasses.dataclass(frozen=True)
+class _Own:
+    """The state of one object; replaced as a whole, so that a failed change can be undone.
+
+    Attributes:
+        variables: State variables by name.
+        not_held: The `id`s of those that a skipped weight update does not restore.
+        bound_to: The variables of the model it serves.
+    """
+
+    variables: Mapping[str, keras.Variable] = dataclasses.field(default_factory=dict)
+    not_held: frozenset[int] = frozenset()
+    bound_to: tuple[weakref.ref[keras.Variable], ...] = ()
 
 
 class BoundToModel:
@@ -20,6 +36,13 @@ class BoundToModel:
     """
 
     argument: str = ""
+
+    @property
+    def _own(self) -> _Own:
+        return self.__dict__.get("_state", _NONE)
+
+    def _change(self, **changes: Any) -> None:
+        self.__dict__["_state"] = dataclasses.replace(self._own, **changes)
 
     def bind_to(self, variables: Sequence[keras.Variable]) -> None:
         """Remember the model it serves, by the model's variables.
@@ -34,13 +57,16 @@ class BoundToModel:
                 f"This {type(self).__name__} belongs to another model already, whose state it "
                 "keeps. Make one for each model."
             )
-        self.__dict__["_bound_to"] = [weakref.ref(v) for v in variables]
+        self._change(bound_to=tuple(weakref.ref(v) for v in variables))
 
     def _serves_others(self, variables: Sequence[keras.Variable]) -> bool:
-        served = [reference() for reference in self.__dict__.get("_bound_to", ())]
+        served = [reference() for reference in self._own.bound_to]
         ids = {id(v) for v in variables}
         alive = [v for v in served if v is not None]
         return bool(alive) and not any(id(v) in ids for v in alive)
+
+
+_NONE = _Own()
 
 
 class Stateful(BoundToModel):
@@ -63,7 +89,7 @@ class Stateful(BoundToModel):
         """The state, saved and resumed with the optimizer."""
         found: list[keras.Variable] = []
         for part in self.walk():
-            found += part.__dict__.get("_state", {}).values()
+            found += part._own.variables.values()
         return found
 
     @property
@@ -71,7 +97,7 @@ class Stateful(BoundToModel):
         """State that keeps its values when a weight update is skipped."""
         not_held: set[int] = set()
         for part in self.walk():
-            not_held.update(map(id, part.__dict__.get("_not_held", ())))
+            not_held |= part._own.not_held
         return [v for v in self.variables if id(v) not in not_held]
 
     def state_variable(self, name: str, **options: Any) -> keras.Variable:
@@ -81,7 +107,7 @@ class Stateful(BoundToModel):
             name: Its name.
             **options: Arguments of `add_variable`, for the first call.
         """
-        found = self.__dict__.get("_state", {}).get(name)
+        found = self._own.variables.get(name)
         return self.add_variable(name, **options) if found is None else found
 
     def add_variable(
@@ -112,18 +138,21 @@ class Stateful(BoundToModel):
             aggregation="only_first_replica",  # all replicas compute the same value
             name=name.replace("/", "_"),
         )
-        self.__dict__.setdefault("_state", {})[name] = variable
+        self._add(name, variable)
         if not held:
-            self.__dict__.setdefault("_not_held", []).append(variable)
+            self._change(not_held=self._own.not_held | {id(variable)})
         return variable
+
+    def _add(self, name: str, variable: keras.Variable) -> None:
+        self._change(variables={**self._own.variables, name: variable})
 
     def use_as_state(self, variables: Iterable[keras.Variable]) -> None:
         """Replace the state with existing variables."""
-        self.__dict__["_state"] = {str(i): variable for i, variable in enumerate(variables)}
-        self.__dict__.pop("_not_held", None)
+        named = {str(i): variable for i, variable in enumerate(variables)}
+        self._change(variables=named, not_held=frozenset())
 
     def add_seed(self, seed: int) -> keras.random.SeedGenerator:
         """Create a source of random seeds whose position is a state variable."""
         generator = keras.random.SeedGenerator(seed)
-        self.__dict__.setdefault("_state", {})["seed"] = generator.state
+        self._add("seed", generator.state)
         return generator

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -34,6 +35,12 @@ def fresh_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     keras.utils.set_random_seed(7)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(opening, "_registered", [])  # formats of other tests
+
+
+def pytest_collection_finish() -> None:
+    """Keep what was imported out of every later collection of garbage, which takes a fifth less."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

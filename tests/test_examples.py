@@ -89,7 +89,7 @@ def test_the_averaged_codebook_learns_digits(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("section", SECTIONS, ids=lambda section: section.partition("\n")[0])
-def test_the_key_lines_of_the_page_stand_in_the_example(section: str) -> None:
+def test_key_lines_of_the_page_are_shown(section: str) -> None:
     """The page on surgery shows lines of its examples, which run below."""
     name = re.search(r"`examples/(surgery/\w+\.py)`", section)
     lines = re.search(r"```py\n(.*?)```", section, re.DOTALL)
@@ -100,7 +100,7 @@ def test_the_key_lines_of_the_page_stand_in_the_example(section: str) -> None:
         assert any(line.strip().rstrip(",") == other.rstrip(",") for other in source), line
 
 
-def test_a_new_head_knows_the_old_classes_by_name(tmp_path: Path) -> None:
+def test_a_new_head_knows_the_old_classes(tmp_path: Path) -> None:
     rows = table(run("surgery/new_head.py", tmp_path / "head.png", "--epochs", "2"))
     by_name, anew, scratch = rows["old classes by name"], rows["a new head"], rows["from scratch"]
     assert by_name[0] > 0.6  # eight of ten classes are read before any training
@@ -108,7 +108,7 @@ def test_a_new_head_knows_the_old_classes_by_name(tmp_path: Path) -> None:
     assert by_name[-1] > max(anew[-1], scratch[-1])
 
 
-def test_gray_weights_read_gray_as_before_and_colours_sooner(tmp_path: Path) -> None:
+def test_gray_weights_learn_colours_sooner(tmp_path: Path) -> None:
     printed = run("surgery/gray_to_rgb.py", tmp_path / "rgb.png", "--epochs", "1")
     gray = re.search(r"read in gray: (\S+)", printed)
     as_colours = re.search(r"read as colours: (\S+)", printed)
@@ -127,7 +127,7 @@ def test_stretched_positions_go_on_with_what_was_learned(tmp_path: Path) -> None
     assert stretched[-1] < scratch[-1] - 0.2
 
 
-def test_words_in_their_places_are_worth_more_than_in_any(tmp_path: Path) -> None:
+def test_words_need_their_own_embeddings(tmp_path: Path) -> None:
     rows = table(run("surgery/grown_vocabulary.py", tmp_path / "words.png", "--epochs", "1"))
     moved, left = rows["moved by word"], rows["left in place"]
     for before_and_after in (0, -1):
@@ -142,7 +142,7 @@ def test_unfreezing_from_the_head_downwards_forgets_less(tmp_path: Path) -> None
     assert gradually[3] > at_once[3] + 0.03  # the old ones
 
 
-def test_a_soup_is_better_than_its_members_are_on_average(tmp_path: Path) -> None:
+def test_a_soup_beats_the_average_member(tmp_path: Path) -> None:
     output = tmp_path / "soup.safetensors"
     rows = table(run_for_file("surgery/model_soup.py", output, "--members", "4", "--epochs", "4"))
     (soup,), (mean,) = rows["soup"], rows["mean of the members"]

@@ -80,7 +80,7 @@ def test_messages_name_a_registered_format() -> None:
 
 
 @pytest.mark.once
-def test_a_registered_format_comes_before_the_built_in_ones() -> None:
+def test_a_registered_format_precedes_built_in_ones() -> None:
     np.savez("w.npz", a=np.ones(2))
     kt.register_format(
         Format("zips", lambda path: path.members is not None, lambda path: Toy(path))
@@ -108,7 +108,7 @@ class Count(kt.updates.Update):
         self.steps.assign(self.steps + 1)
 
 
-def test_a_transform_and_an_update_train_and_are_saved() -> None:
+def test_own_transforms_and_updates_train_and_save() -> None:
     x, y = np.ones((4, 4), "float32"), np.ones((4, 2), "float32")
     models = [kt.with_train_ops(two_layers(3)) for _ in range(2)]
     count = Count()

@@ -99,7 +99,7 @@ def test_imports_go_one_way(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", FILES, ids=str)
-def test_backends_and_optional_libraries_are_imported_where_they_are_needed(path: Path) -> None:
+def test_backends_are_imported_where_they_are_needed(path: Path) -> None:
     heavy = {name.split(".")[0] for name in imports(path, top_level=True)} & HEAVY
     assert not heavy or (room(path) == "backends" and heavy == {path.stem})
 
@@ -204,7 +204,7 @@ def test_importing_the_package_alone_imports_no_keras() -> None:
     "code",
     ["import keras, keras_trainops", "import keras_trainops as kt; kt.transforms; import keras"],
 )
-def test_classes_of_saved_files_are_registered_once_keras_is_used(code: str) -> None:
+def test_saved_classes_are_registered_with_keras(code: str) -> None:
     code += "; print(keras.saving.get_registered_object('keras_trainops>TransformedOptimizer'))"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "keras_trainops.training.optimizers.transformed" in run.stdout

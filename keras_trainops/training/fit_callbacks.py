@@ -33,7 +33,7 @@ class Companion(Protocol):
 
 @runtime_checkable
 class Follower(Companion, Protocol):
-    """A companion that follows the data as well. It surrounds all others."""
+    """A companion that follows the data as well. Its callbacks surround those of all others."""
 
     def see_data(self, iterator: Any) -> None:
         """Receive Keras's iterator over epochs, before anything is taken from it."""
@@ -50,7 +50,7 @@ def accompanied(
         args: The positional arguments of `fit`.
         kwargs: The other arguments of `fit`.
 
-    Returns:
+    Yields:
         The arguments to call `fit` with.
 
     Raises:
@@ -87,7 +87,7 @@ def _require_callbacks(callbacks: Sequence[Any]) -> None:
 
 
 def _companions(callbacks: Sequence[Any]) -> tuple[list[Companion], Follower | None]:
-    """Return the companions, innermost first, and the one that follows the data."""
+    """Return the companions in the order in which they arrange callbacks, and the follower."""
     companions = [callback for callback in callbacks if isinstance(callback, Companion)]
     followers = [companion for companion in companions if isinstance(companion, Follower)]
     others = [companion for companion in companions if not isinstance(companion, Follower)]

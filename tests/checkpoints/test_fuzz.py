@@ -23,6 +23,8 @@ from hypothesis import strategies as st
 
 from tests.checkpoints.fuzz_formats import FORMATS
 
+pytestmark = pytest.mark.once
+
 HERE = Path(__file__).parent
 DEADLINE = 120  # seconds after which a case has hung
 

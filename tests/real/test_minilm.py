@@ -52,7 +52,7 @@ def test_states_equal_those_of_transformers(
     assert off(model, reference) < 1e-4
 
 
-def test_without_a_transpose_shapes_tell_of_those_that_are_not_square_only(
+def test_shapes_reveal_missing_transposes_of_oblong_kernels(
     file: Path, model: keras.Model, reference: dict[str, np.ndarray]
 ) -> None:
     with pytest.raises(kt.RestoreError, match=r"! block0_up/kernel: \(384, 1536\) in the model"):

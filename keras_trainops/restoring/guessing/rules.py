@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from keras_trainops import numbering
-from keras_trainops.restoring.guessing import families
+from keras_trainops.restoring.guessing import numbered_names
 from keras_trainops.restoring.guessing.layers import split_leaf
 
 
@@ -116,7 +116,7 @@ def _rules(pairs: Sequence[_Pair], owners: Collection[str]) -> list[_Rule]:
 def _parts(pairs: Sequence[_Pair]) -> list[list[_Pair]]:
     """Split pairs by one of the numbers of their keys: the one with the fewest values."""
     numbers = [pair.key_numbers for pair in pairs]
-    place = min(families.varying(numbers), key=lambda i: len({n[i] for n in numbers}))
+    place = min(numbered_names.varying(numbers), key=lambda i: len({n[i] for n in numbers}))
     parts: dict[str, list[_Pair]] = {}
     for pair in pairs:
         parts.setdefault(pair.key_numbers[place], []).append(pair)
@@ -157,9 +157,11 @@ def _source(
     """Return the source of a number of all paths: a constant, or a number of the keys."""
     if len(set(column)) == 1:
         return column[0]
-    for place in families.varying(key_numbers):
+    for place in numbered_names.varying(key_numbers):
         shift = int(column[0]) - int(key_numbers[0][place])
-        if [families.shifted(numbers[place], shift) for numbers in key_numbers] == list(column):
+        if [numbered_names.shifted(numbers[place], shift) for numbers in key_numbers] == list(
+            column
+        ):
             return _ShiftedNumber(place, shift)
     return None
 

@@ -17,9 +17,9 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, TypeAlias
 
 from keras_trainops import numbering
-from keras_trainops.restoring.guessing import families
-from keras_trainops.restoring.guessing.families import LayerPairs
+from keras_trainops.restoring.guessing import numbered_names
 from keras_trainops.restoring.guessing.layers import Layer, matching_leaves, split_leaf
+from keras_trainops.restoring.guessing.numbered_names import LayerPairs
 
 NAMES, SHAPES, ORDER = "names and shapes", "shapes: nothing else fits", "order; check"
 
@@ -67,7 +67,7 @@ class Search:
         taken = set(self.found.values())
         return [name for name in self.ours if name not in taken]
 
-    def settle(self, pairs: LayerPairs, reason: str) -> None:
+    def accept(self, pairs: LayerPairs, reason: str) -> None:
         """Accept pairs for a reason."""
         self.found |= pairs
         self.reasons |= dict.fromkeys(pairs, reason)
@@ -76,10 +76,10 @@ class Search:
         """Settle as many layers as possible, and return the groups that stay open."""
         while winners := list(self._winners(_common_words)):
             for winner in winners:
-                self.settle(winner, self.reason(winner))
+                self.accept(winner, self.reason(winner))
         # From here on everything rests on order, even if nothing else fits any more.
         while pairs := self._first(self._nearness) or self._first(_common_words_or_size):
-            self.settle(pairs, ORDER)
+            self.accept(pairs, ORDER)
         self._settle_sequences()
         return [group for group in self._groups() if group.theirs and group.ours]
 
@@ -93,7 +93,7 @@ class Search:
 
     def _choices_of(self, family: Sequence[str], goals: list[list[str]]) -> list[list[LayerPairs]]:
         """Return the ways to pair each part of a family, with the largest parts possible."""
-        for partition in families.partitions(family):
+        for partition in numbered_names.partitions(family):
             choices = [self._ways(part, goals) for part in partition]
             if any(choices):
                 return [ways for ways in choices if ways]
@@ -106,7 +106,7 @@ class Search:
             if len(part) == 1:
                 ways += [{part[0]: other} for other in goal if self.fits(part[0], other)]
             elif len(part) <= len(goal):
-                ways += families.pairings(part, goal, self.fits)
+                ways += numbered_names.pairings(part, goal, self.fits)
         return ways
 
     def _winners(self, likeness: Callable[[LayerPairs], _Likeness]) -> Iterator[LayerPairs]:
@@ -131,9 +131,9 @@ class Search:
     def reason(self, pairs: LayerPairs) -> str:
         """Return the reason for pairs that are better than all rivals."""
         leaves = [self.theirs[name].leaves for name in pairs]
-        if len(set(leaves)) < len(leaves) and families.numbers_change(pairs):
+        if len(set(leaves)) < len(leaves) and numbered_names.numbers_change(pairs):
             return ORDER
-        shared = all(families.common_words(*pair) for pair in pairs.items())
+        shared = all(numbered_names.common_words(*pair) for pair in pairs.items())
         return NAMES if shared else SHAPES
 
     @functools.cached_property
@@ -161,7 +161,7 @@ class Search:
                 names = theirs if self.ordered else sorted(theirs, key=natural_order)
                 pairs = dict(zip(names, ours, strict=True))
                 if all(self.fits(*pair) for pair in pairs.items()):
-                    self.settle(pairs, ORDER)
+                    self.accept(pairs, ORDER)
 
     def _groups(self) -> Iterator[Group]:
         """Yield the open layers that fit each other, directly or through other layers."""
@@ -216,8 +216,8 @@ def _common_words(pairs: LayerPairs) -> _Likeness:
 
     All pairs without a common word are equally good.
     """
-    words = families.common_words(*next(iter(pairs.items())))  # the same for the whole family
-    end = min(itertools.starmap(families.common_end, pairs.items()))
+    words = numbered_names.common_words(*next(iter(pairs.items())))  # the same for the whole family
+    end = min(itertools.starmap(numbered_names.common_end, pairs.items()))
     return (words, end, len(pairs)) if words else (0, 0, 0)
 
 

@@ -12,7 +12,6 @@ import keras
 
 from keras_trainops import numbering, paths
 from keras_trainops.checkpoints.training_state import by_name
-from keras_trainops.restoring.guessing.families import LayerPairs
 from keras_trainops.restoring.guessing.layers import (
     Layer,
     Shape,
@@ -22,6 +21,7 @@ from keras_trainops.restoring.guessing.layers import (
     looks_like_torch,
     matching_leaves,
 )
+from keras_trainops.restoring.guessing.numbered_names import LayerPairs
 from keras_trainops.restoring.guessing.rules import fold_rules
 from keras_trainops.restoring.guessing.search import NAMES, ORDER, SHAPES, Group, Search
 from keras_trainops.restoring.naming import auto
@@ -299,7 +299,7 @@ def _begun_search(
     search = Search(theirs, ours, torch, ordered)
     certain = {key: path for path, key in auto.pair(variables, keys).key_of.items()}
     for pairs in _renumbered_layers(search, certain):
-        search.settle(pairs, search.reason(pairs))
+        search.accept(pairs, search.reason(pairs))
     return search
 
 

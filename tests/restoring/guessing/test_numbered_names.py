@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from keras_trainops.restoring.guessing import families
+from keras_trainops.restoring.guessing import numbered_names
 
 pytestmark = pytest.mark.once
 
@@ -13,20 +13,20 @@ def always(name: str, other: str) -> bool:
 
 def test_partitions_start_with_the_whole_family() -> None:
     family = ["a0.b0", "a0.b1", "a1.b0"]
-    parts = list(families.partitions(family))
+    parts = list(numbered_names.partitions(family))
     assert parts[0] == [family]
     assert parts[1] == [["a0.b0", "a0.b1"], ["a1.b0"]]
     assert parts[-1] == [["a0.b0"], ["a0.b1"], ["a1.b0"]]
 
 
 def test_one_rule_shifts_all_numbers() -> None:
-    found = families.pairings(["l.0", "l.1"], ["x1", "x2"], always)
+    found = numbered_names.pairings(["l.0", "l.1"], ["x1", "x2"], always)
     assert found == [{"l.0": "x1", "l.1": "x2"}]
-    assert families.pairings(["l.0", "l.2"], ["x1", "x2"], always) == []
+    assert numbered_names.pairings(["l.0", "l.2"], ["x1", "x2"], always) == []
 
 
 def test_numbers_may_become_constants() -> None:
-    found = families.pairings(["l.0.1", "l.1.1"], ["x7_0", "x7_1"], always)
+    found = numbered_names.pairings(["l.0.1", "l.1.1"], ["x7_0", "x7_1"], always)
     assert found == [{"l.0.1": "x7_0", "l.1.1": "x7_1"}]
 
 
@@ -35,8 +35,8 @@ def test_pairings_contain_only_names_that_fit() -> None:
         return name[-1] == other[-1]
 
     part, goal = ["l.0", "l.1"], ["x0", "x1", "x2"]
-    assert len(families.pairings(part, goal, always)) == 2
-    assert families.pairings(part, goal, same_number) == [{"l.0": "x0", "l.1": "x1"}]
+    assert len(numbered_names.pairings(part, goal, always)) == 2
+    assert numbered_names.pairings(part, goal, same_number) == [{"l.0": "x0", "l.1": "x1"}]
 
 
 @pytest.mark.parametrize(
@@ -50,9 +50,9 @@ def test_pairings_contain_only_names_that_fit() -> None:
     ],
 )
 def test_changed_numbers_are_recognised(pairs: dict[str, str], expected: bool) -> None:
-    assert families.numbers_change(pairs) == expected
+    assert numbered_names.numbers_change(pairs) == expected
 
 
 def test_words_count_in_short_and_long_form() -> None:
-    assert families.common_words("attn.q", "attention_query") == 2
-    assert families.common_words("encoder.fc", "decoder/dense") == 1
+    assert numbered_names.common_words("attn.q", "attention_query") == 2
+    assert numbered_names.common_words("encoder.fc", "decoder/dense") == 1
