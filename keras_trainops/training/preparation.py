@@ -72,8 +72,10 @@ def build_optimizer(model: Any) -> None:
 def _check_updates(model: Any) -> None:
     state = model.train_ops
     guarded = [] if state.numerics is None else state.numerics.variables
-    read = state.policy.check(model) if model.optimizer is not None else []
-    state.carried = [*guarded, *state.policy.variables, *read]
+    # First without the variables that an earlier check found: they count as unknown to this one.
+    state.carried = [*guarded, *state.policy.variables]
+    if model.optimizer is not None:
+        state.carried += state.policy.check(model)
 
 
 def start_updates(model: Any, *, anew: bool) -> None:

@@ -181,6 +181,20 @@ def test_updates_may_read_undeclared_variables() -> None:
     assert value(total) == 36
 
 
+def test_undeclared_variables_are_read_after_another_preparation() -> None:
+    factor = keras.Variable(1.0, trainable=False)
+    last = keras.Variable(0.0, trainable=False)
+    model = net()
+    model.add_update(lambda model, loss: last.assign(factor * 1.0), variables=[last])
+    model.compile("sgd", "mse")
+    fit(model)
+    model.make_train_function(force=True)
+    fit(model)
+    factor.assign(5.0)  # the compiled step must see it
+    fit(model)
+    assert value(last) == 5
+
+
 def test_rejects_weight_update_schedule_without_trained_weights() -> None:
     log = Log(on="batch")
     model = kt.with_train_ops(two_layers())
