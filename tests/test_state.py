@@ -69,4 +69,7 @@ def test_rejects_a_second_model() -> None:
 def test_accepts_a_model_after_the_first_is_gone() -> None:
     part = Stateful()
     part.bind_to([keras.Variable(1.0)])
-    part.bind_to([keras.Variable(2.0)])
+    second = keras.Variable(2.0)
+    part.bind_to([second])
+    with pytest.raises(ValueError, match="belongs to another model already"):
+        part.bind_to([keras.Variable(3.0)])

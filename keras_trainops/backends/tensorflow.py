@@ -98,7 +98,7 @@ class TensorFlow(Backend):
             return
 
         # Replicas synchronise inside the branches, and TensorFlow refuses that within a condition
-        # of a single replica: one condition goes around all replicas, as in LossScaleOptimizer.
+        # of a single replica. As in LossScaleOptimizer, one condition surrounds all replicas.
         def run(strategy: tf.distribute.Strategy, predicate: Any, *args: Any) -> None:
             def each(branch: Callable[..., Any]) -> tf.Tensor:
                 zeros = strategy.extended.call_for_each_replica(_then_zero, args=(branch, args))

@@ -41,8 +41,8 @@ class Checkpoint(Mapping[str, np.ndarray]):
         self.location = location
         self._fingerprint = Fingerprint(files)
 
-    # Subclasses implement these. `_call` turns their exceptions into `RestoreError`, except those
-    # of `_keys`.
+    # Subclasses implement these. `_call` turns the exceptions of all but `_keys` into
+    # `RestoreError`.
 
     @abstractmethod
     def _keys(self) -> Mapping[str, Any]:

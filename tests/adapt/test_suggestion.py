@@ -1,4 +1,4 @@
-"""Pasted suggestions of error messages work; if in doubt there is no suggestion."""
+"""Suggestions in error messages work when pasted; errors without a sure one suggest nothing."""
 
 from __future__ import annotations
 

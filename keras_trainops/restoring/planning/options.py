@@ -73,7 +73,7 @@ def choose(targets: Sequence[Target], options: Options) -> list[str]:
     excluded, more = _selected("exclude", options.exclude, named)
     for target, is_included, is_excluded in zip(targets, included, excluded, strict=True):
         target.selected = (everything or is_included) and not is_excluded
-    return problems + more + _choose_adapters(targets, options.adapt)
+    return problems + more + _choose_adapters(targets, named, options.adapt)
 
 
 def _selected(
@@ -85,10 +85,12 @@ def _selected(
         return [False] * len(named), _lines(argument, error)
 
 
-def _choose_adapters(targets: Sequence[Target], adapt: Adapt) -> list[str]:
+def _choose_adapters(
+    targets: Sequence[Target], named: Sequence[paths.NamedVariable], adapt: Adapt
+) -> list[str]:
     rules = [(pattern, as_adapter(value)) for pattern, value in paths.as_rules(adapt)]
     try:
-        adapters = _first_adapters(rules, [target.named for target in targets])
+        adapters = _first_adapters(rules, named)
     except ValueError as error:
         return _lines("adapt", error)
     for target, adapter in zip(targets, adapters, strict=True):
