@@ -23,6 +23,7 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/pyright
 
 docs: $(VENV)/.installed
 	$(BIN)/sphinx-build -W -q -b html docs docs/_build

@@ -129,7 +129,7 @@ def first_match(
         won = [i for i in matched if i not in values]
         if not matched or (not won and shadowed == "error"):
             problems.append(_why_unused(pattern, named, matched))
-        values.update(dict.fromkeys(won, value))
+        values.update((i, value) for i in won)
     if problems:
         raise ValueError("\n".join(problems))
     return [values.get(i) for i in range(len(named))]

@@ -26,8 +26,9 @@ def is_number(number: Any) -> bool:
     """Return whether `number` is a finite constant or a schedule."""
     if is_schedule(number):
         return True
-    constant = isinstance(number, numbers.Real) and not isinstance(number, (bool, np.bool_))
-    return constant and abs(number) < float("inf")
+    if not isinstance(number, numbers.Real) or isinstance(number, (bool, np.bool_)):
+        return False
+    return number == number and abs(number) != float("inf")  # NaN differs from itself
 
 
 def check_positive(name: str, number: Any, *, scheduled: bool = False) -> Any:

@@ -140,7 +140,7 @@ def scatter(
         values = _default_values(default, array, shape, axis, others)
         if dtype.kind in "biu":  # stored as integers, for a variable of floats
             dtype = np.result_type(dtype, values)
-    result = np.ma.masked_all(shape, dtype)
+    result = np.ma.masked_array(np.empty(shape, dtype), mask=True)
     result[_along(axis, indices)] = array
     if values is not None:
         missing = with_length(shape, axis, len(others))

@@ -98,7 +98,9 @@ class LinearProjection(LinearWeight):
         if [*order] != sorted(order):
             steps.append(Transpose(order))
         super().__init__(*steps)
-        self.inputs, self.outputs, self.index = inputs, outputs, index
+        self.inputs: Shape = inputs
+        self.outputs: Shape = outputs
+        self.index = index
 
     def for_keys(
         self, keys: Sequence[str], shapes: Sequence[Shape], target: Shape

@@ -86,7 +86,7 @@ def from_torch(model: keras.layers.Layer | Iterable[keras.layers.Layer]) -> dict
 
     References: the documentation of `torch.nn`.
     """
-    roots = [model] if isinstance(model, keras.layers.Layer) else list(model)
+    roots: list[Any] = [model] if isinstance(model, keras.layers.Layer) else list(model)
     adapters: dict[str, Adapter] = {}
     for root in roots:
         if not isinstance(root, keras.layers.Layer) or not root.weights:

@@ -44,10 +44,11 @@ class NumericsCheck(Protocol):
 class Backend:
     """One backend. The methods here do what holds without replicas and without tracing.
 
-    Training needs the methods that raise here; restoring works on every backend that Keras has.
+    A subclass that trains sets `trains` and defines the methods that raise here.
 
     Attributes:
         name: Keras's name of the backend.
+        trains: Whether the backend can train; every backend that Keras has can restore.
         assigns_in_forward: Whether layers may assign variables during the forward pass for good.
         shuffles_arrays: Whether `fit` shuffles arrays by the backend's own random numbers instead
             of NumPy's.
@@ -58,6 +59,7 @@ class Backend:
     """
 
     name: str
+    trains: bool = False
     assigns_in_forward: bool = False
     shuffles_arrays: bool = False
     draws_order_at_once: bool = False
@@ -75,7 +77,8 @@ class Backend:
         Raises:
             NotImplementedError: If it cannot.
         """
-        self._refuse()
+        if not self.trains:
+            self._refuse()
 
     def require_one_process(self) -> None:
         """Check that no other process trains a part of the model outside Keras's distributions.

@@ -18,10 +18,8 @@ from keras_trainops.backends.base import Backend, Gradient, NumericsCheck, StepF
 class Jax(Backend):
     """JAX: a step is a pure function of the training state, which Keras's trainer passes along."""
 
+    trains = True
     needs_a_batch = True
-
-    def require_training(self) -> None:
-        pass
 
     def needs_our_step(self, model: Any) -> bool:
         """Keras's step hides the optimizer's variables from metrics, where monitors keep norms."""

@@ -29,12 +29,10 @@ from keras_trainops.backends.base import (
 class TensorFlow(Backend):
     """TensorFlow, eagerly or compiled, on one device or under a `tf.distribute` strategy."""
 
+    trains = True
     assigns_in_forward = True
     shuffles_arrays = True
     draws_order_at_once = True
-
-    def require_training(self) -> None:
-        pass
 
     def needs_our_step(self, model: Any) -> bool:
         """Keras lets what layers assign differ from replica to replica."""
@@ -76,12 +74,11 @@ class TensorFlow(Backend):
         return run
 
     def trace(self, function: Callable[[], None]) -> None:
-        @tf.function(autograph=False)  # as Keras does it
-        def traced() -> None:
+        def run() -> None:
             strategy = tf.distribute.get_strategy()
             strategy.run(function) if strategy.num_replicas_in_sync > 1 else function()
 
-        traced.get_concrete_function()
+        tf.function(run, autograph=False).get_concrete_function()  # as Keras does it
 
     def conditionally(
         self,
@@ -217,7 +214,7 @@ class TensorFlow(Backend):
             keras_private.build_metrics(model, _batch_spec(iterator))
 
     def host_view(self, variable: keras.Variable) -> np.ndarray:
-        tensor = tf.convert_to_tensor(variable.value)
+        tensor: Any = tf.convert_to_tensor(variable.value)
         try:
             return np.asarray(memoryview(tensor))
         except (BufferError, TypeError, ValueError):  # a dtype without buffers, or a device

@@ -17,10 +17,8 @@ from keras_trainops.backends.base import Backend, Gradient, NumericsCheck, StepF
 class Torch(Backend):
     """PyTorch in one process; it always runs eagerly."""
 
+    trains = True
     takes_batches_early = True
-
-    def require_training(self) -> None:
-        pass
 
     def require_one_process(self) -> None:
         """Raise in a world of several processes: none of them would reduce gradients."""

@@ -160,6 +160,8 @@ class TrainingSession(CallRepr, keras.callbacks.Callback):
         return self._session.begin(lambda: self.model, self.params)
 
     def set_model(self, model: keras.Model) -> None:
+        if not self._is_accompanied:
+            self._close()  # an earlier `fit` that failed, and did not say so
         super().set_model(model)
         announce(model, self.begin)
 

@@ -100,8 +100,8 @@ class UseAverage(CallRepr, keras.callbacks.Callback):
             self._swap.leave()
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        model = self.model
-        state: Any = getattr(model, "train_ops", None)
+        model: Any = self.model
+        state = getattr(model, "train_ops", None)
         updates = state.policy.after_weights if state is not None else []
         averages = [u for u in updates if isinstance(u, WeightAverage)]
         if self.average is not None:
@@ -113,7 +113,7 @@ class UseAverage(CallRepr, keras.callbacks.Callback):
                 "to `model.add_update`, and pass it as `average` here if there are several."
             )
         self._in_use = averages[0]
-        state.fit.evaluation = self._averaged
+        model.train_ops.fit.evaluation = self._averaged
 
     def enter(self) -> None:
         """Put the averages into the model, unless they are there already."""

@@ -100,6 +100,9 @@ class Format:
         suffix: The file name ending under which `write` writes, such as `.npz`.
         write: Writes a file of this format; None if it can only be read.
 
+    Raises:
+        ValueError: If there is `write` without a `suffix`.
+
     Example:
         >>> gguf = Format("GGUF files", lambda path: path.head.startswith(b"GGUF"), open=print)
     """
@@ -109,3 +112,10 @@ class Format:
     open: Callable[[str], Checkpoint]
     suffix: str = ""
     write: Writer | None = None
+
+    def __post_init__(self) -> None:
+        if self.write is not None and not self.suffix:
+            raise ValueError(
+                f"`write` of the format {self.name!r} needs `suffix`, the file name ending that "
+                "selects it, such as '.npz'."
+            )

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from keras_trainops.checkpoints.arrays import nbytes
 from keras_trainops.checkpoints.checkpoint import Checkpoint
-from keras_trainops.checkpoints.open import FORMATS, open_checkpoint
+from keras_trainops.checkpoints.format import Writer
+from keras_trainops.checkpoints.open import known_formats, open_checkpoint
 from keras_trainops.checkpoints.storage.limits import refuse_unsafe_names
 from keras_trainops.checkpoints.storage.writing import UnwritableError, written_aside
 from keras_trainops.cli.model import (
@@ -27,7 +28,6 @@ from keras_trainops.errors import RestoreError
 if TYPE_CHECKING:
     import keras
 
-_WRITERS = {known.suffix: known.write for known in FORMATS if known.write is not None}
 _KERAS = ".weights.h5"
 
 
@@ -58,7 +58,7 @@ def _run(options: argparse.Namespace) -> int:
     out = _target(options)
     with open_checkpoint(options.file) as checkpoint:
         if options.model is None:
-            written = _write(out, suffix, checkpoint, _names(checkpoint, options))
+            written = _write(out, _writers()[suffix], checkpoint, _names(checkpoint, options))
         else:
             written = _write_model(out, suffix, checkpoint, options)
     size = out.stat().st_size
@@ -69,13 +69,19 @@ def _run(options: argparse.Namespace) -> int:
     return 0
 
 
+def _writers() -> dict[str, Writer]:
+    """Return the writers of all formats by file name ending; registered ones come first."""
+    known = reversed(known_formats())
+    return {one.suffix: one.write for one in known if one.write is not None}
+
+
 def _suffix(out: str) -> str:
     """Return the suffix of OUT, which selects the format.
 
     Raises:
         ValueError: If it is unknown.
     """
-    known = (*_WRITERS, _KERAS)
+    known = (*_writers(), _KERAS)
     for suffix in known:
         if out.endswith(suffix):
             return suffix
@@ -143,12 +149,12 @@ def _renamed(keys: list[str], rules: Mapping[str, str | None] | str) -> dict[str
     return {name: key for name, (key,) in keys_of.items()}
 
 
-def _write(out: Path, suffix: str, checkpoint: Checkpoint, names: Mapping[str, str]) -> int:
+def _write(out: Path, write: Writer, checkpoint: Checkpoint, names: Mapping[str, str]) -> int:
     _refuse_unsafe(names)
     total = sum(nbytes(checkpoint.shape(key), checkpoint.dtype(key)) for key in names.values())
     with written_aside(out) as aside, progress_bar(total, "writing") as progress:
         try:
-            _WRITERS[suffix](aside, checkpoint, names, progress)
+            write(aside, checkpoint, names, progress)
         except UnwritableError as error:
             raise RefusedError(str(error)) from error
         checkpoint.require_unchanged()
@@ -193,7 +199,7 @@ def _write_model(
             model.save_weights(aside)
         return len(model.weights)
     values = _of_model(model)
-    return _write(out, suffix, values, {key: key for key in values})
+    return _write(out, _writers()[suffix], values, {key: key for key in values})
 
 
 def _require_readable(checkpoint: Checkpoint) -> None:

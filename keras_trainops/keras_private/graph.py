@@ -20,7 +20,7 @@ def operation_before(operation: Any) -> Any:
     """
     parents = itertools.chain(*(node.parent_nodes for node in operation._inbound_nodes))
     first = next(parents, None)
-    before = None if first is None else first.operation
+    before: Any = None if first is None else first.operation
     while isinstance(before, keras.Model) and getattr(before, "outputs", None):
         before = before.outputs[0]._keras_history.operation
     return before

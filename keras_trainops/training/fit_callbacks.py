@@ -29,6 +29,7 @@ class Companion(Protocol):
         Returns:
             A context manager that returns the callbacks `fit` shall use.
         """
+        ...
 
 
 @runtime_checkable

@@ -111,7 +111,7 @@ class TrainOpsMixin:
             optimizer = with_engine(optimizer)  # it holds the updates' state
         paths.as_list(variables_to_train)
         values = (updates, variables_to_train, check_numerics)
-        arguments = dict(zip(COMPILE_ARGUMENTS, values, strict=True))
+        arguments: dict[str, Any] = dict(zip(COMPILE_ARGUMENTS, values, strict=True))
         needed = self._require_our_step(policy, arguments, optimizer)
         with all_or_nothing(self, state, *owned_by(optimizer)):
             guard = preparation.in_scope(self, NumericsGuard) if check_numerics else None
@@ -280,7 +280,8 @@ class TrainOpsMixin:
             preparation.prepare(self)
         own_step.remember(self)
         super().make_train_function(force)  # type: ignore[misc]
-        self.train_function = backend().train_function(self.train_function, self, state.numerics)
+        made: Any = self.train_function
+        self.train_function = backend().train_function(made, self, state.numerics)
         return self.train_function
 
     def start_updates(self, *, anew: bool) -> None:

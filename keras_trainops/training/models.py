@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import keras
 
@@ -85,11 +85,12 @@ def _extended(cls: type[keras.Model]) -> type[keras.Model]:
 def _functional_class() -> type[keras.Model]:
     """Return `TrainOpsModel` as Keras rebases it on its functional class at the first use."""
     probe = keras.Input((1,), name="probe_input")
-    return type(TrainOpsModel(probe, keras.layers.Identity(name="probe")(probe), name="probe"))
+    outputs = keras.layers.Identity(name="probe")(probe)
+    return type(cast("Any", TrainOpsModel)(probe, outputs, name="probe"))
 
 
 # All extended classes share one registered name: any of them loads the files of all others.
-_registered = keras.saving.register_keras_serializable(package="keras_trainops", name="Extended")
+_registered: Any = keras.saving.register_keras_serializable("keras_trainops", name="Extended")
 
 
 @_registered

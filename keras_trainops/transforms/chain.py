@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import keras
 
 from keras_trainops.arguments import is_list, misplaced
-from keras_trainops.transforms.base import Gradient, GradientTransform
+from keras_trainops.transforms.base import Gradient, GradientTransform, TransformFn
 from keras_trainops.transforms.functions import FromFunction
 from keras_trainops.transforms.scope import value_of
 
@@ -93,7 +93,7 @@ def as_transform(value: Any) -> GradientTransform:
         return Chain(value)
     why = misplaced(value)
     if why is None and callable(value):
-        return FromFunction(value)
+        return FromFunction(cast("TransformFn", value))
     raise ValueError(
         "A gradient transform must be a `GradientTransform`, a callable "
         "`fn(gradients, variables) -> gradients`, or a list of these. "

@@ -19,7 +19,7 @@ class _FunctionTransform(GradientTransform):
             function = keras.saving.deserialize_keras_object(function)
         if not callable(function):
             raise ValueError(f"`function` must be callable. Received: {function!r}")
-        self.function = function
+        self.function: Callable[..., Any] = function
 
     def get_config(self) -> dict[str, Any]:
         return {"function": keras_private.serialized_function(self.function)}

@@ -166,7 +166,7 @@ class SpectralNorm(Projection):
 
     def __call__(self, value: Any) -> Any:
         matrix = ops.cast(ops.reshape(value, (-1, value.shape[-1])), "float32")
-        u = ops.convert_to_tensor(self._vector)
+        u = v = ops.convert_to_tensor(self._vector)
         for _ in range(self.iterations):
             v = _unit(ops.matmul(ops.transpose(matrix), u))
             u = _unit(ops.matmul(matrix, v))

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import keras_trainops as kt
-from keras_trainops.checkpoints import Candidate
+from keras_trainops.checkpoints import Candidate, Format
 
 pytestmark = pytest.mark.once
 
@@ -35,6 +35,11 @@ def test_shard_head_is_that_of_the_first_shard() -> None:
     Path("other").write_text("{}")
     assert Candidate("index").shard_head == b"shard"
     assert Candidate("other").shard_head == Candidate("shard").shard_head == b""
+
+
+def test_a_writer_needs_a_suffix() -> None:
+    with pytest.raises(ValueError, match="`write` of the format 'lists' needs `suffix`"):
+        Format("lists", lambda path: False, kt.open_checkpoint, write=print)
 
 
 def test_refuses_to_read_a_pipe() -> None:

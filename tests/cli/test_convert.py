@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import keras
 import ml_dtypes
@@ -8,6 +9,8 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+import keras_trainops as kt
+from keras_trainops.checkpoints import Format
 from keras_trainops.cli import main
 from tests.cli.command_line import THEIRS, Captured, document, stderr_of
 from tests.helpers import assert_same, randomise, two_layers, value, weights
@@ -46,6 +49,17 @@ def test_npz_leaves_out_training_state(theirs: str, capsys: Captured) -> None:
     for key, array in THEIRS.items():
         assert found[key].dtype == array.dtype
         np.testing.assert_array_equal(found[key], array)
+
+
+def test_converts_to_a_registered_format(theirs: str, capsys: Captured) -> None:
+    def write(path: Path, checkpoint: Any, keys: Any, progress: Any) -> None:
+        path.write_text("".join(f"{name}={checkpoint.shape(key)}\n" for name, key in keys.items()))
+
+    assert main(["convert", theirs, "shapes.txt"]) == 2
+    assert "OUT must end in one of .safetensors, .npz, .weights.h5" in capsys.readouterr().err
+    kt.register_format(Format("lists", lambda path: False, print, ".txt", write))
+    assert main(["convert", theirs, "shapes.txt"]) == 0
+    assert "net/l1/w=(" in Path("shapes.txt").read_text()
 
 
 def test_converts_byte_order_and_column_order(capsys: Captured) -> None:

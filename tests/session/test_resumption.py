@@ -126,6 +126,21 @@ def test_a_plain_model_resumes_at_an_epoch() -> None:
     assert "epoch 1 starts over, although 4 of its batches were trained: a plain" in log("early")
 
 
+def test_a_session_is_used_again_after_a_plain_model_failed() -> None:
+    class Fail(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+            raise RuntimeError("disk full")
+
+    session = kt.TrainingSession("run", save_steps=1, summary_steps=None, verbose=0)
+    net = model(kind=lambda plain: plain)
+    options: Any = {"batch_size": 4, "epochs": 2, "verbose": 0}
+    with pytest.raises(RuntimeError, match="disk full"):
+        net.fit(SMALL_X, SMALL_Y, callbacks=[session, Fail()], **options)
+    net.fit(SMALL_X, SMALL_Y, callbacks=[session], **options)
+    assert session.step == net.optimizer.iterations == 2 * len(SMALL_X) // 4
+    assert log("run").count("resumed from step") == 1
+
+
 def test_an_epoch_of_a_plain_model_starts_over() -> None:
     run(model(kind=lambda plain: plain), stop_at_step=4)
     resumed = run(model())

@@ -145,7 +145,7 @@ def _as_array(key: str, value: Any) -> Any:
 def _is_array(value: Any) -> bool:
     """Return True if the shape and dtype are available without converting the value."""
     try:
-        tuple(value.shape), _dtype_of(value)
+        _ = tuple(value.shape), _dtype_of(value)
     except (AttributeError, TypeError):
         return False  # such as a pandas table, or a dtype unknown to NumPy
     return _is_torch(value) or hasattr(value, "__array__")

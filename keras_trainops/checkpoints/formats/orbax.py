@@ -56,7 +56,7 @@ class OrbaxCheckpoint(Checkpoint):
         refuse_unsafe_names(leaves, location)
         for tree in trees:
             _require_harmless(tree)
-        self._arrays = dict(zip(leaves, _open_all(leaves.values()), strict=True))
+        self._arrays: dict[str, Any] = dict(zip(leaves, _open_all(leaves.values()), strict=True))
         self._directories = {key: leaf.directory for key, leaf in leaves.items()}
         self.training_state = by_name(self._arrays)
 

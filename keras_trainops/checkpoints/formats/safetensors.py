@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -59,7 +60,8 @@ class SafetensorsCheckpoint(Checkpoint):
         require_file(path)
         self._file = safe_open(path, framework="numpy")
         self._file.__enter__()
-        self._slices = {key: self._file.get_slice(key) for key in self._file.keys()}  # noqa: SIM118 - not a mapping
+        names = self._file.keys()
+        self._slices: dict[str, Any] = {name: self._file.get_slice(name) for name in names}
         self.training_state = by_name(self._slices)
         self._plain = open_regular(path)
         try:

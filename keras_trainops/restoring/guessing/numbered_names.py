@@ -129,7 +129,7 @@ def _stems(name: str) -> list[str]:
 
 @functools.lru_cache(maxsize=1 << 16)
 def _words(name: str) -> set[str]:
-    found = (word.lower() for word in _WORD.findall(name))
+    found = map(str.lower, _WORD.findall(name))
     return {_LONG_FORMS.get(word, word).removesuffix("s") for word in found}
 
 

@@ -69,9 +69,11 @@ class _State(Protocol):
 
     def counter(self) -> str:
         """Return the key of the step count; empty if there is none."""
+        ...
 
     def slot(self, slot: _Slot) -> str:
         """Return the key of a slot; empty if there is none."""
+        ...
 
 
 def _assignments(

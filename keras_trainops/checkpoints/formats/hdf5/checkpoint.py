@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from abc import abstractmethod
 from collections.abc import Mapping
+from typing import Any
 
 import h5py
 import ml_dtypes
@@ -145,9 +146,9 @@ def own_group(group: h5py.Group, name: str, location: str) -> h5py.Group:
     return item
 
 
-def own_item(group: h5py.Group, name: str) -> h5py.Group | h5py.Dataset | None:
-    """Return the item at the path `name` below `group`; None if it is missing or behind a link."""
-    item = group
+def own_item(group: h5py.Group, name: str) -> Any:
+    """Return the group or dataset at the path `name` below `group`; None if missing or a link."""
+    item: Any = group
     for part in filter(None, name.split("/")):
         inside = isinstance(item, h5py.Group)
         if not inside or not isinstance(item.get(part, getlink=True), h5py.HardLink):

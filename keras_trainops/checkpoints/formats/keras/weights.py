@@ -13,7 +13,7 @@ import io
 import re
 from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import h5py
 
@@ -291,7 +291,7 @@ def scan(
     def visit(path: str) -> None:
         # `visit` follows only hard links, each object once: no cycles, no other files.
         group, _, last = path.rpartition("/")
-        item = file[path] if last == "vars" else None
+        item: Any = file[path] if last == "vars" else None
         if not isinstance(item, h5py.Group):
             return
         # Groups without a name are kept too, as `_reliable_owners` counts them.
