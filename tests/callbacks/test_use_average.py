@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ def net(
 
 
 def fit(model: Any, callbacks: Any, **options: Any) -> dict[str, list[float]]:
-    data = {"batch_size": 4, "epochs": 6, "shuffle": False, "verbose": 0, "validation_data": VALID}
+    data = {"batch_size": 8, "epochs": 6, "shuffle": False, "verbose": 0, "validation_data": VALID}
     return model.fit(X, Y, callbacks=callbacks, **{**data, **options}).history
 
 
@@ -103,40 +104,58 @@ def raises(error: BaseException) -> Any:
     return act
 
 
+def best_losses(model: Any, use: Any, order: str) -> tuple[float, float, float]:
+    """Return the best loss in `fit`, and those of the weights that two callbacks kept."""
+    stop = C.EarlyStopping(patience=3, restore_best_weights=True)
+    keep = C.ModelCheckpoint("best.weights.h5", save_best_only=True, save_weights_only=True)
+    best = min(fit(model, ordered(use, [stop, keep], order))["val_loss"])
+    stopped = loss(model)
+    model.load_weights("best.weights.h5")
+    return best, stopped, loss(model)
+
+
+@functools.cache
+def losses_of_keras() -> tuple[float, float, float]:
+    return best_losses(net(ema=True)[0], C.SwapEMAWeights(swap_on_epoch=True), "first")
+
+
+@functools.cache
+def best_loss_without_average() -> float:
+    return min(fit(net()[0], [])["val_loss"])
+
+
 @pytest.mark.parametrize("order", ORDERS)
 def test_other_callbacks_keep_the_validated_weights(order: str) -> None:
-    def run(model: Any, use: Any, order: str) -> tuple[float, float, float]:
-        stop = C.EarlyStopping(patience=3, restore_best_weights=True)
-        keep = C.ModelCheckpoint("best.weights.h5", save_best_only=True, save_weights_only=True)
-        best = min(fit(model, ordered(use, [stop, keep], order))["val_loss"])
-        stopped = loss(model)
-        model.load_weights("best.weights.h5")
-        return best, stopped, loss(model)
-
-    best, stopped, kept = run(net()[0], kt.UseAverage(), order)
+    best, stopped, kept = best_losses(net()[0], kt.UseAverage(), order)
     assert stopped == pytest.approx(best, rel=1e-6)
     assert kept == pytest.approx(best, rel=1e-6)
-    oracle = run(net(ema=True)[0], C.SwapEMAWeights(swap_on_epoch=True), "first")
     # SwapEMAWeights swaps by sums on TensorFlow, which changes the last digits of the weights.
-    assert (best, stopped, kept) == pytest.approx(oracle, rel=1e-3)
-    raw = min(fit(net()[0], [])["val_loss"])
-    assert raw > 1.1 * best
+    assert (best, stopped, kept) == pytest.approx(losses_of_keras(), rel=1e-3)
+    assert best_loss_without_average() > 1.1 * best
+
+
+def validation(frequency: int | None) -> dict[str, Any]:
+    return {"validation_freq": frequency} if frequency else {"validation_data": None}
+
+
+@functools.cache
+def without_callback(frequency: int | None) -> tuple[Any, Any, Any]:
+    """Return averages at the ends of epochs, weights at each event, and all values at the end."""
+    averages: list[list[np.ndarray]] = []
+    plain, moving = net()
+    sees = Sees(lambda model: averages.append([a for _, a in moving.averages()]), "epoch ends")
+    fit(plain, [sees], **validation(frequency))
+    return averages, sees.seen, values(plain)
 
 
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("frequency", [1, 2, None])
 def test_callbacks_see_averages_only_as_epochs_end(order: str, frequency: int | None) -> None:
-    options: dict[str, Any] = {"validation_freq": frequency}
-    if frequency is None:
-        options = {"validation_data": None}
-    averages: list[list[np.ndarray]] = []
-    plain, moving = net()
-    raw = Sees(lambda model: averages.append([a for _, a in moving.averages()]), "epoch ends")
-    fit(plain, [raw], **options)
+    averages, own, plain = without_callback(frequency)
     model, _ = net()
     first, last = Sees(), Sees()
-    fit(model, ordered(kt.UseAverage(), [first, last], order), **options)
-    assert_same(values(model), values(plain))
+    fit(model, ordered(kt.UseAverage(), [first, last], order), **validation(frequency))
+    assert_same(values(model), plain)
     for sees in (first, last):
         for event, seen in sees.seen.items():
             if event == "epoch ends":
@@ -144,24 +163,22 @@ def test_callbacks_see_averages_only_as_epochs_end(order: str, frequency: int | 
             elif event.startswith("test"):
                 expected = averages if frequency == 1 else averages[1::2]
             else:
-                expected = raw.seen[event]
+                expected = own[event]
             assert len(seen) == len(expected), event
             for mine, its in zip(seen, expected, strict=True):
                 assert_same(mine, its)
-    assert differ(averages[-1], raw.seen["epoch ends"][-1]) > 1e-3
+    assert differ(averages[-1], own["epoch ends"][-1]) > 1e-3
 
 
 def test_only_validation_uses_the_averages() -> None:
-    plain, _ = net()
-    raw = Sees()
-    fit(plain, [raw])
+    _, own, _ = without_callback(1)
     model, _ = net()
     sees = Sees()
     fit(model, [kt.UseAverage(only_validation=True), sees])
     for event in ("epoch ends", "batch begins", "train ends"):
-        for mine, its in zip(sees.seen[event], raw.seen[event], strict=True):
+        for mine, its in zip(sees.seen[event], own[event], strict=True):
             assert_same(mine, its)
-    assert differ(sees.seen["test ends"][-1], raw.seen["test ends"][-1]) > 1e-3
+    assert differ(sees.seen["test ends"][-1], own["test ends"][-1]) > 1e-3
 
 
 @pytest.mark.parametrize(
@@ -193,7 +210,7 @@ def test_steps_per_epoch_and_blocks_of_steps() -> None:
     def run(use: bool) -> Any:
         model, _ = net()
         model.steps_per_execution = 1 if keras.backend.backend() == "torch" else 3
-        fit(model, [kt.UseAverage()] if use else [], steps_per_epoch=5, epochs=3)
+        fit(model, [kt.UseAverage()] if use else [], batch_size=4, steps_per_epoch=5, epochs=3)
         return model
 
     assert_same(values(run(True)), values(run(False)))
@@ -290,7 +307,7 @@ class Waits(keras.callbacks.Callback):
         self._act = act
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        if batch == 15:
+        if batch == 7:
             self._act(self.model)
 
 
@@ -321,7 +338,7 @@ def test_backup_and_restore_saves_the_own_weights(order: str) -> None:
         return model
 
     def interrupts(model: Any) -> None:
-        if int(value(model.optimizer.iterations)) == 40:  # within the third epoch
+        if int(value(model.optimizer.iterations)) == 20:  # within the third epoch
             raise KeyError("power")
 
     whole = run()
@@ -331,7 +348,7 @@ def test_backup_and_restore_saves_the_own_weights(order: str) -> None:
     assert_same(values(resumed), values(whole))
 
 
-@pytest.mark.parametrize(("order", "stop_at_step"), [("first", 24), ("middle", 32), ("last", 40)])
+@pytest.mark.parametrize(("order", "stop_at_step"), [("first", 12), ("middle", 16), ("last", 20)])
 def test_a_session_saves_the_own_weights(order: str, stop_at_step: int) -> None:
     def run(logdir: str, **options: Any) -> Any:
         model, _ = net(norm=True, statistics=True)
@@ -347,7 +364,7 @@ def test_a_session_saves_the_own_weights(order: str, stop_at_step: int) -> None:
     resumed, rest = run("run")
     assert_same(values(resumed), values(whole))
     assert rest["val_loss"] == history["val_loss"]
-    with kt.open_checkpoint(f"whole/checkpoints/step-{96:010}/state.safetensors") as kept:
+    with kt.open_checkpoint(f"whole/checkpoints/step-{48:010}/state.safetensors") as kept:
         plain, _ = net(norm=True, statistics=True)
         fit(plain, [])
         for variable in plain.weights:
@@ -358,7 +375,7 @@ def test_accepts_a_callback_list() -> None:
     model, _ = net()
     stop = C.EarlyStopping(patience=3, restore_best_weights=True)
     given = [stop, kt.UseAverage()]
-    listed = C.CallbackList(given, add_history=True, model=model, epochs=6, steps=16, verbose=0)
+    listed = C.CallbackList(given, add_history=True, model=model, epochs=6, steps=8, verbose=0)
     before = list(listed.callbacks)
     history = fit(model, listed)
     assert loss(model) == pytest.approx(min(history["val_loss"]), rel=1e-6)

@@ -1,7 +1,7 @@
 """Read a checkpoint in limited memory and time; `bounded.py` runs this as a process.
 
-Arguments: the path, `read` or `cut` (truncate the file to 100 bytes while it is open), and modules
-to import first. Prints `read`, or `refused: ` and the message.
+Arguments: `read` or `cut` (cut the file to 100 bytes while it is open), modules to import first
+(comma-separated), and paths. Prints a line for each: `read`, or `refused: ` and the message.
 """
 
 from __future__ import annotations
@@ -19,23 +19,28 @@ warnings.simplefilter("ignore")
 
 
 def main() -> None:
-    """Read every tensor, in 1 GiB more than the libraries need."""
-    path, what, *libraries = sys.argv[1:]
-    for library in libraries:
+    """Read every tensor of each file, in 1 GiB more than the libraries need."""
+    what, libraries, *paths = sys.argv[1:]
+    for library in filter(None, libraries.split(",")):
         __import__(library)
     with open("/proc/self/statm") as status:
         used = int(status.read().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + 2**30, used + 2**30))
-    signal.alarm(60)  # ends a process that hangs
+    for path in paths:
+        signal.alarm(60)  # ends a process that hangs
+        print(_answer(path, what), flush=True)
+
+
+def _answer(path: str, what: str) -> str:
     try:
         with open_checkpoint(path) as checkpoint:
             if what == "cut":
                 os.truncate(path, 100)
             for key in checkpoint:
                 checkpoint[key]
-        print("read")
+        return "read"
     except RestoreError as error:
-        print(f"refused: {error}".replace("\n", " "))
+        return f"refused: {error}".replace("\n", " ")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from tests.checkpoints.bounded import GIGABYTE, answer
+from tests.checkpoints.bounded import GIGABYTE, answer, answers
 from tests.helpers import two_layers
 
 pytestmark = pytest.mark.once
@@ -43,20 +43,20 @@ def test_refuses_a_pipe_or_a_device() -> None:
     assert "'zero' is a device and not a regular file" in answer("zero")
 
 
-@pytest.mark.parametrize("name", ["ck.index", "ck.data-00000-of-00001", "checkpoint"])
-def test_refuses_a_pipe_among_tensorflow_files(name: str) -> None:
-    tensorflow_checkpoint("run/ck")
-    pipe_in_place_of(f"run/{name}")
-    assert "is a pipe and not a regular file" in answer("run", "read", "tensorflow")
-
-
-def test_refuses_an_endless_state_file() -> None:
-    tensorflow_checkpoint("run/ck")
-    os.symlink("/dev/zero", "run/checkpoint")
-    assert "is a device and not a regular file" in answer("run", "read", "tensorflow")
-    os.remove("run/checkpoint")
-    Path("run/checkpoint").write_bytes(b"#" * (20 * 2**20))
-    assert "too large to be what it should be" in answer("run", "read", "tensorflow")
+def test_refuses_pipes_and_endless_files_of_tensorflow() -> None:
+    piped = ["ck.index", "ck.data-00000-of-00001", "checkpoint"]
+    runs = [*piped, "device", "large"]
+    for run in runs:
+        tensorflow_checkpoint(f"{run}/ck")
+        if run in piped:
+            pipe_in_place_of(f"{run}/{run}")
+    os.symlink("/dev/zero", "device/checkpoint")
+    Path("large/checkpoint").write_bytes(b"#" * (20 * 2**20))
+    *pipes, device, large = answers(runs, "read", "tensorflow")
+    for found in pipes:
+        assert "is a pipe and not a regular file" in found
+    assert "is a device and not a regular file" in device
+    assert "too large to be what it should be" in large
 
 
 def test_refuses_a_pipe_among_shards() -> None:
