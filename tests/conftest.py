@@ -14,27 +14,33 @@ if BACKEND == "jax":  # devices for tests of distribution; the others use the fi
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.abspath(".cache/jax"))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
-if BACKEND == "tensorflow":
-    import tensorflow as tf
-
-    cpu = tf.config.list_physical_devices("CPU")[0]
-    tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
-
 from pathlib import Path
 
-import keras
 import pytest
-
-from keras_trainops.checkpoints import open as opening
 
 
 @pytest.fixture(autouse=True)
 def fresh_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Names and seeds that do not depend on other tests, and a directory of its own."""
+    import keras
+
+    from keras_trainops.checkpoints import open as opening
+
     keras.backend.clear_session(free_memory=False)  # a collection of garbage costs 0.3 s
     keras.utils.set_random_seed(7)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(opening, "_registered", [])  # formats of other tests
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Divide TensorFlow's CPU for tests of replicas; the process that starts others has none."""
+    starts_others = session.config.getoption("numprocesses", None)
+    if BACKEND == "tensorflow" and not starts_others:
+        import tensorflow as tf
+
+        cpu = tf.config.list_physical_devices("CPU")[0]
+        two = [tf.config.LogicalDeviceConfiguration()] * 2
+        tf.config.set_logical_device_configuration(cpu, two)
 
 
 def pytest_collection_finish() -> None:
@@ -56,10 +62,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Leaves out, visibly, what is of another backend (`KERAS_BACKEND`) than this run."""
 
     def is_for_us(item: pytest.Item) -> bool:
-        backend = keras.backend.backend()
-        if item.get_closest_marker("once") and backend != "tensorflow":
+        if item.get_closest_marker("once") and BACKEND != "tensorflow":
             return False
-        return all(backend in mark.args for mark in item.iter_markers("backends"))
+        return all(BACKEND in mark.args for mark in item.iter_markers("backends"))
 
     config.hook.pytest_deselected(items=[item for item in items if not is_for_us(item)])
     items[:] = [item for item in items if is_for_us(item)]

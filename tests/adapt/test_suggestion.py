@@ -77,7 +77,7 @@ def test_suggests_only_certain_adapters(
         assert found.shape(shapes, target) == found(arrays, target).shape == target
 
 
-def pasted(report: kt.RestoreReport, model: keras.Model) -> dict[str, Any]:
+def pasted_adapter(report: kt.RestoreReport, model: keras.Model) -> dict[str, Any]:
     """Evaluate the only suggestion, as if a user had pasted it."""
     (mismatch,) = report.mismatched
     found: dict[str, Any] = eval(f"dict({mismatch.suggestion})", {"kt": kt, "model": model})
@@ -93,7 +93,7 @@ def test_suggests_a_chain_for_a_pytorch_head() -> None:
         'adapt={**kt.adapt.from_torch(model), "head/kernel": '
         "[kt.adapt.Transpose(), kt.adapt.Crop(axis=1)]}"
     )
-    kt.restore(model, arrays, rename=rename, adapt=pasted(report, model))
+    kt.restore(model, arrays, rename=rename, adapt=pasted_adapter(report, model))
     np.testing.assert_allclose(value(model.get_layer("head").kernel), weight.T[:, :2], rtol=1e-6)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -47,8 +48,7 @@ def test_errors_exit_with_2(
     before = sorted(Path().iterdir())
     error = stderr_of(capsys, 2, *arguments)
     assert len(error.splitlines()) == 1
-    with pytest.raises(AssertionError, match=message):
-        raise AssertionError(error)
+    assert re.search(message, error)
     assert document(capsys, 2, *arguments) == {"error": error.rstrip("\n")}
     assert sorted(Path().iterdir()) == before
 

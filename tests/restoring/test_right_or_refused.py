@@ -162,7 +162,7 @@ def test_variables_missing_in_an_object_based_checkpoint() -> None:
     assert same(ours, source, "trunk")
 
 
-def write_tf1(prefix: str, **arrays: np.ndarray) -> None:
+def write_tf1_graph(prefix: str, **arrays: np.ndarray) -> None:
     with tf.Graph().as_default(), tf.compat.v1.Session() as session:
         for name, array in arrays.items():
             tf.compat.v1.get_variable(name.replace("__", "/"), initializer=array)
@@ -172,7 +172,7 @@ def write_tf1(prefix: str, **arrays: np.ndarray) -> None:
 
 def test_a_checkpoint_named_by_one_of_its_files() -> None:
     os.makedirs("folder")
-    write_tf1("elsewhere/x", head__bias=np.ones(2, "f4"))
+    write_tf1_graph("elsewhere/x", head__bias=np.ones(2, "f4"))
     for file in Path("elsewhere").glob("x.*"):
         os.rename(file, Path("folder", file.name[1:]))  # an empty base name
     stock = tf.train.load_checkpoint("folder/.index")
@@ -183,7 +183,7 @@ def test_a_checkpoint_named_by_one_of_its_files() -> None:
 
 
 def test_a_state_file_of_another_machine() -> None:
-    write_tf1("folder/x", head__bias=np.ones(2, "f4"))
+    write_tf1_graph("folder/x", head__bias=np.ones(2, "f4"))
     Path("folder/checkpoint").write_text('model_checkpoint_path: "/their/machine/x"\n')
     assert tf.train.latest_checkpoint("folder") is None
     ours = two_layers(2)

@@ -75,3 +75,7 @@ def train(model: Any, optimizer: Any, y: Any = Y, x: Any = X, **options: Any) ->
     model.compile(optimizer, "mse", **options)
     model.fit(x, y, batch_size=batch, epochs=epochs, shuffle=False, verbose=0)
     return weights(model)
+
+
+def fit_small(model: Any, **options: Any) -> None:
+    model.fit(X, Y, batch_size=8, shuffle=False, verbose=0, **options)

@@ -13,7 +13,14 @@ def test_only_ignores_the_other_variables() -> None:
     close(out, [g[0] * 0.5 / trunk, g[1] * 0.5 / trunk, None, g[3]])
     nested = T.Only(["trunk", "head"], [T.Only("head", T.Scale(2.0)), lambda g, v: g])
     close(run(nested), [g[0], g[1], None, g[3] * 2])
+
+
+def test_only_clips_if_its_transform_does() -> None:
     assert T.Only("head", T.ClipByNorm(1.0)).clips
+    assert not T.Only("head", T.Scale(1.0)).clips
+
+
+def test_only_rejects_unknown_patterns_and_lost_gradients() -> None:
     with pytest.raises(ValueError, match="Pattern 'haed' matches no variable"):
         run(T.Only("haed", T.Scale(1.0)))
     with pytest.raises(ValueError, match="returned 0 gradients for 1 variables"):

@@ -41,7 +41,7 @@ def test_all_problems_are_reported_at_once() -> None:
         assert line in message
 
 
-class Unreadable(ArraysCheckpoint):
+class BadSectors(ArraysCheckpoint):
     """A checkpoint whose tensors cannot be read."""
 
     def _view(self, key: str) -> np.ndarray:
@@ -51,7 +51,7 @@ class Unreadable(ArraysCheckpoint):
 def test_a_plan_predicts_the_restore_without_reading() -> None:
     model = two_layers()
     before = values(model)
-    planned = kt.plan_restore(model, Unreadable(ALL), exclude=["head/bias"])
+    planned = kt.plan_restore(model, BadSectors(ALL), exclude=["head/bias"])
     assert_same(values(model), before)
     assert not planned.applied
     assert planned.problems == ()
@@ -60,7 +60,7 @@ def test_a_plan_predicts_the_restore_without_reading() -> None:
     for field in ("restored", "missing", "unexpected", "mismatched", "excluded", "bytes"):
         assert getattr(planned, field) == getattr(done, field)
     with refused(model, "Cannot read 'trunk/kernel'.*bad sector under trunk/kernel"):
-        kt.restore(model, Unreadable(ALL))
+        kt.restore(model, BadSectors(ALL))
 
 
 def test_a_plan_lists_problems_instead_of_raising() -> None:

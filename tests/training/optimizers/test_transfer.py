@@ -11,7 +11,7 @@ import keras_trainops as kt
 from tests.helpers import assert_same, differ, numpy, two_layers, value, weights
 from tests.training import small_models
 from tests.training.optimizers.kinds import X, Y, fit, multi, net
-from tests.training.small_models import train
+from tests.training.small_models import fit_small, train
 
 T = kt.transforms
 O = keras.optimizers  # noqa: E741
@@ -25,10 +25,6 @@ class Momenta(T.GradientTransform):
         for total, gradient in zip(self.sums, gradients, strict=True):
             total.assign_add(gradient)
         return gradients
-
-
-def fit_small(model: Any) -> None:
-    model.fit(small_models.X, small_models.Y, batch_size=8, verbose=0)
 
 
 def test_state_survives_changes_of_variables_to_train() -> None:

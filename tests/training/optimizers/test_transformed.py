@@ -11,9 +11,8 @@ import pytest
 
 import keras_trainops as kt
 from tests.helpers import assert_same, differ, numpy, two_layers, value, values, weights
-from tests.training import small_models
 from tests.training.optimizers.kinds import MULTI, X, Y, several
-from tests.training.small_models import net, train, with_batch_norm
+from tests.training.small_models import fit_small, net, train, with_batch_norm
 
 T = kt.transforms
 O = keras.optimizers  # noqa: E741
@@ -27,10 +26,6 @@ def compiled(optimizer: Any, transforms: Any = None) -> Any:
 
 def fit(model: Any, **options: Any) -> Any:
     return model.fit(X, Y, batch_size=8, shuffle=False, verbose=0, **options)
-
-
-def fit_small(model: Any, **options: Any) -> None:
-    model.fit(small_models.X, small_models.Y, batch_size=8, shuffle=False, verbose=0, **options)
 
 
 def rates(model: Any) -> list[float]:

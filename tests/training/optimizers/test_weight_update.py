@@ -28,7 +28,7 @@ T = kt.transforms
 O = keras.optimizers  # noqa: E741
 
 
-class CountRuns(T.GradientTransform):
+class KeepLargest(T.GradientTransform):
     """Counts its runs and keeps the largest gradient element it has seen."""
 
     def build(self, variables: Any) -> None:
@@ -43,8 +43,8 @@ class CountRuns(T.GradientTransform):
 
 
 def test_accumulation_equals_the_large_batch() -> None:
-    def run(batch: int, **options: Any) -> tuple[list[Any], CountRuns]:
-        model, count = net(), CountRuns()
+    def run(batch: int, **options: Any) -> tuple[list[Any], KeepLargest]:
+        model, count = net(), KeepLargest()
         model.compile(
             O.Adam(0.01, **options), "mse", gradient_transforms=[count, T.ClipByGlobalNorm(0.5)]
         )
@@ -61,7 +61,7 @@ def test_accumulation_equals_the_large_batch() -> None:
 def test_the_chain_sees_unscaled_gradients() -> None:
     seen = []
     for options in ({}, {"loss_scale_factor": 1024.0}):
-        count = CountRuns()
+        count = KeepLargest()
         train(net(), O.SGD(0.0, **options), gradient_transforms=count)
         seen.append(float(keras.ops.convert_to_tensor(count.largest)))
     assert seen[0] == pytest.approx(seen[1], rel=1e-5)
@@ -207,7 +207,7 @@ def test_a_function_can_skip_updates() -> None:
 
 
 def test_an_overflow_changes_only_the_loss_scale() -> None:
-    model, count = with_batch_norm(policy="mixed_float16"), CountRuns()
+    model, count = with_batch_norm(policy="mixed_float16"), KeepLargest()
     train(model, O.Adam(0.01), gradient_transforms=count)
     before, runs = weights(model), int(keras.ops.convert_to_tensor(count.runs))
     scale = float(keras.ops.convert_to_tensor(model.optimizer.dynamic_scale))
