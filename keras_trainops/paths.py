@@ -171,8 +171,8 @@ def no_match(pattern: Pattern, paths: Sequence[str]) -> str:
     if isinstance(pattern, str):
         return f"{message} {closest_phrase(pattern, paths, 'path')}"
     if isinstance(pattern, keras.Variable):
-        return f"{message} It is not one of these {len(paths)} variables."
-    return f"{message} None of its variables is one of these {len(paths)}."
+        return f"{message} It is not among the {len(paths)} candidate variables."
+    return f"{message} None of its variables is among the {len(paths)} candidates."
 
 
 def closest_phrase(name: str, candidates: Iterable[str], kind: str, count: int = 3) -> str:

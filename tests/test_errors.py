@@ -17,7 +17,7 @@ def test_shortens_endless_names_in_messages() -> None:
         kt.restore(two_layers(), {name: np.ones(3)})
     assert len(str(raised.value)) < 5000
     safetensors.numpy.save_file({name: np.ones(3)}, "w.safetensors")
-    with pytest.raises(kt.RestoreError, match="holds a name of 120,000 characters"):
+    with pytest.raises(kt.RestoreError, match="contains a name of 120,000 characters"):
         kt.open_checkpoint("w.safetensors")
     text = errors.shortened("a word " * 10_000)
     assert len(text) < 20_000

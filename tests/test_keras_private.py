@@ -405,7 +405,7 @@ def test_the_saving_walk_makes_a_layers_group_right_before_it_remembers_the_laye
     assert groups[id(inner.layers[0])] == "layers/sequential/layers/dense"
 
 
-def test_lookup_layers_tell_their_vocabulary_and_what_is_behind_them() -> None:
+def test_lookup_layers_tell_their_vocabulary_and_what_follows_them() -> None:
     inputs = keras.Input((), dtype="string")
     text = keras.layers.TextVectorization(
         vocabulary=["a", "b"], idf_weights=[1.0, 2.0], output_mode="tf_idf"
@@ -417,8 +417,8 @@ def test_lookup_layers_tell_their_vocabulary_and_what_is_behind_them() -> None:
     assert keras_private.vocabulary_layers(model) == [text]
     assert keras_private.vocabulary_of(text) == ("[UNK]", "a", "b")
     np.testing.assert_allclose(keras_private.idf_of(text), [1.5, 1.0, 2.0])
-    assert keras_private.first_variables_behind(text) == [dense]
-    assert keras_private.first_variables_behind(keras.layers.StringLookup(vocabulary=["a"])) is None
+    assert keras_private.first_variables_after(text) == [dense]
+    assert keras_private.first_variables_after(keras.layers.StringLookup(vocabulary=["a"])) is None
     assert keras_private.vocabulary_of(keras.layers.StringLookup()) == ()
     assert keras_private.idf_of(keras.layers.StringLookup(vocabulary=["a"])) is None
 

@@ -21,10 +21,21 @@ class Adapter(ABC):
     call that creates it, for reports and suggestions.
 
     Attributes:
-        gives_way: If True, other rules for the same variable win, whatever their order.
+        yields_to_user_rules: If True, other rules for the same variable take precedence, whatever
+            their order.
+
+    Example:
+        >>> class Flip(Adapter):
+        ...     def shape(self, shapes, target):
+        ...         return shapes[0]
+        ...
+        ...     def __call__(self, arrays, target):
+        ...         return arrays[0][::-1]
+        >>> Flip()([np.array([1, 2, 3])], target=(3,)).tolist()
+        [3, 2, 1]
     """
 
-    gives_way: ClassVar[bool] = False
+    yields_to_user_rules: ClassVar[bool] = False
 
     @abstractmethod
     def shape(self, shapes: Sequence[Shape], target: Shape) -> Shape | None:
@@ -223,7 +234,7 @@ def axis_of(axis: int, shape: Shape) -> int:
 
 
 def with_length(shape: Shape, axis: int, length: int) -> Shape:
-    """Return `shape` with another length along `axis`, a non-negative index."""
+    """Return `shape` with a different length along `axis`, a non-negative index."""
     return (*shape[:axis], length, *shape[axis + 1 :])
 
 
@@ -254,7 +265,7 @@ def unmasked(array: np.ndarray) -> np.ndarray:
     """Return the array without its mask, for an adapter that computes with all elements.
 
     Raises:
-        ValueError: If elements are masked, so that the variable keeps its values there.
+        ValueError: If elements are masked, which means that the variable keeps its values there.
     """
     if np.ma.is_masked(array):
         raise ValueError(

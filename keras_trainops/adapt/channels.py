@@ -1,4 +1,4 @@
-"""The adapter for the first convolution of a network with another number of input channels."""
+"""The adapter for the first convolution of a network with a different number of input channels."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ class Transpose(OneTensor):
 
 
 class Reshape(OneTensor):
-    """Gives one tensor another shape; the elements keep their order.
+    """Changes the shape of one tensor; the elements keep their order.
 
     Args:
         shape: The new shape, for use in a chain; one length may be -1. Default: the shape of the
@@ -179,8 +179,8 @@ def channels_first_flatten(shape: Sequence[int]) -> Chain:
     """Return an adapter for the kernel of a layer after `Flatten`, from a channels-first library.
 
     PyTorch flattens features as (channels, height, width), Keras as (height, width, channels), so
-    the rows of the kernel have another order. The inputs must be on axis 0 of the kernel; transpose
-    PyTorch's first: `[Transpose(), channels_first_flatten(shape)]`.
+    the rows of the kernel are in a different order. The inputs must be on axis 0 of the kernel;
+    transpose PyTorch's first: `[Transpose(), channels_first_flatten(shape)]`.
 
     Args:
         shape: Shape of the features in Keras, without the batch: (height, width, channels), or any

@@ -1,4 +1,4 @@
-"""The adapter for position embeddings of another length, or for images of another size."""
+"""The adapter for position embeddings of a different length, or for images of a different size."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos3", "lanczos5")
 
 
 class ResizePositions(OneTensor):
-    """Interpolates position embeddings to another length or grid, with `keras.ops.image.resize`.
+    """Interpolates position embeddings to a new length or grid, with `keras.ops.image.resize`.
 
     Embeddings have shape (positions, width) or (1, positions, width). Positions of an image are the
     cells of a grid of patches, row by row, and are interpolated in two dimensions. A grid given as

@@ -159,6 +159,15 @@ def _along(axis: int, indices: Sequence[int] | np.ndarray) -> tuple[Any, ...]:
 def _default_values(
     default: Any, array: np.ndarray, shape: Shape, axis: int, others: np.ndarray
 ) -> np.ndarray:
+    """Return values, to be broadcast, for the slices that the tensor does not fill.
+
+    Args:
+        default: Result of `checked_default`, but not None.
+        array: The tensor.
+        shape: Shape of the result.
+        axis: A non-negative axis.
+        others: Indices of the slices without a value.
+    """
     if isinstance(default, str):  # "mean"
         return np.mean(array, axis, dtype="float64", keepdims=True)
     if callable(default):

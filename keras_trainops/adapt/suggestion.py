@@ -2,7 +2,7 @@
 
 Users paste a suggestion without checking it. So make one only if shapes and names leave no other
 reading: not if two axes could be swapped, and not for several tensors, whose order only the rename
-rules define. What PyTorch's layers need is up to `from_torch`.
+rules define. `from_torch` handles PyTorch's layouts.
 """
 
 from __future__ import annotations
@@ -196,6 +196,13 @@ def _resizing_adapter(
 
 
 def _adapter_of_units(shape: Shape, target: Shape, axis: int) -> Adapter | None:
+    """Return `Crop` or `Pad` for a dense layer if only the number of its units differs.
+
+    Args:
+        shape: Shape of the tensor.
+        target: Shape of the variable.
+        axis: The only axis along which they differ.
+    """
     if axis != len(shape) - 1:
         return None
     return Crop(axis) if shape[axis] > target[axis] else Pad(axis)
@@ -204,6 +211,14 @@ def _adapter_of_units(shape: Shape, target: Shape, axis: int) -> Adapter | None:
 def _adapter_of_channels(
     shape: Shape, target: Shape, axis: int, convolution: keras.layers.Layer
 ) -> Adapter | None:
+    """Return `InputChannels` if only the number of input channels differs, as of images.
+
+    Args:
+        shape: Shape of the kernel's tensor.
+        target: Shape of the kernel.
+        axis: The only axis along which they differ.
+        convolution: The layer that the kernel belongs to.
+    """
     lengths = (shape[axis], target[axis])
     are_images = min(lengths) > 0 and max(lengths) <= _MAX_IMAGE_CHANNELS
     is_input_axis = axis == len(shape) - 2 > 0
@@ -213,7 +228,13 @@ def _adapter_of_channels(
 def _adapter_of_positions(shape: Shape, target: Shape, axis: int, path: str) -> Adapter | None:
     """Return an adapter for position embeddings with a class token before a square grid.
 
-    Lengths of texts are not numbers of this kind, so that both lengths identify images.
+    Text lengths are rarely a square plus one, so two such lengths indicate image patches.
+
+    Args:
+        shape: Shape of the tensor.
+        target: Shape of the variable.
+        axis: The only axis along which they differ.
+        path: Path of the variable.
     """
     is_table = axis == len(shape) - 2 and (len(shape) == 2 or shape[:-2] == (1,))
     are_grids = _is_class_token_and_grid(shape[axis]) and _is_class_token_and_grid(target[axis])

@@ -34,13 +34,13 @@ def is_torch_key(key: str) -> bool:
 
 
 class FromTorch(Adapter):
-    """An adapter of `from_torch`; it gives way to adapters of the user.
+    """An adapter from `from_torch`; the user's own adapters take precedence.
 
     Args:
         *steps: Adapters to apply in order. Without any, the tensor stays as it is.
     """
 
-    gives_way = True
+    yields_to_user_rules = True
 
     def __init__(self, *steps: Adapter) -> None:
         self.steps: tuple[Adapter, ...] = steps

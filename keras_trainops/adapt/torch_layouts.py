@@ -37,7 +37,7 @@ def from_torch(model: keras.layers.Layer | Iterable[keras.layers.Layer]) -> dict
     """Return adapters from the tensor layouts of PyTorch to those of a model's layers.
 
     Adapters convert layouts, not names: rename rules assign keys to variables. Other rules for the
-    same variables win, whatever their order, as in `{**from_torch(model), "head": ...}`.
+    same variables take precedence, in any order, as in `{**from_torch(model), "head": ...}`.
 
     * `Dense`, from `Linear`: transposes the weight. If the inputs are the flattened features of a
       convolution, it also reorders them, because PyTorch flattens channels first and Keras last. A
@@ -144,7 +144,7 @@ def _unknown_layouts(
 
 
 def axes_may_be_swapped(shape: Sequence[int]) -> bool:
-    """Return True if two axes have equal length, so that a tensor fits in several axis orders."""
+    """Return True if two axes have equal length, so a tensor fits in several axis orders."""
     lengths = [length for length in shape if length != 1]
     return len(set(lengths)) < len(lengths)
 
@@ -285,7 +285,7 @@ def _embedding(layer: Any) -> _Layout:
             yield variable, None
 
 
-# Layers that treat each feature on its own, so that the order of features does not matter.
+# Layers that treat each feature on its own, so the order of features does not matter.
 _PER_FEATURE: tuple[type, ...] = (
     *(layers.Activation, layers.ReLU, layers.LeakyReLU, layers.ELU, layers.Identity),
     *(layers.Dropout, layers.AlphaDropout, layers.GaussianDropout, layers.GaussianNoise),

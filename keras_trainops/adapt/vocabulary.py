@@ -25,10 +25,10 @@ class Rows(OneTensor):
     """Moves the slices of a vocabulary's entries to their indices in another vocabulary.
 
     Use it for the rows of an embedding, for the columns of an output layer (`axis=-1`), or for
-    both, as `[Rows(words, new_words), Rows(classes, new_classes, axis=1)]`. For a head with other
-    classes, the class names are the vocabularies. Entries may be in any order; entries of the old
-    vocabulary alone are dropped. The `repr`, and so the report, says how many slices were carried
-    over.
+    both, as `[Rows(words, new_words), Rows(classes, new_classes, axis=1)]`. For a head with
+    different classes, the class names are the vocabularies. Entries may be in any order; entries of
+    the old vocabulary alone are dropped. The `repr`, and so the report, says how many slices were
+    carried over.
 
     Args:
         old_vocabulary: Entries of the tensor in order, or the path of a text file with one entry

@@ -1,4 +1,4 @@
-"""Checkpoints of every format behind one lazy mapping.
+"""Checkpoints of every format as one lazy mapping.
 
 A built-in format is a module in `formats/` and an entry of `FORMATS` in `open.py`. Register a
 format of your own with `register_format`.

@@ -25,6 +25,10 @@ class Checkpoint(Mapping[str, np.ndarray]):
     Listing the keys and asking for a shape or dtype reads no tensor. Use it as a context manager,
     or call `close()`.
 
+    Args:
+        location: The path or prefix, as the user gave it.
+        files: Paths of the files, compared by `require_unchanged`.
+
     Attributes:
         location: The path or prefix, as the user gave it.
         format: A description of the format, such as "TF2 object-based checkpoint".

@@ -134,7 +134,13 @@ def _add(found: Comparison, difference: Difference, dtypes: tuple[np.dtype, np.d
 def _pairs(
     first: Iterable[np.ndarray], second: Iterable[np.ndarray], progress: Callable[[int], None]
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield pieces of both tensors; report each to `progress` once it was compared."""
+    """Yield pieces of both tensors; report each to `progress` once it was compared.
+
+    Args:
+        first: The pieces of one tensor.
+        second: The pieces of the other, of the same sizes.
+        progress: Called with the number of bytes of each piece of `first`.
+    """
     for one, other in zip(first, second, strict=True):
         yield one, other
         progress(one.nbytes)
@@ -143,12 +149,21 @@ def _pairs(
 def _difference(
     key: str, pairs: _Pairs, dtypes: tuple[np.dtype, np.dtype], tolerance: _Tolerance
 ) -> Difference:
+    """Return the differences between the values of two tensors.
+
+    Args:
+        key: The tensors' key.
+        pairs: Pieces of both tensors.
+        dtypes: The dtypes of both tensors.
+        tolerance: The tolerance for numbers; other values must be equal.
+    """
     if all(map(_is_number, dtypes)):
         return _difference_of_numbers(key, pairs, tolerance)
     return _difference_of_others(key, pairs)
 
 
 def _difference_of_numbers(key: str, pairs: _Pairs, tolerance: _Tolerance) -> Difference:
+    """Compare real or complex numbers; see `_difference` for the arguments."""
     unequal = size = non_finite = 0
     largest, largest_part = 0.0, 0.0
     for one, other in pairs:

@@ -19,6 +19,9 @@ _HEAD = 16  # bytes
 class Candidate:
     """A path whose format is unknown. Each property reads the disk once, on first access.
 
+    Args:
+        location: The path as text.
+
     Attributes:
         location: The path as text; it may be the prefix of a TensorFlow checkpoint.
         path: The same as a `Path`, which may not exist.
@@ -84,7 +87,7 @@ class Writer(Protocol):
             progress: Called with the number of bytes after each piece.
 
         Raises:
-            UnwritableError: If the format cannot hold a dtype or a name; nothing is written.
+            UnwritableError: If the format cannot store a dtype or a name; nothing is written.
             RestoreError: If a tensor cannot be read.
         """
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from keras_trainops.errors import RestoreError
 
 # Raise beyond this many names if they also exceed `_EACH` times the number of stored entries. A
-# list that holds a list twice, which holds another twice, and so on, has 2 ** depth names.
+# list that contains a list twice, which contains another twice, and so on, has 2 ** depth names.
 _MANY = 10_000
 _EACH = 100
 _DEEPEST = 100
@@ -28,7 +28,7 @@ def flattened(
         location: A description of `root` for messages.
 
     Raises:
-        RestoreError: If a container holds itself, two values have the same name, containers are
+        RestoreError: If a container contains itself, two values have the same name, containers are
             nested more than 100 deep, or shared containers make the number of names explode.
     """
     names = _Names(location)
@@ -61,13 +61,13 @@ def _inside(container: _Item, entries: Entries) -> Iterator[_Item]:
 
 def _refuse_too_deep(container: _Item, location: str) -> None:
     if id(container.value) in container.above:
-        raise RestoreError(f"{location} holds itself, under {container.name!r}.")
+        raise RestoreError(f"{location} contains itself, under {container.name!r}.")
     if len(container.above) > _DEEPEST:
         raise RestoreError(f"{location} is nested more than {_DEEPEST} deep.")
 
 
 class _Names:
-    """The names found so far, compared with the entries that containers really hold."""
+    """The names found so far, compared with the entries that containers actually contain."""
 
     def __init__(self, location: str) -> None:
         self._location = location
@@ -91,6 +91,6 @@ class _Names:
         self._names.add(name)
         if len(self._names) > max(_MANY, _EACH * self._entries):
             raise RestoreError(
-                f"{self._location} holds the same containers again and again: "
+                f"{self._location} contains the same containers repeatedly: "
                 f"{self._entries:,} entries under more than {len(self._names) - 1:,} names."
             )

@@ -133,7 +133,9 @@ def _missing(path: Path) -> str:
 def _listing(directory: Path, count: int = 8) -> str:
     names = sorted(entry.name for entry in directory.iterdir())
     more = f" and {len(names) - count} more" if len(names) > count else ""
-    return f"The directory {str(directory)!r} holds: {', '.join(names[:count]) or 'nothing'}{more}."
+    return (
+        f"The directory {str(directory)!r} contains: {', '.join(names[:count]) or 'nothing'}{more}."
+    )
 
 
 def _describe(head: bytes) -> str:

@@ -27,7 +27,7 @@ class Statistics(NamedTuple):
 
 
 def statistics(pieces: Iterable[np.ndarray]) -> Statistics:
-    """Compute the statistics of real numbers, holding one piece at a time.
+    """Compute the statistics of real numbers, with one piece in memory at a time.
 
     Args:
         pieces: Arrays of real numbers, of any shape.

@@ -35,7 +35,7 @@ def is_counter(name: str) -> bool:
 def by_name(names: Iterable[str]) -> frozenset[str]:
     """Return the names that are recognisably training state.
 
-    These are: counters; names below a variable that are called like a slot or an average; names
+    These are: counters; names below a variable that are named like a slot or an average; names
     beside an optimizer's counter of updates or its slots; and names below a top-level name that
     training programs use for their state.
 
@@ -62,7 +62,7 @@ def by_name(names: Iterable[str]) -> frozenset[str]:
 
 
 def optimizer_scopes(names: Iterable[str]) -> set[str]:
-    """Return the scopes, ending in `/`, that hold an optimizer's counter of updates."""
+    """Return the scopes, ending in `/`, that contain an optimizer's counter of updates."""
     split = (name.rpartition("/") for name in names)
     return {f"{scope}/" for scope, _, leaf in split if scope and leaf in _OPTIMIZER_COUNTERS}
 

@@ -1,4 +1,4 @@
-"""`keras-trainops convert FILE OUT`: write a checkpoint in another format or with other names."""
+"""`keras-trainops convert FILE OUT`: write a checkpoint in another format or with new names."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ def _renamed(keys: list[str], rules: Mapping[str, str | None] | str) -> dict[str
         for target in entry.addresses:
             keys_of.setdefault(str(target), []).append(entry.key)
     repeated = [name for name, sources in keys_of.items() if len(sources) > 1]
-    problems = renaming.problems + [f"Several keys are to be called {name!r}." for name in repeated]
+    problems = renaming.problems + [f"Several keys would be named {name!r}." for name in repeated]
     if problems:
         raise RefusedError("\n".join(problems))
     return {name: key for name, (key,) in keys_of.items()}
@@ -172,7 +172,7 @@ def _refuse_unsafe(names: Iterable[str]) -> None:
             refuse_unsafe_names([name], "OUT")
         except RestoreError as error:
             raise RefusedError(
-                f"No tensor may be called {name!r}: used as a path, it leads elsewhere."
+                f"No tensor may be named {name!r}: used as a path, the name leads elsewhere."
             ) from error
 
 

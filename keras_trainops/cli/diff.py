@@ -21,7 +21,7 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
         "values. Exits with 0 if they are the same and with 1 if they differ.",
     )
     parser.add_argument("first", metavar="FILE", help=FILE_HELP)
-    parser.add_argument("second", metavar="FILE", help="another one")
+    parser.add_argument("second", metavar="FILE", help="the file to compare with")
     parser.add_argument(
         "--atol", type=_tolerance, default=0.0, metavar="A", help="absolute tolerance"
     )
@@ -105,4 +105,4 @@ def _print(options: argparse.Namespace, found: Comparison, left_out: int) -> Non
         ]
         print_columns(rows, right=range(1, 5))
     equal = f"{found.equal} tensors are equal"
-    print(f"{equal}; {left_out} of training state were left out" if left_out else equal)
+    print(f"{equal}; training state left out: {left_out}" if left_out else equal)

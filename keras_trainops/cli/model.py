@@ -118,7 +118,7 @@ def add_rename(parser: argparse.ArgumentParser) -> None:
         metavar="'KEY => PATH'",
         help="map keys that match a regular expression to a path (\\1 is the first group, "
         "\\g<1+1> the number in it plus one); an empty path leaves them out; may be given several "
-        "times, the first match counts; or: auto",
+        "times, the first match wins; or: auto",
     )
 
 

@@ -6,7 +6,7 @@ behaviour relied on here, so that a new Keras that changes one fails a test with
 
 from keras_trainops.keras_private.data import EpochData, batches
 from keras_trainops.keras_private.graph import (
-    first_variables_behind,
+    first_variables_after,
     idf_of,
     operation_before,
     vocabulary_layers,
@@ -80,7 +80,7 @@ __all__ = [
     "call_in_training",
     "compute_loss",
     "excluded_from_decay",
-    "first_variables_behind",
+    "first_variables_after",
     "forget_losses",
     "global_seed",
     "gradient_sums",

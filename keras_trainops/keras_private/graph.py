@@ -50,7 +50,7 @@ def idf_of(layer: Any) -> Any:
     return None if weights is None else weights.numpy()
 
 
-def first_variables_behind(layer: Any) -> list[Any] | None:
+def first_variables_after(layer: Any) -> list[Any] | None:
     """Return the first layers with variables that a functional model feeds a layer's output to.
 
     None if the layer is not in a graph.

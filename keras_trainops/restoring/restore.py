@@ -147,6 +147,13 @@ def plan_restore(
     Raises:
         RestoreError: If the source cannot be read or the model has no variables yet.
         ValueError: If an argument has the wrong type or value.
+
+    Example:
+        >>> import keras, numpy as np
+        >>> layers = [keras.Input((3,)), keras.layers.Dense(2, name="head")]
+        >>> model = keras.Sequential(layers, name="net")
+        >>> plan_restore(model, {"head/kernel": np.ones((3, 1))}).mismatched[0].checkpoint_shape
+        (3, 1)
     """
     options = Options(
         rename, include, exclude, adapt, on_missing, on_unexpected, on_mismatch, include_optimizer

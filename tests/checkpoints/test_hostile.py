@@ -79,7 +79,7 @@ def test_reads_cyclic_and_refuses_broken_object_graphs() -> None:
 def test_refuses_object_graph_names_that_lead_elsewhere() -> None:
     graph = trackable_object_graph_pb2.TrackableObjectGraph()
     graph.nodes.add().attributes.add(full_name="../v", checkpoint_key="t")
-    with pytest.raises(kt.RestoreError, match=r"holds the name '../v', which leads out of it"):
+    with pytest.raises(kt.RestoreError, match=r"contains the name '../v', which leads out of it"):
         kt.open_checkpoint(save_graph(graph, t=np.ones(2)))
 
 

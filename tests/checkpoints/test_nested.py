@@ -24,7 +24,7 @@ def test_refuses_endless_nesting() -> None:
     doubled: Any = [array]
     for _ in range(18):
         doubled = [doubled, doubled]
-    with pytest.raises(kt.RestoreError, match="the mapping holds the same containers again"):
+    with pytest.raises(kt.RestoreError, match="mapping contains the same containers repeatedly"):
         kt.restore(two_layers(), {"x": doubled})
     deep: Any = {"x": array}
     for _ in range(200):

@@ -64,7 +64,7 @@ def test_latest_format_of_a_name_comes_first() -> None:
 def test_lists_the_directory_of_a_missing_file() -> None:
     Path("run").mkdir()
     Path("run/w.npz").touch()
-    with pytest.raises(kt.RestoreError, match=r"no checkpoint at 'run/x'. .*'run' holds: w.npz"):
+    with pytest.raises(kt.RestoreError, match=r"no checkpoint at 'run/x'. .*'run' contains: w.npz"):
         kt.open_checkpoint("run/x")
     with pytest.raises(kt.RestoreError, match=r"no checkpoint at 'gone/x'. Its directory does not"):
         kt.open_checkpoint("gone/x")

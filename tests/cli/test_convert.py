@@ -80,7 +80,7 @@ def test_renames_tensors(theirs: str, capsys: Captured) -> None:
     assert set(np.load("b.npz")) == {"layer0.w", "layer0.b", "layer1.w", "layer1.b"}
     np.testing.assert_array_equal(np.load("b.npz")["layer1.w"], THEIRS["net/l2/w"])
     crowded = ["--rename", "net/l./w => same"]
-    assert "Several keys are to be called 'same'" in stderr_of(
+    assert "Several keys would be named 'same'" in stderr_of(
         capsys, 1, "convert", theirs, "c.npz", *crowded
     )
     assert not Path("c.npz").exists()
@@ -167,14 +167,14 @@ def test_refuses_a_directory(theirs: str, capsys: Captured) -> None:
 def test_refuses_names_that_lead_elsewhere(theirs: str, capsys: Captured, name: str) -> None:
     rules = ["--rename", f"net/l1/w => {name}"]
     for out in ("b.npz", "b.safetensors"):
-        assert "No tensor may be called" in stderr_of(capsys, 1, "convert", theirs, out, *rules)
+        assert "No tensor may be named" in stderr_of(capsys, 1, "convert", theirs, out, *rules)
         assert not Path(out).exists()
 
 
 def test_refuses_the_name_of_the_metadata(capsys: Captured) -> None:
     np.savez("a.npz", __metadata__=np.ones(3), w=np.ones(2))
     message = stderr_of(capsys, 1, "convert", "a.npz", "b.safetensors")
-    assert "cannot hold a tensor called '__metadata__'" in message
+    assert "cannot store a tensor named '__metadata__'" in message
     assert not Path("b.safetensors").exists()
     rules = ["--rename", "__metadata__ => metadata"]
     assert main(["convert", "a.npz", "b.safetensors", *rules]) == 0

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.once
 def test_equal_files_of_different_formats(theirs: str, capsys: Captured) -> None:
     safetensors.numpy.save_file(THEIRS | {"global_step": np.array(9)}, "same.safetensors")
     assert main(["diff", theirs, "same.safetensors"]) == 0
-    text = "4 tensors are equal; 1 of training state were left out\n"
+    text = "4 tensors are equal; training state left out: 1\n"
     assert capsys.readouterr().out == text
     assert main(["diff", theirs, "same.safetensors", "--all"]) == 1
     assert "~ global_step" in capsys.readouterr().out

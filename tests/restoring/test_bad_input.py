@@ -49,7 +49,7 @@ def some_weights() -> None:
 
 def test_a_missing_file_names_its_neighbours(model: keras.Model) -> None:
     Path("model.npz").touch()
-    with refused(model, r"no checkpoint at 'modl.npz'.*holds: model.npz", kt.RestoreError):
+    with refused(model, r"no checkpoint at 'modl.npz'.*contains: model.npz", kt.RestoreError):
         kt.restore(model, "modl.npz")
     with refused(model, "Its directory does not exist either", kt.RestoreError):
         kt.restore(model, "nowhere/model.ckpt")
@@ -58,7 +58,7 @@ def test_a_missing_file_names_its_neighbours(model: keras.Model) -> None:
 @pytest.mark.parametrize(
     ("prepare", "path", "message"),
     [
-        (lambda: os.makedirs("d/e"), "d", "is not a checkpoint of a supported format.*holds: e"),
+        (lambda: os.makedirs("d/e"), "d", "is not a checkpoint of a supported format.*contains: e"),
         (lambda: Path("f").write_bytes(b""), "f", "The file is empty"),
         (lambda: Path("f").write_bytes(b"hello" * 9), "f", "starts with the bytes b'hello"),
         (lambda: Path("f").write_bytes(b"\x80\x04pickle" * 9), "f", "is not a checkpoint of a"),
@@ -114,7 +114,9 @@ def test_pickled_objects_in_an_npz_are_never_loaded(model: keras.Model) -> None:
         kt.restore(model, "w.npz")
     with (
         kt.open_checkpoint("w.npz") as checkpoint,
-        pytest.raises(kt.RestoreError, match=r"'head/kernel' holds Python objects, .* is not read"),
+        pytest.raises(
+            kt.RestoreError, match=r"'head/kernel' contains Python objects.* is not read"
+        ),
     ):
         checkpoint["head/kernel"]
     assert not os.path.exists("exploded")
@@ -194,7 +196,7 @@ def test_safetensors_of_other_dtypes_are_refused(
             {"head/bias": [[1], [1, 2]]},
             "The value under 'head/bias' is not an array: .*inhomogeneous",
         ),
-        ({}, "holds no weights"),
+        ({}, "contains no weights"),
         ({"x": [1.0]}, r"No key of .* Keys look like \['x'\], variables like \['trunk/kernel'"),
     ],
 )

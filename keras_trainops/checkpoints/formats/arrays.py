@@ -31,8 +31,8 @@ class ArraysCheckpoint(Checkpoint):
             the mapping is in use; arrays at such addresses are copied at once.
 
     Raises:
-        ValueError: If a key is not a name, two values have the same name, a container holds itself,
-            or a value cannot be an array, is sparse or has masked elements.
+        ValueError: If a key is not a name, two values have the same name, a container contains
+            itself, or a value cannot be an array, is sparse or has masked elements.
 
     Example:
         >>> import numpy as np

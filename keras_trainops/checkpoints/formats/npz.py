@@ -46,8 +46,9 @@ class _WithHeaders(Checkpoint):
     def _refuse_objects(self, key: str) -> None:
         if self._headers[key].dtype.hasobject:
             raise RestoreError(
-                f"{self.location!r}: the array {key!r} holds Python objects, which are code "
-                "to run rather than numbers, so it is not read. Save it as an array of numbers."
+                f"{self.location!r}: the array {key!r} contains Python objects, which are "
+                "code to run rather than numbers, so it is not read. Save it as an array of "
+                "numbers."
             )
 
 

@@ -52,7 +52,7 @@ class OrbaxCheckpoint(Checkpoint):
             prefix = f"{tree.name}/" if len(trees) > 1 else ""
             leaves.update({prefix + _key(leaf, found): leaf for leaf in found})
         if not leaves:
-            raise RestoreError(f"The Orbax checkpoint {location!r} holds no array.")
+            raise RestoreError(f"The Orbax checkpoint {location!r} contains no arrays.")
         refuse_unsafe_names(leaves, location)
         for tree in trees:
             _require_harmless(tree)
@@ -140,8 +140,8 @@ def _require_harmless(tree: Path) -> None:
         size = require_file(str(path))
         if path.name in _HEADERS and size > _LARGEST_HEADER:
             raise RestoreError(
-                f"{str(path)!r} has {size:,} bytes, too large to be what it should be: at most "
-                f"{_LARGEST_HEADER:,} are read."
+                f"{str(path)!r} has {size:,} bytes, more than the limit of {_LARGEST_HEADER:,} for "
+                "this kind of file, so it is not read."
             )
 
 

@@ -137,7 +137,7 @@ def write(
 def _writable_dtypes(checkpoint: Checkpoint, keys: Mapping[str, str]) -> dict[str, np.dtype]:
     if _METADATA in keys:
         raise UnwritableError(
-            f".safetensors cannot hold a tensor called {_METADATA!r}, which is the name of its "
+            f".safetensors cannot store a tensor named {_METADATA!r}, which is the name of its "
             "metadata. Give it another name."
         )
     dtypes = {name: checkpoint.dtype(key).newbyteorder("=") for name, key in keys.items()}
@@ -148,7 +148,7 @@ def _writable_dtypes(checkpoint: Checkpoint, keys: Mapping[str, str]) -> dict[st
 
 
 def _header(shapes: Mapping[str, tuple[int, ...]], dtypes: Mapping[str, np.dtype]) -> bytes:
-    """Return the header of a file that holds the tensors one after the other."""
+    """Return the header of a file that contains the tensors one after the other."""
     header, place = {}, 0
     for name, shape in shapes.items():
         end = place + nbytes(shape, dtypes[name])

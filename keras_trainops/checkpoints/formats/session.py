@@ -1,7 +1,7 @@
 """Checkpoints of a `TrainingSession`.
 
-The directory of a step holds the arrays as safetensors, and `SHA256SUMS` with the checksums of its
-files. A run's log directory, or `checkpoints` in it, opens the newest step that is undamaged.
+The directory of a step contains the arrays as safetensors, and `SHA256SUMS` with the checksums of
+its files. A run's log directory, or `checkpoints` in it, opens the newest step that is undamaged.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ def _damage(step: Path) -> str:
 
 def _damage_of(step: Path, name: str, digest: str) -> str:
     if Path(name).name != name:
-        return f"{_SUMS} names {name!r}, which is not in it"
+        return f"{_SUMS} names {name!r}, which is not in its directory"
     with open_regular(str(step / name)) as file:
         same = hashlib.file_digest(file, "sha256").hexdigest() == digest
     return "" if same else f"the checksum of {name} does not match"

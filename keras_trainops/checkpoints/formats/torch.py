@@ -70,7 +70,7 @@ class TorchCheckpoint(Checkpoint):
         content, self._places, self._swapped = read(location)
         self._tensors = dict(_flattened(content, location))
         if not self._tensors:
-            raise RestoreError(f"{location!r} is a PyTorch file without any tensor.")
+            raise RestoreError(f"{location!r} is a PyTorch file without any tensors.")
         self.training_state = by_name(self._tensors)
         self._file = open_regular(location)
 
@@ -177,7 +177,7 @@ def _flattened(content: Any, location: str) -> Iterator[tuple[str, Any]]:
 
 
 def _containers_of(content: Any, is_value: Callable[[Any], bool]) -> set[int]:
-    """Return the ids of containers that hold values at any depth, visiting each item once."""
+    """Return the ids of containers that contain values at any depth, visiting each item once."""
     holders: dict[int, list[int]] = {}  # from the id of an item to those of its containers
     met, found, waiting = {id(content)}, set[int](), [content]
     reached: list[int] = []
@@ -284,7 +284,7 @@ def _unpickle(file: Any, location: str, wanted: dict[str, _Storage]) -> Any:
         The content of the pickle.
 
     Raises:
-        RestoreError: If the pickle is damaged, or holds anything else.
+        RestoreError: If the pickle is damaged, or contains anything else.
     """
     torch, unpickler = _loader(location)
 
@@ -336,9 +336,9 @@ def _storage_of(tensor: Any) -> _Storage | None:
 
 def _refusal(location: str, reason: str) -> RestoreError:
     return RestoreError(
-        f"PyTorch's safe loader refuses {location!r} ({reason}). It may be damaged, or hold more "
-        "than tensors: whole modules and TorchScript are programs. If you trust the file, load it "
-        "in PyTorch and save its `state_dict()`."
+        f"PyTorch's safe loader refuses {location!r} ({reason}). It may be damaged, or contain "
+        "more than tensors: whole modules and TorchScript are programs. If you trust the file, "
+        "load it in PyTorch and save its `state_dict()`."
     )
 
 

@@ -86,8 +86,8 @@ def read_file(path: str, most: int = MOST_METADATA) -> bytes:
     size = require_file(path)
     if size > most:
         raise RestoreError(
-            f"{path!r} has {size:,} bytes, too large to be what it should be: at most {most:,} are "
-            "read."
+            f"{path!r} has {size:,} bytes, more than the limit of {most:,} for this kind of file, "
+            "so it is not read."
         )
     with open_regular(path) as file:
         return file.read(size)
@@ -114,7 +114,7 @@ def load_json(text: bytes, location: str) -> Any:
         found = dict(pairs)
         if len(found) < len(pairs):
             repeated, _ = Counter(key for key, _ in pairs).most_common(1)[0]
-            raise RestoreError(f"{location!r}: its JSON holds {repeated!r} twice in one object.")
+            raise RestoreError(f"{location!r}: its JSON contains {repeated!r} twice in one object.")
         return found
 
     return json.loads(text, object_pairs_hook=once)

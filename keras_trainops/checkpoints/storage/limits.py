@@ -53,18 +53,18 @@ def refuse_unsafe_names(names: Collection[str], location: str) -> None:
     """
     if len(names) > _MOST_NAMES:
         raise RestoreError(
-            f"{location!r} holds {len(names):,} names, but at most {_MOST_NAMES:,} are read."
+            f"{location!r} contains {len(names):,} names, but at most {_MOST_NAMES:,} are read."
         )
     for name in names:
         if len(name) > _LONGEST_NAME:
             raise RestoreError(
-                f"{location!r} holds a name of {len(name):,} characters, which is too long for a "
-                f"tensor: {name[:40]!r}…"
+                f"{location!r} contains a name of {len(name):,} characters, which is too long "
+                f"for a tensor: {name[:40]!r}…"
             )
         if _is_unsafe(name):
             raise RestoreError(
-                f"{location!r} holds the name {name!r}, which leads out of it. Such names come "
-                "from a damaged or hostile file, so it is not read."
+                f"{location!r} contains the name {name!r}, which leads out of it. Such names "
+                "come from a damaged or hostile file, so it is not read."
             )
 
 

@@ -23,7 +23,8 @@ def weight_map(path: str) -> Mapping[str, list[str]] | None:
         path: Path of the index.
 
     Returns:
-        Mapping from name to the paths of the files that hold it; None if the file is not an index.
+        Mapping from name to the paths of the files that contain it; None if the file is not an
+            index.
 
     Raises:
         RestoreError: If it names a missing file or one outside its directory, or has a key twice.
@@ -53,11 +54,12 @@ def _entries(path: str) -> dict[str, Any]:
 def _beside(index: str, name: object) -> str:
     if not isinstance(name, str) or not _is_plain(name):
         raise RestoreError(
-            f"{index!r} names the file {name!r}, which is not beside it, so it is not read."
+            f"{index!r} names the file {name!r}, which is not in the same directory, so it is not "
+            "read."
         )
     path = os.path.join(os.path.dirname(index), name)
     if not os.path.isfile(path):
-        raise RestoreError(f"{index!r} names the file {name!r}, which is missing beside it.")
+        raise RestoreError(f"{index!r} names the file {name!r}, which does not exist.")
     return path
 
 

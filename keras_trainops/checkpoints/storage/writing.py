@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 class UnwritableError(Exception):
-    """A format cannot hold a tensor because of its dtype or name; nothing was written."""
+    """A format cannot store a tensor because of its dtype or name; nothing was written."""
 
 
 @contextlib.contextmanager

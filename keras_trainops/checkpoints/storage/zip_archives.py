@@ -47,7 +47,7 @@ def refuse_repeated(archive: zipfile.ZipFile, location: str) -> None:
     """
     repeated = [name for name, count in Counter(archive.namelist()).items() if count > 1]
     if repeated:
-        raise RestoreError(f"{location!r}: the archive holds {repeated[0]!r} more than once.")
+        raise RestoreError(f"{location!r}: the archive contains {repeated[0]!r} more than once.")
 
 
 class FileWindow(io.RawIOBase):

@@ -134,7 +134,7 @@ def _words(name: str) -> set[str]:
 
 
 def numbers_change(pairs: Mapping[str, str]) -> bool:
-    """Return True if a number becomes another one, so that the pairs rest on order."""
+    """Return True if a number becomes another one, so the pairs rest on order."""
     if len(by_family([*pairs])) > 1 or len(by_family([*pairs.values()])) > 1:
         return any(name != other for name, other in pairs.items())  # `dense` next to `dense_1`
     return not _varying_columns(pairs.values()) <= _varying_columns(pairs)

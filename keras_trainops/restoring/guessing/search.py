@@ -197,7 +197,7 @@ def _ranked(ways: list[LayerPairs], likeness: Callable[[LayerPairs], _Likeness])
 def _strongest_claims(rankings: Sequence[_Ranking]) -> dict[str, list[tuple[_Likeness, int]]]:
     """Return, for each layer of the model, the two groups that want it most.
 
-    Two are enough: a group that asks is one of them, or the first is its rival.
+    Two are enough: each group only needs the strongest claim of another group.
     """
     claims: dict[str, dict[int, _Likeness]] = {}
     for group, ranking in enumerate(rankings):

@@ -251,7 +251,7 @@ def _all_paths(ambiguous: Iterable[Ambiguity]) -> Iterable[str]:
 def _without_coincidences(
     variables: Mapping[str, Shape], keys: Mapping[str, Shape], by_own_name: Mapping[str, str]
 ) -> dict[str, str]:
-    """Drop pairs of equal names if siblings are numbered from another start.
+    """Drop pairs of equal names if siblings are numbered from a different start.
 
     With `dense_1`, `dense_2`, `dense_3` and `dense`, `dense_1`, `dense_2`, each side has a number
     that the other lacks. If only one side has more numbers, equal names are trusted.

@@ -100,7 +100,7 @@ class Matching:
             return [self._pairing.targets[name]]
         found = self._pairing.ambiguous.get(name, [])
         if not any(target.selected for target in found):
-            # A rule counts even if another name suits the variable better.
+            # A rule applies even if another name suits the variable better.
             by_rule = [] if found or renamed.by == "nothing" else self.table.find(name)
             return by_rule if len(by_rule) == 1 else []
         if len(found) == 1:

@@ -104,6 +104,11 @@ def _pair_level(
 ) -> dict[str, Target]:
     """Pair candidates of equal strength, and add their variables to `taken`.
 
+    Args:
+        free: Candidates of equal strength whose names and variables are not paired yet.
+        taken: The variables that are paired or ambiguous, changed in place.
+        result: The pairs so far, changed in place.
+
     Returns:
         The pairs that rest on a partial name.
     """
@@ -121,7 +126,7 @@ def _pair_level(
 def _undisputed(candidates: Sequence[Candidate]) -> list[Candidate]:
     """Return the candidates that no other candidate of equal strength contradicts.
 
-    If a variable has several candidates, the one that agrees in all owners counts.
+    If a variable has several candidates, the one that agrees in all owners is chosen.
     """
     of_name: dict[str, list[Candidate]] = defaultdict(list)
     of_variable: dict[Target, list[Candidate]] = defaultdict(list)

@@ -26,8 +26,8 @@ class Renamed:
     Attributes:
         key: The key in the checkpoint.
         addresses: Variables, or names of variables; empty if a rule leaves the key out.
-        by: What decided: nothing, so that the key keeps its own name; a rule of the mapping; the
-            callable; or the heuristic.
+        by: The origin of `addresses`: "nothing" if the key keeps its own name, else a rule of the
+            mapping, the callable or the heuristic.
         rule: The text of the rule; None unless one decided.
         order: The position of the rule among the rules, which orders keys that are combined.
     """

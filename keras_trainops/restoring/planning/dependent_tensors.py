@@ -113,7 +113,7 @@ def _line(reason: _Reason, incomplete: _Incomplete) -> str:
     them = "it" if len(incomplete.keys) == 1 else "them"
     return (
         f"! {folded([*incomplete.paths])}: the tensor {reason.problem} "
-        f"{folded([*incomplete.keys])}. {reason.remedy}; or leave {them} out knowingly, with "
+        f"{folded([*incomplete.keys])}. {reason.remedy}; or leave {them} out deliberately, with "
         "rename rules to None."
     )
 
@@ -185,7 +185,7 @@ def _is_quantised(assignment: Assignment, checkpoint: Checkpoint) -> bool:
 def gets_integers(assignment: Assignment, checkpoint: Checkpoint) -> bool:
     """Return True if a float variable would get integers from a checkpoint.
 
-    They may be packed, so that their shape means nothing. Integers in a mapping of arrays are
+    They may be packed, so their shape means nothing. Integers in a mapping of arrays are
     plain numbers and do not count.
     """
     wanted = np.dtype(assignment.variable.dtype)

@@ -106,7 +106,7 @@ def _slots(optimizer: keras.optimizers.Optimizer, weights: Sequence[Assignment])
 
 def _state(model: keras.Model, checkpoint: Checkpoint, slots: Sequence[_Slot]) -> _State:
     if not checkpoint.training_state:
-        raise _UnmatchedError(f"{checkpoint.location!r} holds no optimizer state.")
+        raise _UnmatchedError(f"{checkpoint.location!r} contains no optimizer state.")
     optimizer = innermost(model.optimizer)
     if isinstance(checkpoint, ModelCheckpoint):
         _require_same_class(checkpoint.optimizer_name, optimizer)
@@ -119,7 +119,8 @@ def _state(model: keras.Model, checkpoint: Checkpoint, slots: Sequence[_Slot]) -
 def _assignment(variable: keras.Variable, key: str, checkpoint: Checkpoint) -> Assignment:
     if not key:
         raise _UnmatchedError(
-            f"{checkpoint.location!r} holds no {_scoped_name(variable.path)} for {variable.path!r}."
+            f"{checkpoint.location!r} contains no {_scoped_name(variable.path)} for "
+            f"{variable.path!r}."
         )
     if checkpoint.shape(key) != tuple(variable.shape):
         raise _UnmatchedError(
@@ -176,7 +177,7 @@ def _require_same_layers(model: keras.Model, checkpoint: KerasWeightsCheckpoint)
     if {group: checkpoint.owners.get(group) for group in ours} != ours:
         raise _UnmatchedError(
             f"{checkpoint.location!r} stores optimizer variables by position and was written by a "
-            "model with other layers, so they cannot be matched."
+            "model with different layers, so they cannot be matched."
         )
 
 
@@ -191,7 +192,7 @@ def _keys_by_position(
     ):
         raise _UnmatchedError(
             f"{checkpoint.location!r} stores {len(stored)} variables of an optimizer by position, "
-            f"which do not fit the {len(keys)} of this one: other variables were trained."
+            f"which do not fit the {len(keys)} of this one: different variables were trained."
         )
     return keys
 

@@ -31,7 +31,7 @@ class Options(NamedTuple):
     def for_source(self, checkpoint: Checkpoint) -> Options:
         """Return the options with the default reactions for a source in place of None.
 
-        A checkpoint must cover the model. A mapping of arrays must be used completely.
+        A checkpoint must cover the model. Every entry of a mapping of arrays must be used.
 
         Raises:
             ValueError: If a reaction is not one of the three.
@@ -101,9 +101,9 @@ def _choose_adapters(
 def _first_adapters(
     rules: Sequence[tuple[paths.Pattern, Adapter]], named: Sequence[paths.NamedVariable]
 ) -> list[Adapter | None]:
-    """Return the first adapter that matches each variable; adapters that give way come last."""
-    firm = [rule for rule in rules if not rule[1].gives_way]
-    yielding = [rule for rule in rules if rule[1].gives_way]
+    """Return the first adapter that matches each variable; user rules come before the others."""
+    firm = [rule for rule in rules if not rule[1].yields_to_user_rules]
+    yielding = [rule for rule in rules if rule[1].yields_to_user_rules]
     first = paths.first_match(firm, named)
     second = paths.first_match(yielding, named, shadowed="allow")
     return [adapter or other for adapter, other in zip(first, second, strict=True)]

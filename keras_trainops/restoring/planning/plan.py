@@ -140,7 +140,7 @@ def _why_nothing_matched(checkpoint: Checkpoint, targets: Sequence[Target]) -> s
         return "No variable is selected: `include` and `exclude` leave nothing."
     examples = [key for key in checkpoint if key not in checkpoint.training_state]
     if not examples:
-        return f"{checkpoint.location!r} holds no weights."
+        return f"{checkpoint.location!r} contains no weights."
     return (
         f"No key of {checkpoint.location!r} leads to a selected variable. Keys look like "
         f"{examples[:2]}, variables like {[target.path for target in targets[:2]]}."

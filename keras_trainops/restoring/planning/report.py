@@ -116,20 +116,20 @@ class RestoreReport:
             f"{self.model!r} from {self.source}: {verb} {len(self.restored)} of {total} variables"
         )
         text += f" ({self.bytes / 1e6:.1f} MB) in {self.seconds:.2f} s"
-        rest = [f"{count} {kind}" for kind, count in self.counts().items() if count]
+        rest = [f"{kind}: {count}" for kind, count in self.counts().items() if count]
         return "; ".join([text, *rest])
 
     def counts(self) -> dict[str, int]:
         """Return the number of entries of each kind other than `restored`."""
         return {
-            "of the optimizer": len(self.optimizer),
+            "optimizer variables": len(self.optimizer),
             "adapted": len(self.adapted),
             "missing": len(self.missing),
             "unexpected": len(self.unexpected),
             "mismatched": len(self.mismatched),
             "excluded": len(self.excluded),
             "left out": len(self.ignored),
-            "slots": len(self.slots),
+            "training state": len(self.slots),
             "unbuilt": len(self.unbuilt),
         }
 
@@ -147,7 +147,7 @@ class RestoreReport:
         yield from (_Row("unbuilt", 1, layer, "") for layer in self.unbuilt)
         yield from _rows_of_keys("unexpected", self.unexpected)
         yield from _rows_of_keys("left out", self.ignored, _MOST_LEFT_OUT)
-        yield from _rows_of_keys("slots", self.slots, _MOST_LEFT_OUT)
+        yield from _rows_of_keys("training state", self.slots, _MOST_LEFT_OUT)
 
     def _print(self, file: io.StringIO, record: bool = False) -> Any:
         from rich.console import Console

@@ -75,7 +75,13 @@ def mismatch_of(
 
 
 def mismatch_line(mismatch: Mismatch, assignment: Assignment, checkpoint: Checkpoint) -> str:
-    """Return a line with the shapes in the model, in the source and adapted, and the suggestion."""
+    """Return a line with the shapes in the model, in the source and adapted, and the suggestion.
+
+    Args:
+        mismatch: The difference in shape.
+        assignment: The variable and its keys.
+        checkpoint: The source.
+    """
     line = _shapes(assignment, checkpoint)
     if assignment.adapter is not None:
         line += f", {mismatch.checkpoint_shape} after {assignment.adapter}"

@@ -1,7 +1,7 @@
 """Compare the vocabularies of both sides, because rows of embeddings belong to words.
 
 A lookup layer's vocabulary is not a weight, so it is never restored. If both sides know it and it
-differs, the rows of an embedding behind the layer would belong to other words.
+differs, the rows of an embedding after the layer would belong to other words.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def vocabulary_problems(
 ) -> tuple[list[str], list[str], list[str]]:
     """Compare vocabularies and, with equal vocabularies, tf-idf weights.
 
-    In a functional model, the variables that have a slice for each word are those behind the
+    In a functional model, the variables that have a slice for each word are those after the
     lookup layer in the graph. In other models, they are all embeddings with as many rows as the
     layer has words.
 
@@ -101,12 +101,18 @@ def _assigned_rows(
 
 
 def _indexed(model: keras.Model, layer: keras.layers.Layer, sizes: set[int]) -> list[object]:
-    """Return the variables that have a slice for each word of a lookup layer."""
-    behind = keras_private.first_variables_behind(layer)
-    if behind is None:
+    """Return the variables that have a slice for each word of a lookup layer.
+
+    Args:
+        model: The model.
+        layer: The lookup layer.
+        sizes: The numbers of words in the source and in the model.
+    """
+    after = keras_private.first_variables_after(layer)
+    if after is None:
         layers = keras_private.all_layers(model)
         return _own_variables([e for e in layers if getattr(e, "input_dim", None) in sizes])
-    return [variable for variable in _own_variables(behind) if len(variable.shape) > 1]  # no biases
+    return [variable for variable in _own_variables(after) if len(variable.shape) > 1]  # no biases
 
 
 def _own_variables(layers: Sequence[keras.layers.Layer]) -> list[keras.Variable]:
@@ -129,7 +135,13 @@ def _no_vocabulary_yet(model: keras.Model, layer: keras.layers.Layer, old: Words
 
 
 def _vocabulary_problem(layer: keras.layers.Layer, old: Words, rows: Sequence[Assignment]) -> str:
-    """Return a line about the first word that differs; empty if none does."""
+    """Return a line about the first word that differs; empty if none does.
+
+    Args:
+        layer: The lookup layer of the model.
+        old: The vocabulary of the source.
+        rows: The assignments of the variables with a slice per word.
+    """
     new = keras_private.vocabulary_of(layer)
     at = next((i for i, (a, b) in enumerate(zip(old, new, strict=False)) if a != b), None)
     if at is None:
@@ -137,7 +149,7 @@ def _vocabulary_problem(layer: keras.layers.Layer, old: Words, rows: Sequence[As
     more = int(rows[0].variable.shape[0]) - len(new)
     oov = f", oov={more}" if more > 0 else ""
     return (
-        f"! {_paths(rows)}: the vocabulary of {layer.name!r} has another order, first at "
+        f"! {_paths(rows)}: the vocabulary of {layer.name!r} differs, first at index "
         f"{at}: {new[at]!r} in the model, {old[at]!r} in the source. Move the rows "
         f'with adapt={{"{rows[0].path}": kt.adapt.Rows(old, new{oov})}}, both from '
         "`get_vocabulary()`, or give the layer the source's vocabulary, which is not a weight and "
@@ -148,7 +160,14 @@ def _vocabulary_problem(layer: keras.layers.Layer, old: Words, rows: Sequence[As
 def _idf_problem(
     layer: keras.layers.Layer, checkpoint: Checkpoint, other: str, rows: Sequence[Assignment]
 ) -> str:
-    """Return a line about tf-idf weights that differ; empty if they agree or are unknown."""
+    """Return a line about tf-idf weights that differ; empty if they agree or are unknown.
+
+    Args:
+        layer: The lookup layer of the model.
+        checkpoint: The source.
+        other: Name of the lookup layer in the source.
+        rows: The assignments of the variables with a slice per word.
+    """
     ours = keras_private.idf_of(layer)
     theirs = _idf_in(checkpoint, other)
     if ours is None or theirs is None:

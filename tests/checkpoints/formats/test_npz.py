@@ -27,7 +27,7 @@ def test_never_unpickles() -> None:
     np.save("w.npy", np.array([Bomb()]))
     with (
         kt.open_checkpoint("w.npy") as checkpoint,
-        pytest.raises(kt.RestoreError, match=r"the array 'w' holds Python objects"),
+        pytest.raises(kt.RestoreError, match=r"the array 'w' contains Python objects"),
     ):
         checkpoint["w"]
     assert not os.path.exists("exploded")

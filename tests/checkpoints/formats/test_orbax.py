@@ -130,7 +130,7 @@ def test_refuses_names_that_lead_elsewhere(name: str) -> None:
     (entry,) = metadata["tree_metadata"].values()
     entry["key_metadata"] = [{"key": name, "key_type": 2}, {"key": "x", "key_type": 2}]
     Path("tree/_METADATA").write_text(json.dumps(metadata))
-    with pytest.raises(kt.RestoreError, match=r"holds the name .*, which leads out of it"):
+    with pytest.raises(kt.RestoreError, match=r"contains the name .*, which leads out of it"):
         kt.open_checkpoint("tree")
 
 
@@ -154,5 +154,5 @@ def test_says_what_to_install_without_tensorstore(monkeypatch: pytest.MonkeyPatc
 
 def test_refuses_a_tree_without_arrays() -> None:
     save("tree", {"note": "text"})
-    with pytest.raises(kt.RestoreError, match="holds no array"):
+    with pytest.raises(kt.RestoreError, match="contains no arrays"):
         kt.open_checkpoint("tree")

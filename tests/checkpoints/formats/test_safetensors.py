@@ -40,7 +40,7 @@ def test_every_tensor_is_aligned() -> None:
 
 @pytest.mark.parametrize(
     ("name", "array", "message"),
-    [("x", np.array(["text"]), "no dtype for 'x'"), ("__metadata__", np.ones(1), "cannot hold")],
+    [("x", np.array(["text"]), "no dtype for 'x'"), ("__metadata__", np.ones(1), "cannot store")],
 )
 def test_refuses_what_the_format_cannot_hold(name: str, array: np.ndarray, message: str) -> None:
     path = Path("w.safetensors")

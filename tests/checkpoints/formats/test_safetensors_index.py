@@ -48,8 +48,8 @@ def test_index_is_one_checkpoint() -> None:
     ("name", "file", "message"),
     [
         ("head.kernel", "model-00001-of-00002.safetensors", "which lacks it"),
-        ("head.kernel", "../model-00002-of-00002.safetensors", "not beside it"),
-        ("head.kernel", "gone.safetensors", "is missing beside it"),
+        ("head.kernel", "../model-00002-of-00002.safetensors", "not in the same directory"),
+        ("head.kernel", "gone.safetensors", "which does not exist"),
         ("head.kernel", ["model-00001-of-00002.safetensors"] * 2, "not in one file"),
         ("head.kernel", None, "is not iterable"),
     ],

@@ -45,7 +45,7 @@ def test_refuses_repeated_keys_in_json() -> None:
     for path in ("w.safetensors", "w.index.json"):
         with refused(two_layers(), f"'{path}'.*", kt.RestoreError):
             kt.restore(two_layers(), path)
-    with pytest.raises(kt.RestoreError, match="holds 'weight_map' twice in one object"):
+    with pytest.raises(kt.RestoreError, match="contains 'weight_map' twice in one object"):
         kt.open_checkpoint("w.index.json")
 
 

@@ -17,7 +17,7 @@ def test_refuses_names_that_lead_elsewhere(name: str) -> None:
     zip_with({f"{name}.npy": npy(np.ones(3))}, "w.npz")
     safetensors.numpy.save_file({name: np.ones(3)}, "w.safetensors")
     for path in ("w.npz", "w.safetensors"):
-        with pytest.raises(kt.RestoreError, match=r"holds the name .*, which leads out of it"):
+        with pytest.raises(kt.RestoreError, match=r"contains the name .*, which leads out of it"):
             kt.open_checkpoint(path)
 
 

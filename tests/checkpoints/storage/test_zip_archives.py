@@ -18,7 +18,7 @@ def test_refuses_two_members_of_one_name() -> None:
     with zipfile.ZipFile("w.npz", "w") as archive, pytest.warns(UserWarning, match="Duplicate"):
         for value in (1.0, 2.0):
             archive.writestr("x.npy", npy(np.full(3, value)))
-    with pytest.raises(kt.RestoreError, match=r"holds 'x.npy' more than once"):
+    with pytest.raises(kt.RestoreError, match=r"contains 'x.npy' more than once"):
         kt.open_checkpoint("w.npz")
 
 

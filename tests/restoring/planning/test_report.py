@@ -25,7 +25,7 @@ def test_reports_convert_to_dict_text_and_html() -> None:
     text = str(report)
     assert text.startswith("'net' from 'w.npz' (NumPy .npz archive): restored 3 of 3 variables")
     assert "trunk/{bias,kernel}" in text
-    assert text.splitlines()[0].endswith("; 1 unexpected; 1 excluded")
+    assert text.splitlines()[0].endswith("; unexpected: 1; excluded: 1")
     assert re.search(r"excluded.*head/bias", text)
     assert re.search(r"unexpected.*extra", text)
     assert "trunk/{bias,kernel}" in report._repr_html_()

@@ -62,7 +62,7 @@ def test_rows_of_other_words_are_refused(kind: str, written: str) -> None:
     first, second = ("9", "7") if kind == "numbers" else ("cow", "cat")
     oov = "" if kind == "text" else ", oov=1"  # rows after those of the vocabulary
     line = (
-        f"! emb/embeddings: the vocabulary of 'words' has another order, first at "
+        f"! emb/embeddings: the vocabulary of 'words' differs, first at index "
         f"{2 if kind == 'text' else 1}: '{first}' in the model, '{second}' in the source"
     )
     with refused(model, rf"(?s){line}.*kt.adapt.Rows\(old, new{oov}\)", kt.RestoreError):
@@ -75,7 +75,7 @@ def test_rows_of_other_words_are_refused(kind: str, written: str) -> None:
 def test_adapted_vocabularies_are_compared(words: list[str], written: str) -> None:
     theirs, model = adapted(OLD, 1), embedded(words, 2)
     if words == NEW:
-        with refused(model, "another order, first at 1: 'cow'", kt.RestoreError):
+        with refused(model, "differs, first at index 1: 'cow'", kt.RestoreError):
             kt.restore(model, source(theirs, written))
         return
     kt.restore(model, source(theirs, written))
@@ -109,13 +109,13 @@ def test_a_longer_vocabulary_restores(written: str) -> None:
     kt.restore(longer, source(theirs, written), adapt=pad)
     np.testing.assert_array_equal(weights(longer)[0][:5], weights(theirs)[0])
     other = embedded([*NEW, "emu"], 2)
-    with refused(other, "another order", kt.RestoreError):
+    with refused(other, "differs, first at index", kt.RestoreError):
         kt.restore(other, source(theirs, written), adapt=pad)
 
 
 def test_the_only_lookup_layers_are_counterparts() -> None:
     model = embedded(NEW, 2, name="string_lookup_7")
-    with refused(model, "'string_lookup_7' has another order", kt.RestoreError):
+    with refused(model, "'string_lookup_7' differs", kt.RestoreError):
         kt.restore(model, embedded(OLD, 1, name="string_lookup"))
 
 
@@ -173,7 +173,7 @@ def test_different_tf_idf_weights_are_refused(written: str) -> None:
     with refused(model, "! head/kernel: the tf-idf weights of 'words' differ", kt.RestoreError):
         kt.restore(model, theirs)
     model = tf_idf(NEW, [1.0, 2.0, 3.0], 2)
-    with refused(model, "! head/kernel: .*another order, first at 1", kt.RestoreError):
+    with refused(model, "! head/kernel: .*differs, first at index 1", kt.RestoreError):
         kt.restore(model, theirs)
     model = tf_idf(OLD, [1.0, 2.0, 3.0], 2)
     assert len(kt.restore(model, theirs).restored) == 2

@@ -72,7 +72,7 @@ class Hdf5Checkpoint(Checkpoint):
         return Extent(plain, self._start + offset)
 
     def _plain_file(self, dataset: h5py.Dataset) -> io.FileIO | None:
-        """Return the file that holds `dataset`; subclasses may have several."""
+        """Return the file that contains `dataset`; subclasses may have several."""
         return self._plain
 
     def _read(self, key: str) -> np.ndarray:
@@ -99,7 +99,7 @@ def own_dataset(group: h5py.Group, name: str, location: str) -> h5py.Dataset:
     """Return a dataset that is stored in this file.
 
     Args:
-        group: The group that holds it.
+        group: The group that contains it.
         name: Its path below `group`.
         location: The file, for messages.
 
@@ -130,7 +130,7 @@ def own_group(group: h5py.Group, name: str, location: str) -> h5py.Group:
     """Return a group that is stored in this file.
 
     Args:
-        group: The group that holds it.
+        group: The group that contains it.
         name: Its path below `group`.
         location: The file, for messages.
 

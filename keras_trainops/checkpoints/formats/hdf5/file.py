@@ -1,6 +1,6 @@
 """Open HDF5 files without letting a damaged one take the process down.
 
-The HDF5 library loops forever on a global heap with an entry of length zero. Global heaps hold
+The HDF5 library loops forever on a global heap with an entry of length zero. Global heaps contain
 strings of variable length, such as Keras's layer names, so all heaps are checked here first. The
 library also crashes on variable-length types that a flipped bit makes up, so types are checked
 before values are read.
@@ -65,7 +65,7 @@ def strings(item: h5py.Group | h5py.Dataset, name: str) -> list[str] | None:
         A list, also for a single string; None if there is no such attribute.
 
     Raises:
-        RestoreError: If the attribute does not hold strings, or claims to be very large.
+        RestoreError: If the attribute does not contain strings, or claims to be very large.
     """
     if name not in item.attrs:
         return None
@@ -86,7 +86,7 @@ def strings(item: h5py.Group | h5py.Dataset, name: str) -> list[str] | None:
 
 
 def holds_numbers(dataset: h5py.Dataset) -> bool:
-    """Return True if a dataset holds values of a fixed size, and the file has all of them.
+    """Return True if a dataset contains values of a fixed size, and the file has all of them.
 
     Variable-length sequences and strings, and references, do not count. For HDF5, bfloat16 is
     opaque, complex numbers are compound and booleans are enumerated.
@@ -129,7 +129,7 @@ def _lengths_and_end(superblock: bytes) -> tuple[int, int]:
 
 
 def _ranges_of_values(file: h5py.File) -> list[tuple[int, int]]:
-    """Return the sorted ranges of bytes that hold the values of contiguous datasets."""
+    """Return the sorted ranges of bytes that contain the values of contiguous datasets."""
     ranges: list[tuple[int, int]] = []
 
     def visit(name: bytes, about: h5py.h5o.ObjInfo) -> None:

@@ -1,7 +1,7 @@
 """Layer names and vocabularies from the configuration in a `.keras` file.
 
 Weights files of Keras 2, and of Keras 3 before 3.6, do not store layer names. A group of such a
-file is called after the layer's class, with a number (`layers/dense_1`). The configuration lists
+file is named after the layer's class, with a number (`layers/dense_1`). The configuration lists
 the layers in the same order, so together they give the layers' names.
 """
 

@@ -65,7 +65,7 @@ class KerasShardsCheckpoint(KerasWeightsCheckpoint):
         for place in found:
             if place in known:
                 raise RestoreError(
-                    f"{self.location!r}: two of its shards hold {'/'.join(place)!r}."
+                    f"{self.location!r}: two of its shards contain {'/'.join(place)!r}."
                 )
 
     def _refuse_missing(self, found: Collection[str]) -> None:

@@ -3,7 +3,7 @@
 A key is the weight's own name without `:0`, below the layer that owns it in the file:
 `conv2d_1/kernel`. Graph-mode Keras could rename the scope (`conv2d_1_1/kernel:0` in the layer
 `conv2d_1`); keys use the layer's name unless two weights would then share a key. Names and layouts
-of older versions are converted to today's (see `layouts`).
+of older versions are converted to those of Keras 3 (see `layouts`).
 """
 
 from __future__ import annotations
@@ -42,7 +42,9 @@ class LegacyHdf5Checkpoint(Hdf5Checkpoint):
         weights = own_group(file, _WHOLE_MODEL, self.location) if _WHOLE_MODEL in file else file
         found = list(self._weights(weights))
         if not found:
-            raise RestoreError(f"{self.location!r} is a legacy Keras HDF5 file without any weight.")
+            raise RestoreError(
+                f"{self.location!r} is a legacy Keras HDF5 file without any weights."
+            )
         keys = _unique_keys(found)
         datasets = {key: dataset for key, (_, _, dataset) in zip(keys, found, strict=True)}
         version = _first_attribute([weights, file], "keras_version")

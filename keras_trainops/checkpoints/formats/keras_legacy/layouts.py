@@ -60,7 +60,7 @@ _KERAS_1_LEAVES = {
 
 
 def convert_weights(arrays: Mapping[str, Any], version: str, backend: str) -> dict[str, Any]:
-    """Convert the weights of a file to today's names and layouts.
+    """Convert the weights of a file to the names and layouts of Keras 3.
 
     Args:
         arrays: Mapping from key to dataset, as in the file.
@@ -94,8 +94,8 @@ def _with_cells(arrays: Mapping[str, Any], *, had_cells: bool) -> dict[str, Any]
         needs_cell = gates and (is_cudnn or (not had_cells and _lacks_a_cell(layer)))
         scope = f"{layer}/{_GATES[gates]}" if needs_cell else layer
         for leaf, array in leaves.items():
-            today = _from_cudnn(leaf, array, gates) if is_cudnn else array
-            _put(found, _join(scope, leaf), today)
+            converted = _from_cudnn(leaf, array, gates) if is_cudnn else array
+            _put(found, _join(scope, leaf), converted)
     return found
 
 
@@ -129,6 +129,11 @@ def _from_cudnn(leaf: str, array: Any, gates: int) -> Converted:
 
     Gate by gate, `W = [reshape(Wᵢᵀ)]` and `U = [Uᵢᵀ]`. The two biases of an LSTM are added; those
     of a GRU become an array of shape `(2, 3 * units)`.
+
+    Args:
+        leaf: The variable's name in its layer: "kernel", "recurrent_kernel" or "bias".
+        array: The variable.
+        gates: The number of gates: 4 for an LSTM, 3 for a GRU.
     """
     shape = tuple(array.shape)
     if leaf == "kernel":
@@ -156,7 +161,8 @@ def _flipped(key: str, array: Any) -> Any:
     if rank < 3:
         return array
     if leaf not in ("kernel", "recurrent_kernel") or rank < 4:
-        return _refused(array, f"{key!r} was written on Theano, in a layout the file does not say")
+        reason = f"{key!r} was written on Theano, in a layout that the file does not specify"
+        return _refused(array, reason)
     space = tuple(range(rank - 2))
     return Converted([array], tuple(array.shape), lambda kernel: np.flip(kernel, space))
 
@@ -175,7 +181,7 @@ def _from_keras_1(arrays: Mapping[str, Any]) -> dict[str, Any]:
         _put(found, _join(scope, "embeddings" if is_embedding else leaf), array)
     for key in found.keys() - arrays.keys():
         if key.endswith("/kernel") and len(found[key].shape) == 4:
-            found[key] = _only_in_todays_order(key, found[key], found)
+            found[key] = _require_tensorflow_order(key, found[key], found)
     for key, by_gate in gates.items():
         for name, array in _joined(key, by_gate).items():
             _put(found, name, array)
@@ -188,7 +194,7 @@ def _join(scope: str, leaf: str) -> str:
 
 def _put(found: dict[str, Any], key: str, array: Any) -> None:
     if key in found:
-        raise RestoreError(f"Two weights of the file would both be called {key!r} today.")
+        raise RestoreError(f"Two weights of the file would both be named {key!r} in Keras 3.")
     found[key] = array
 
 
@@ -208,15 +214,22 @@ def _scope(layer: str, base: str) -> str:
     return base if base == layer or not layer else f"{layer}/{base}"
 
 
-def _only_in_todays_order(key: str, kernel: Any, arrays: Mapping[str, Any]) -> Any:
-    """Refuse a kernel whose axes may be in Theano's order: Keras 1 allowed that.
+def _require_tensorflow_order(key: str, kernel: Any, arrays: Mapping[str, Any]) -> Any:
+    """Return a kernel, but refuse to read it if its axes may be in Theano's order.
 
-    The file does not store the order; the shape of the bias may decide it.
+    Keras 1 supported both orders. The file does not store the order; the shape of the bias may
+    show it.
+
+    Args:
+        key: The key of the kernel.
+        kernel: The kernel.
+        arrays: The weights by key; they may include the bias of the same layer.
     """
     bias = _shape({"bias": arrays.get(f"{key.removesuffix('kernel')}bias")}, "bias")
     if bias and kernel.shape[-1] == bias[0] and kernel.shape[0] != bias[0]:
         return kernel
-    return _refused(kernel, f"{key!r} may be in the order of Theano, which the file does not say")
+    reason = f"{key!r} may be in Theano's axis order; the file does not store the order"
+    return _refused(kernel, reason)
 
 
 def _joined(key: str, by_gate: Mapping[str, Any]) -> dict[str, Any]:

@@ -71,8 +71,8 @@ class TensorFlowCheckpoint(Checkpoint):
         dtypes = self._reader.get_variable_to_dtype_map()
         if not shapes:
             raise RestoreError(
-                f"The TensorFlow checkpoint at {self.location!r} holds no tensor. One is named "
-                "by its prefix, without `.index` or `.data-…`."
+                f"The TensorFlow checkpoint at {self.location!r} contains no tensors. "
+                "Pass the checkpoint's prefix, without `.index` or `.data-…`."
             )
         if _OBJECT_GRAPH in shapes:
             self.format = kind or "TF2 object-based checkpoint"
@@ -180,8 +180,8 @@ def open_directory(text: str) -> Checkpoint:
     if latest not in names:
         if len(names) != 1:
             raise RestoreError(
-                f"{text!r} holds several checkpoints and no state file says which is the latest. "
-                f"Name one: {', '.join(repr(os.path.join(text, name)) for name in names)}."
+                f"{text!r} contains several checkpoints, and no state file names the latest. "
+                f"Pass one: {', '.join(repr(os.path.join(text, name)) for name in names)}."
             )
         latest = names[0]
     return TensorFlowCheckpoint(os.path.join(text, latest), location=text)
@@ -279,7 +279,7 @@ def _without_repeated(saved: Iterable[_Saved]) -> list[_Saved]:
     """Drop the second copies that SavedModels store in their lists of variables.
 
     An exported model lists a variable under `variables` and again under `_all_variables`. If
-    several lists at the root contain the same name, the first in the graph counts.
+    several lists at the root contain the same name, the first in the graph is used.
     """
     first_list: dict[str, str] = {}
     kept = []

@@ -1,6 +1,6 @@
 """The files of a TensorFlow checkpoint, and the name by which TensorFlow opens them.
 
-V2: files called after a prefix, with `.index` and `.data-…` appended. V1: one file, or several
+V2: files named after a prefix, with `.index` and `.data-…` appended. V1: one file, or several
 numbered ones (`ck-00000-of-00002`), which TensorFlow calls `ck-?????-of-00002`.
 """
 

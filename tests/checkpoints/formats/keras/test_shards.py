@@ -67,11 +67,14 @@ def with_map(change: Callable[[dict[str, object]], object]) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda m: m.update({"/layers/dense/vars": "../w_00000.weights.h5"}), "not beside it"),
-        (lambda m: m.update({"/layers/dense/vars": "/etc/passwd"}), "not beside it"),
-        (lambda m: m.update({"/layers/dense/vars": ".."}), "not beside it"),
+        (
+            lambda m: m.update({"/layers/dense/vars": "../w_00000.weights.h5"}),
+            "not in the same directory",
+        ),
+        (lambda m: m.update({"/layers/dense/vars": "/etc/passwd"}), "not in the same directory"),
+        (lambda m: m.update({"/layers/dense/vars": ".."}), "not in the same directory"),
         (lambda m: m.update({"/layers/dense/vars": 3}), "w.weights.json"),
-        (lambda m: m.update({"/layers/dense/vars": "w_9.weights.h5"}), "is missing beside it"),
+        (lambda m: m.update({"/layers/dense/vars": "w_9.weights.h5"}), "which does not exist"),
         (lambda m: m.update({"/layers/lost/vars": "w_00000.weights.h5"}), "is missing there"),
         (lambda m: m.pop("/layers/dense/vars"), "missing: b/"),
     ],
@@ -87,7 +90,7 @@ def test_refuses_a_variable_in_two_shards() -> None:
     save_shards(wide_model(1))
     with h5py.File("w_00001.weights.h5", "r+") as file:
         file["layers/dense/vars/0"] = np.zeros((16, 16))
-    with pytest.raises(kt.RestoreError, match="two of its shards hold 'layers/dense/0'"):
+    with pytest.raises(kt.RestoreError, match="two of its shards contain 'layers/dense/0'"):
         kt.open_checkpoint("w.weights.json")
 
 
