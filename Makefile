@@ -15,9 +15,9 @@ demo: $(VENV)/.installed
 test: $(VENV)/.installed
 	$(MAKE) --keep-going $(addprefix test-,$(BACKENDS))
 
-# Tests marked `once` run on TensorFlow alone.
+# Tests marked `once` run on TensorFlow alone. Neighbours share a process, as they share fixtures.
 $(addprefix test-,$(BACKENDS)): test-%: $(VENV)/.installed
-	KERAS_BACKEND=$* $(BIN)/python -m pytest -n 2
+	KERAS_BACKEND=$* $(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
