@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from keras_trainops.training.numerics import NonFiniteLossError
     from keras_trainops.training.optimizers.transformed import TransformedOptimizer
 
-_ROOMS = ("adapt", "callbacks", "checkpoints", "transforms", "updates")
+_SUBPACKAGES = ("adapt", "callbacks", "checkpoints", "transforms", "updates")
 _WITHOUT_KERAS = ("checkpoints", "checkpoints.open", "errors")
 _HOMES = {
     "MonitorBoard": "callbacks",
@@ -85,13 +85,13 @@ def __dir__() -> list[str]:
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES and name not in _ROOMS:
+    if name not in _HOMES and name not in _SUBPACKAGES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     home = _HOMES.get(name, name)
     if home not in _WITHOUT_KERAS:
         importlib.import_module("keras")  # before ours, so that all classes are registered
     module = importlib.import_module(f"{__name__}.{home}")
-    value = module if name in _ROOMS else getattr(module, name)
+    value = module if name in _SUBPACKAGES else getattr(module, name)
     globals()[name] = value
     return value
 

@@ -35,7 +35,7 @@ def misplaced(value: Any) -> str | None:
         A sentence for the error message; None if the value may be valid.
     """
     if isinstance(value, type):
-        return f"{value.__name__!r} is a class: make one, as in `{value.__name__}(...)`."
+        return f"{value.__name__!r} is a class: pass an instance, as in `{value.__name__}(...)`."
     if isinstance(value, tuple) and hasattr(value, "_fields"):
         return _about_named_tuple(value)
     if isinstance(value, BoundToModel) and value.argument:

@@ -34,7 +34,7 @@ def register_once_keras_is_imported() -> None:
 
 
 class _WaitForKeras(importlib.abc.MetaPathFinder):
-    """Finds nothing itself; it goes when Keras is imported."""
+    """Import hook that waits for Keras; removes itself when Keras is imported."""
 
     def find_spec(
         self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -60,7 +60,10 @@ def _call_after(loader: importlib.abc.Loader) -> None:
 
 
 def _is_importing_ours() -> bool:
-    """Return whether one of our own modules imports Keras: then its names are not there yet."""
+    """Return whether one of our modules is importing Keras.
+
+    Its names are not defined yet then.
+    """
     frame = inspect.currentframe()
     while frame is not None:
         name = str(frame.f_globals.get("__name__", ""))

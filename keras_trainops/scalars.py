@@ -34,6 +34,11 @@ def is_number(number: Any) -> bool:
 def check_positive(name: str, number: Any, *, scheduled: bool = False) -> Any:
     """Return a finite number above 0 or, if `scheduled`, a schedule.
 
+    Args:
+        name: The argument's name, for the message.
+        number: The argument's value.
+        scheduled: If True, a schedule is valid as well.
+
     Raises:
         ValueError: If `number` is neither.
     """
@@ -42,6 +47,12 @@ def check_positive(name: str, number: Any, *, scheduled: bool = False) -> Any:
 
 def check_whole(name: str, number: Any, least: int, *, optional: bool = False) -> Any:
     """Return an integer of at least `least` or, if `optional`, None.
+
+    Args:
+        name: The argument's name, for the message.
+        number: The argument's value.
+        least: The smallest valid integer.
+        optional: If True, None is valid as well.
 
     Raises:
         ValueError: If `number` is neither.
@@ -90,7 +101,7 @@ def check_number(
 
 
 def serialize_number(number: Number) -> Any:
-    """Return a number or schedule in the form a saved configuration holds."""
+    """Return a number or schedule as a saved configuration stores it."""
     return keras.saving.serialize_keras_object(number) if is_schedule(number) else number
 
 

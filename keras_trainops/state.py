@@ -18,7 +18,7 @@ class _Own:
     Attributes:
         variables: State variables by name.
         not_held: The `id`s of those that a skipped weight update does not restore.
-        bound_to: The variables of the model it serves.
+        bound_to: The variables of the model it belongs to.
     """
 
     variables: Mapping[str, keras.Variable] = dataclasses.field(default_factory=dict)
@@ -27,7 +27,7 @@ class _Own:
 
 
 class BoundToModel:
-    """An object that users pass to a model, and that serves one model at a time.
+    """An object that users pass to a model, and that belongs to one model at a time.
 
     Subclasses need not call `super().__init__()`.
 
@@ -45,24 +45,24 @@ class BoundToModel:
         self.__dict__["_state"] = dataclasses.replace(self._own, **changes)
 
     def bind_to(self, variables: Sequence[keras.Variable]) -> None:
-        """Remember the model it serves, by the model's variables.
+        """Remember the model it belongs to, by the model's variables.
 
         Raises:
-            ValueError: If it serves another model that still exists.
+            ValueError: If it belongs to another model that still exists.
         """
-        if self._serves_others(variables):
+        if self._belongs_to_another(variables):
             gc.collect()  # an unreachable model may still await collection
-        if self._serves_others(variables):
+        if self._belongs_to_another(variables):
             raise ValueError(
-                f"This {type(self).__name__} belongs to another model already, whose state it "
-                "keeps. Make one for each model."
+                f"This {type(self).__name__} already belongs to another model and keeps its state. "
+                "Create one for each model."
             )
         self._change(bound_to=tuple(weakref.ref(v) for v in variables))
 
-    def _serves_others(self, variables: Sequence[keras.Variable]) -> bool:
-        served = [reference() for reference in self._own.bound_to]
+    def _belongs_to_another(self, variables: Sequence[keras.Variable]) -> bool:
+        bound_to = [reference() for reference in self._own.bound_to]
         ids = {id(v) for v in variables}
-        alive = [v for v in served if v is not None]
+        alive = [v for v in bound_to if v is not None]
         return bool(alive) and not any(id(v) in ids for v in alive)
 
 
@@ -70,7 +70,7 @@ _NONE = _Own()
 
 
 class Stateful(BoundToModel):
-    """An object with variables of its own, which it creates in `build`.
+    """An object with its own variables, which it creates in `build`.
 
     Attributes:
         children: Its parts, whose state belongs to its own.

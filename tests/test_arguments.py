@@ -35,7 +35,7 @@ def compiled(**options: Any) -> Any:
             U.MovingAverage(0.9),
             r"It belongs in `compile\(updates=\.\.\.\)`: MovingAverage\(decay=0\.9",
         ),
-        (T.ClipByNorm, r"'ClipByNorm' is a class: make one, as in `ClipByNorm\(\.\.\.\)`"),
+        (T.ClipByNorm, r"'ClipByNorm' is a class: pass an instance, as in `ClipByNorm\(\.\.\.\)`"),
         (kt.UseAverage(), r"'UseAverage' is a callback: it belongs in `fit\(callbacks=\.\.\.\)`"),
         (keras.optimizers.SGD(), "'SGD' is a Keras `Optimizer`"),
         (keras.layers.Dense(1), "'Dense' is a Keras `Layer`"),
@@ -74,7 +74,7 @@ def test_rejects_none_in_a_list() -> None:
             T.ClipByNorm(1.0),
             r"It belongs in `compile\(gradient_transforms=\.\.\.\)`: ClipByNorm\(max_norm=1\.0\)",
         ),
-        (U.MovingAverage, "'MovingAverage' is a class: make one"),
+        (U.MovingAverage, "'MovingAverage' is a class: pass an instance"),
         (kt.UseAverage(), "'UseAverage' is a callback: it belongs in"),
         (keras.metrics.Mean(), "'Mean' is a Keras `Metric`"),
         (keras.constraints.UnitNorm(), "'UnitNorm' is a Keras `Constraint`"),
@@ -96,7 +96,7 @@ def test_rejects_other_objects_as_updates(value: Any, message: str) -> None:
     [
         (T.Monitor(), r"It belongs in `compile\(gradient_transforms=\.\.\.\)`: Monitor\("),
         (U.MovingAverage(), r"It belongs in `compile\(updates=\.\.\.\)`: MovingAverage\("),
-        (kt.UseAverage, "'UseAverage' is a class: make one"),
+        (kt.UseAverage, "'UseAverage' is a class: pass an instance"),
     ],
 )
 def test_rejects_other_objects_as_callbacks(value: Any, message: str) -> None:
@@ -114,5 +114,5 @@ def test_rejects_other_objects_as_log_directory(logdir: Any) -> None:
 
 @pytest.mark.parametrize("name", ["include", "exclude"])
 def test_rejects_rename_rules_as_patterns(name: str) -> None:
-    with pytest.raises(ValueError, match=f"`{name}` does not fit. A pattern must be a regular"):
+    with pytest.raises(ValueError, match=f"`{name}` is not valid. A pattern must be a regular"):
         kt.WarmStart("model.npz", **{name: {"conv0/(.*)": r"stem/\1"}})

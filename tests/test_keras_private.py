@@ -332,11 +332,11 @@ def test_adapters_of_data_know_the_size_of_a_batch() -> None:
     assert follow(model())[0].batch_size == 2
 
 
-def test_with_steps_per_epoch_a_pass_goes_on_and_is_counted() -> None:
+def test_with_steps_per_epoch_a_pass_continues_and_is_counted() -> None:
     data, told, begun = follow(model(), epochs=2, steps_per_epoch=2)
     assert begun == [0, 1, 0, 1]
     assert told.count("pass_used") == 1
-    assert data.goes_on(within=False)
+    assert data.continues_pass(within=False)
     assert data.taken(within=False, announced=False) == 4
 
 
@@ -405,7 +405,7 @@ def test_the_saving_walk_makes_a_layers_group_right_before_it_remembers_the_laye
     assert groups[id(inner.layers[0])] == "layers/sequential/layers/dense"
 
 
-def test_lookup_layers_tell_their_vocabulary_and_what_follows_them() -> None:
+def test_lookup_layers_tell_their_vocabulary_and_the_layers_after_them() -> None:
     inputs = keras.Input((), dtype="string")
     text = keras.layers.TextVectorization(
         vocabulary=["a", "b"], idf_weights=[1.0, 2.0], output_mode="tf_idf"
@@ -444,11 +444,11 @@ def test_clones_of_sequential_and_functional_models_are_made_where_the_mixin_loo
         assert clone.compiled
 
 
-def test_an_optimizer_in_front_has_nothing_of_its_own_but_its_name() -> None:
+def test_an_optimizer_wrapper_has_nothing_of_its_own_but_its_name() -> None:
 
     inner = keras.optimizers.Adam(0.1)
     inner.build([keras.Variable([1.0], name="v")])
-    front = keras_private.InFront(inner, "front")
+    front = keras_private.OptimizerWrapper(inner, "front")
     own = {name for name in vars(front) if not name.startswith("_self_")}
     assert own == {"_lock", "name", "built", "_variables", "_tracker", "inner_optimizer"}
     assert front._iterations is inner._iterations

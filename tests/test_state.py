@@ -62,7 +62,7 @@ def test_rejects_a_second_model() -> None:
     model, other = two_layers(), two_layers()
     part.bind_to(model.weights)
     part.bind_to(model.weights[:2])
-    with pytest.raises(ValueError, match="This Stateful belongs to another model already"):
+    with pytest.raises(ValueError, match="This Stateful already belongs to another model"):
         part.bind_to(other.weights)
 
 
@@ -71,5 +71,5 @@ def test_accepts_a_model_after_the_first_is_gone() -> None:
     part.bind_to([keras.Variable(1.0)])
     second = keras.Variable(2.0)
     part.bind_to([second])
-    with pytest.raises(ValueError, match="belongs to another model already"):
+    with pytest.raises(ValueError, match="already belongs to another model"):
         part.bind_to([keras.Variable(3.0)])

@@ -1,6 +1,6 @@
-"""The running backend, as one typed object: the only rooms that know TensorFlow, JAX and PyTorch.
+"""The running backend as one typed object; only these modules know TensorFlow, JAX and PyTorch.
 
-A new backend is a subclass of `Backend` in a file of its own and a line of `_BACKENDS`.
+A new backend is a subclass of `Backend` in its own file and a line in `_BACKENDS`.
 """
 
 from __future__ import annotations

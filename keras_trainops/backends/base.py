@@ -14,7 +14,7 @@ from keras_trainops import keras_private
 
 T = TypeVar("T")
 Gradient: TypeAlias = Any  # a backend tensor, or None where the loss does not depend on a variable
-Assignment: TypeAlias = "tuple[keras.Variable, Any]"  # a variable, and the value it is to get
+Assignment: TypeAlias = "tuple[keras.Variable, Any]"  # a variable and its new value
 StepFunction: TypeAlias = "Callable[[Any, Any], dict[str, Any]]"  # (model, data) -> logs
 
 
@@ -42,14 +42,14 @@ class NumericsCheck(Protocol):
 
 
 class Backend:
-    """One backend. The methods here do what holds without replicas and without tracing.
+    """A backend. The default methods assume eager execution on one replica.
 
     A subclass that trains sets `trains` and defines the methods that raise here.
 
     Attributes:
         name: Keras's name of the backend.
         trains: Whether the backend can train; every backend that Keras has can restore.
-        assigns_in_forward: Whether layers may assign variables during the forward pass for good.
+        assigns_in_forward: Whether layers may assign variables permanently during the forward pass.
         shuffles_arrays: Whether `fit` shuffles arrays by the backend's own random numbers instead
             of NumPy's.
         draws_order_at_once: Whether a dataset draws its order as soon as it is iterated over,
@@ -88,7 +88,7 @@ class Backend:
         """
 
     def needs_our_step(self, model: Any) -> bool:
-        """Return whether Keras's own training step cannot serve `model` on this backend."""
+        """Return whether `model` needs our training step instead of Keras's on this backend."""
         return False
 
     def runs_eagerly(self, model: Any) -> bool:
@@ -156,13 +156,19 @@ class Backend:
             variables: The variables.
 
         Returns:
-            The gradients, None for variables the scalar does not depend on, and what else
-            `function` returned.
+            The gradients, None for variables the scalar does not depend on, and the auxiliary
+            tensors.
         """
         self._refuse()
 
     def forward(self, model: Any, x: Any, y: Any, sample_weight: Any) -> tuple[Any, Any]:
         """Call the model on a batch as Keras's training step does.
+
+        Args:
+            model: The model.
+            x: The inputs.
+            y: The targets, or None.
+            sample_weight: The weights of the samples, or None.
 
         Returns:
             The loss, with the layers' own losses, and the predictions.
@@ -171,7 +177,7 @@ class Backend:
         return keras_private.compute_loss(model, x, y, sample_weight, y_pred), y_pred
 
     def no_gradients(self) -> AbstractContextManager[Any]:
-        """Compute without recording what gradients would need."""
+        """Disable gradient recording."""
         return nullcontext()
 
     def reported_loss(self, loss: Any) -> Any:
@@ -197,7 +203,16 @@ class Backend:
         variables: Sequence[keras.Variable],
         chain: GradientChain,
     ) -> list[Gradient]:
-        """Sum gradients over replicas and duplicate rows, then run the chain of transforms."""
+        """Sum gradients over replicas and duplicate rows, then run the chain of transforms.
+
+        Args:
+            gradients: The unscaled gradients on this replica, one per variable, or None.
+            variables: The variables.
+            chain: The chain of transforms.
+
+        Returns:
+            The transformed gradients.
+        """
         return list(chain(list(gradients), variables))
 
     def without_reduction(
@@ -213,7 +228,13 @@ class Backend:
     def apply_gradients(
         self, optimizer: Any, gradients: Sequence[Gradient], variables: Sequence[keras.Variable]
     ) -> None:
-        """Pass the gradients of one batch to the optimizer."""
+        """Pass the gradients of one batch to the optimizer.
+
+        Args:
+            optimizer: The model's optimizer.
+            gradients: The gradients on this replica, still scaled; one per variable, or None.
+            variables: The variables.
+        """
         optimizer.apply(list(gradients), variables)
 
     def assign_weights(self, variables: Sequence[keras.Variable], values: Sequence[Any]) -> None:
@@ -240,8 +261,13 @@ class Backend:
     def build_model(self, model: Any, iterator: Any, data_batch: Any) -> str:
         """Build a lazy model before callbacks see it, without taking data from `iterator`.
 
+        Args:
+            model: The model.
+            iterator: Keras's iterator over epochs, or None.
+            data_batch: A batch, if there is no iterator.
+
         Returns:
-            Why that failed; empty if the model is built.
+            The reason why that failed; empty if the model is built.
         """
         return ""
 
@@ -249,17 +275,17 @@ class Backend:
         """Create the variables of metrics before the first step."""
 
     def write_back_state(self, model: Any) -> None:
-        """Write the state that a running `fit` or `evaluate` holds to the model, for good."""
+        """Write the state of a running `fit` or `evaluate` back to the model permanently."""
 
     def unshare_values(self, variables: Sequence[keras.Variable]) -> None:
-        """Give each variable a value of its own if another shares it."""
+        """Copy values that several variables share."""
 
     # Arrays
 
     def host_view(self, variable: keras.Variable) -> np.ndarray:
         """Return a variable's value on the host, valid until the next assignment.
 
-        It is not copied where that can be avoided.
+        It is copied only if that cannot be avoided.
         """
         return ops.convert_to_numpy(variable.value)
 
@@ -268,7 +294,7 @@ class Backend:
     ) -> tuple[Any, np.ndarray] | None:
         """Return a tensor that a variable takes over without a copy, and its writable memory.
 
-        None if arrays are as good.
+        None if the backend assigns arrays without an extra copy.
         """
         return None
 

@@ -22,11 +22,14 @@ class Jax(Backend):
     needs_a_batch = True
 
     def needs_our_step(self, model: Any) -> bool:
-        """Keras's step hides the optimizer's variables from metrics, where monitors keep norms."""
+        """Return True if the model has monitors.
+
+        They keep norms in optimizer variables, which Keras's step hides from metrics.
+        """
         return bool(model.train_ops.norms.monitors)
 
     def run_step(self, step: StepFunction, model: Any, *args: Any) -> Any:
-        """Run a stateless step: what it assigns becomes the state that it returns."""
+        """Run a stateless step: the values that it assigns become the state that it returns."""
         state, data = args
         groups = _groups(model)
         with keras.StatelessScope(_mapping(groups, state)) as scope:
@@ -73,8 +76,8 @@ class Jax(Backend):
     ) -> None:
         """Run both functions, and select the values of `changes`.
 
-        Within a traced step nothing can be assigned under a condition, and XLA merges the selection
-        into the arithmetic.
+        A traced step cannot assign variables under a condition, and XLA merges the selection into
+        the arithmetic.
         """
         variables = list({id(v): v for v in changes}.values())
         before = [v.value for v in variables]
@@ -91,7 +94,7 @@ class Jax(Backend):
         self, function: Callable[[], tuple[Any, T]], variables: Sequence[keras.Variable]
     ) -> tuple[Sequence[Gradient], T]:
         def of_values(values: Any) -> tuple[Any, T]:
-            with _Lent(zip(variables, values, strict=True)):
+            with _ValueOverrides(zip(variables, values, strict=True)):
                 return function()
 
         values = [v.value for v in variables]
@@ -101,7 +104,7 @@ class Jax(Backend):
     def forward(self, model: Any, x: Any, y: Any, sample_weight: Any) -> tuple[Any, Any]:
         """Call the model statelessly, which clears a layer's losses each time the layer is called.
 
-        What a layer assigns to a weight in training is not kept. Both are as in Keras on JAX.
+        Values that a layer assigns to a trainable weight are lost. Both are as in Keras on JAX.
         """
         others = model.non_trainable_variables
         before = [v.value for v in others]
@@ -130,12 +133,15 @@ class Jax(Backend):
             variable.assign(value)
 
     def write_back_state(self, model: Any) -> None:
-        """If an evaluation fails, Keras writes later, over what was assigned meanwhile."""
+        """Write the state back now.
+
+        After a failed evaluation Keras would write it later, over newer values.
+        """
         model.jax_state_sync()
         model._jax_state = None
 
     def unshare_values(self, variables: Sequence[keras.Variable]) -> None:
-        """A variable that was assigned another one shares its array, and a step donates both."""
+        """Copy an array that two variables share, because a step donates the arrays of both."""
         seen: set[int] = set()
         for variable in variables:
             if id(variable.value) in seen:
@@ -146,8 +152,8 @@ class Jax(Backend):
         return np.asarray(variable.value)
 
 
-class _Lent(keras.StatelessScope):
-    """Lends variables other values; the rest read as in the enclosing scope."""
+class _ValueOverrides(keras.StatelessScope):
+    """Overrides the values of some variables; the others read as in the enclosing scope."""
 
     def __init__(self, mapping: Any) -> None:
         super().__init__(list(mapping))

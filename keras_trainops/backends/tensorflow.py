@@ -1,6 +1,6 @@
 """TensorFlow: replicas, sparse gradients, and every private use of Keras that only it needs.
 
-`tests/test_keras_private.py` holds each of those uses to the behaviour relied on here.
+`tests/test_keras_private.py` tests the behaviour that each of those uses relies on.
 """
 
 from __future__ import annotations
@@ -35,7 +35,10 @@ class TensorFlow(Backend):
     draws_order_at_once = True
 
     def needs_our_step(self, model: Any) -> bool:
-        """Keras lets what layers assign differ from replica to replica."""
+        """Return True with several replicas and non-trainable weights.
+
+        Keras would let the values that layers assign to them differ between replicas.
+        """
         several = model.distribute_strategy.num_replicas_in_sync > 1
         return several and bool(model.non_trainable_weights)
 
@@ -44,9 +47,9 @@ class TensorFlow(Backend):
     ) -> Callable[..., Any]:
         """Take the batch before the step runs, and raise afterwards if a value is not finite.
 
-        Keras takes the batch inside the compiled step. The call that finds no more data still runs
-        what does not depend on them: data of unknown length gave one more weight decay, iteration
-        and seed than batches.
+        Keras takes the batch inside the compiled step. With data of unknown length, the call that
+        finds no more data would still run everything that does not depend on data: one weight
+        decay, iteration and seed too many.
         """
         of_batch: Callable[[Any], Any] = function
         spec: Any = None
@@ -94,7 +97,7 @@ class TensorFlow(Backend):
             tf.cond(predicate, lambda: _then_zero(then, args), lambda: _then_zero(otherwise, args))
             return
 
-        # Replicas synchronise inside the branches, and TensorFlow refuses that within a condition
+        # Replicas synchronise inside the branches, and TensorFlow rejects that inside a condition
         # of a single replica. As in LossScaleOptimizer, one condition surrounds all replicas.
         def run(strategy: tf.distribute.Strategy, predicate: Any, *args: Any) -> None:
             def each(branch: Callable[..., Any]) -> tf.Tensor:
@@ -123,8 +126,8 @@ class TensorFlow(Backend):
         inside = [v.path for v, value in assignments if getattr(value, "graph", graph) is not graph]
         if inside:
             raise ValueError(
-                f"A layer assigns {', '.join(inside)} within a loop, as a recurrent layer runs "
-                "over time steps: such an update cannot be collected. Make the layer with "
+                f"A layer assigns {', '.join(inside)} inside a loop, such as the time steps of a "
+                "recurrent layer. Such an update cannot be collected. Create the layer with "
                 "`unroll=True`, or train on one device with `updates=None` and without "
                 "`check_numerics`."
             )
@@ -142,7 +145,10 @@ class TensorFlow(Backend):
         variables: Sequence[keras.Variable],
         chain: GradientChain,
     ) -> list[Gradient]:
-        """The chain gets one tensor per variable; of a sparse gradient the rows, if it may."""
+        """Reduce the gradients, then pass the chain one tensor per variable.
+
+        A sparse gradient is passed as its rows if `chain.row_sparse`, otherwise as a dense one.
+        """
         rows = _sum_duplicate_rows if chain.row_sparse else _dense
         reduced = [rows(g) for g in _sum_over_replicas(gradients)]
         for gradient, variable in zip(reduced, variables, strict=True):
@@ -178,10 +184,10 @@ class TensorFlow(Backend):
         return replica.all_reduce(tf.distribute.ReduceOp.SUM, tf.cast(flags, tf.float32)) > 0.5
 
     def mean_over_replicas(self, values: Sequence[Any]) -> Sequence[Any]:
-        """Return the means of what layers assigned, so that all replicas hold the same.
+        """Return the means of the values that layers assigned, the same on all replicas.
 
         Plain Keras lets each replica keep its own batch-norm statistics, and saves those of the
-        first. Integers count or seed, and are the same on all replicas anyway.
+        first. Integers are counters or seeds, which are the same on all replicas anyway.
         """
         replica = tf.distribute.get_replica_context()
         floats = [value for value in values if value.dtype.is_floating]
@@ -197,7 +203,7 @@ class TensorFlow(Backend):
     def build_model(self, model: Any, iterator: Any, data_batch: Any) -> str:
         """Build the model from the shapes of a batch, so that a warm start finds its variables.
 
-        A model that shapes alone cannot build is left to the first step, as in Keras.
+        A model that cannot be built from shapes alone is built in the first step, as in Keras.
         """
         if all(layer.built for layer in model._flatten_layers()):
             return ""
@@ -205,7 +211,7 @@ class TensorFlow(Backend):
             batch = data_batch if iterator is None else _batch_spec(iterator)
             with model.distribute_strategy.scope():
                 model._symbolic_build(data_batch=batch)
-        except Exception as error:  # the first step will say what is wrong, if anything is
+        except Exception as error:  # the first step raises it again, if it is an error there too
             return str(error)
         return ""
 
@@ -223,12 +229,12 @@ class TensorFlow(Backend):
     def empty_tensor(
         self, shape: tuple[int, ...], dtype: np.dtype
     ) -> tuple[Any, np.ndarray] | None:
-        """TensorFlow copies an array twice on its way into a variable, and its own tensor never."""
+        """Return a tensor, which TensorFlow assigns without a copy; it copies an array twice."""
         try:
             with tf.device("CPU:0"):
                 tensor = tf.raw_ops.Empty(shape=shape, dtype=tf.as_dtype(dtype), init=False)
             first, second = tensor._numpy_internal(), tensor._numpy_internal()
-        except (AttributeError, TypeError, tf.errors.OpError):  # private, and not of all dtypes
+        except (AttributeError, TypeError, tf.errors.OpError):  # private, not for all dtypes
             return None
         shared = first.ctypes.data == second.ctypes.data and first.dtype == dtype
         usable = shared and first.flags.writeable and first.flags.c_contiguous
@@ -276,12 +282,12 @@ def _sum_duplicate_rows(gradient: Gradient) -> Gradient:
 def _finite_on_all_replicas(model: Any) -> contextlib.AbstractContextManager[None]:
     """Make a LossScaleOptimizer skip a step if any replica's gradient is not finite.
 
-    Keras asks every replica about its own gradients and believes the first.
+    Keras checks each replica's gradients separately, but uses the first replica's result for all.
     """
     optimizer, several = model.optimizer, model.distribute_strategy.num_replicas_in_sync > 1
     if not several or not isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
         return contextlib.nullcontext()
-    check = optimizer.check_finite  # Keras's, or the user's own
+    check = optimizer.check_finite  # Keras's, or user-defined
 
     def check_all(gradients: Any) -> Any:
         replica = tf.distribute.get_replica_context()
@@ -296,8 +302,14 @@ def _finite_on_all_replicas(model: Any) -> contextlib.AbstractContextManager[Non
 def _step_of(spec: Any, function: Callable[..., Any], model: Any) -> Callable[[Any], Any]:
     """Return the train function for batches of these shapes.
 
-    The size of a batch stays unknown, as within Keras's own. A fixed one would trace a smaller last
-    batch anew, and give another graph than plain Keras, and so other last bits of its sums.
+    The batch dimension stays unknown, as in Keras. With a fixed size, a smaller last batch would be
+    traced again, and the graph would differ from plain Keras's, which changes the last bits of its
+    sums.
+
+    Args:
+        spec: The shapes and dtypes of a batch.
+        function: Keras's train function, which takes an iterator.
+        model: The model.
     """
     if model.run_eagerly or model.train_ops.why_unbuilt:
         return lambda batch: function((batch,))

@@ -21,7 +21,7 @@ class Torch(Backend):
     takes_batches_early = True
 
     def require_one_process(self) -> None:
-        """Raise in a world of several processes: none of them would reduce gradients."""
+        """Raise if `torch.distributed` runs several processes: gradients would not be reduced."""
         distributed = torch.distributed
         if not distributed.is_available() or not distributed.is_initialized():
             return
@@ -29,14 +29,14 @@ class Torch(Backend):
         if size > 1:
             raise NotImplementedError(
                 "Training with the mixin does not reduce gradients over the processes of "
-                "`torch.distributed`, also where the model is inside DistributedDataParallel: "
-                f"each of the {size} processes would train a model of its own. Train in one "
-                "process, without `torch.distributed.init_process_group`; for several, use the "
+                "`torch.distributed`, even if the model is wrapped in DistributedDataParallel: "
+                f"each of the {size} processes would train its own model. Train in one process, "
+                "without `torch.distributed.init_process_group`; for several, use the "
                 f"TensorFlow or JAX backend. Received: world size {size}"
             )
 
     def needs_our_step(self, model: Any) -> bool:
-        """Keras's step computes the gradients of all parameters, also of those not to train."""
+        """Return True with `variables_to_train`: Keras's step computes all gradients."""
         return model.train_ops.arguments.get("variables_to_train") is not None
 
     def runs_eagerly(self, model: Any) -> bool:
@@ -90,7 +90,7 @@ class Torch(Backend):
         return torch.no_grad()
 
     def reported_loss(self, loss: Any) -> Any:
-        """Detach the loss from what its gradients need."""
+        """Detach the loss from the graph of its gradients."""
         return loss.detach()
 
     def host_view(self, variable: keras.Variable) -> np.ndarray:
@@ -100,6 +100,6 @@ class Torch(Backend):
         return tensor.numpy()
 
     def overwritten_memory(self, variables: Iterable[keras.Variable]) -> list[tuple[int, int]]:
-        """Assignments fill a parameter in place; on other backends they replace its tensor."""
+        """Return the memory of parameters: PyTorch assigns them in place, other backends do not."""
         tensors = [variable.value for variable in variables]
         return sorted((t.data_ptr(), t.data_ptr() + t.nbytes) for t in tensors if not t.is_meta)

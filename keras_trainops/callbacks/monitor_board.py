@@ -18,7 +18,7 @@ class MonitorBoard(CallRepr, keras.callbacks.Callback):
     """Write the norms and histograms of each `Monitor` in the chain for TensorBoard.
 
     Works on every backend, with a model that has `TrainOpsMixin` or a plain one whose optimizer is
-    a `TransformedOptimizer`. Next to `keras.callbacks.TensorBoard` it needs its own directory.
+    a `TransformedOptimizer`. Use a different directory than `keras.callbacks.TensorBoard`.
 
     Args:
         log_dir: Directory for the event files.

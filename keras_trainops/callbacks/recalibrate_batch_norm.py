@@ -18,7 +18,8 @@ class RecalibrateBatchNorm(CallRepr, keras.callbacks.Callback):
     weights do not change. Outside of `fit`, use `keras_trainops.updates.recalibrate_batch_norm`.
 
     Args:
-        data: The same as `x` of `fit`: arrays, a dataset or a `PyDataset`. `x` is used of `(x, y)`.
+        data: The same as `x` of `fit`: arrays, a dataset or a `PyDataset`; of `(x, y)`, only `x` is
+            used.
         steps: Number of batches to use, None for all.
         batch_size: Number of samples per batch of arrays, None for 32.
         layer_by_layer: If True, each layer gets its own pass over the data, and its statistics are

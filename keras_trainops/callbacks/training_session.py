@@ -19,7 +19,7 @@ from keras_trainops.session.settings import Settings
 
 
 class TrainingSession(CallRepr, keras.callbacks.Callback):
-    """Save training to a log directory and resume it, as if it had never been interrupted.
+    """Save training to a log directory and resume it as if it had never been interrupted.
 
     Run the same program again and it continues from the last complete checkpoint: weights, the
     optimizer with the state of transforms and updates, seeds, metrics of the current epoch, epoch
@@ -44,17 +44,17 @@ class TrainingSession(CallRepr, keras.callbacks.Callback):
         keep: Number of checkpoints to keep.
         stop_at_step: Step after which training stops, counted over all runs on the directory, or
             None.
-        verbose: 1 prints what happens, except for each checkpoint; 0 prints nothing. `session.log`
-            has all of it.
+        verbose: 1 prints all events except checkpoints; 0 prints nothing. `session.log` contains
+            all of them.
 
     Attributes:
         step: Number of steps trained by all runs on the directory.
 
     Raises:
         ValueError: If an argument is invalid, or there are two sessions; when training begins, if
-            the resumed epoch no longer has the next batch.
+            the resumed epoch now has fewer batches than were already trained.
         RuntimeError: When training begins, if another run uses the directory; the message names it.
-        RestoreError: When training begins, if the directory is of another model; nothing was
+        RestoreError: When training begins, if the directory belongs to another model; nothing was
             changed.
         OSError: If the directory or the final checkpoint cannot be written; when training begins,
             if there are checkpoints and all of them are damaged.
@@ -95,7 +95,7 @@ class TrainingSession(CallRepr, keras.callbacks.Callback):
         )
         self._session = Session(self._settings)
         self._first_half = _FirstHalf(self)
-        self._is_accompanied = False
+        self._is_wrapped = False
         self._others: list[Any] = []
 
     @property
@@ -104,7 +104,7 @@ class TrainingSession(CallRepr, keras.callbacks.Callback):
         return self._session.step
 
     @contextmanager
-    def accompany(self, model: keras.Model, callbacks: list[Any]) -> Iterator[list[Any]]:
+    def wrap_fit(self, model: keras.Model, callbacks: list[Any]) -> Iterator[list[Any]]:
         """Surround the `fit` of a model with the mixin.
 
         The other callbacks come between two halves of the session. So they find the state restored
@@ -116,13 +116,13 @@ class TrainingSession(CallRepr, keras.callbacks.Callback):
             callbacks: The callbacks that `fit` was given.
 
         Returns:
-            A context manager that gives the callbacks for `fit` to use.
+            A context manager that returns the callbacks for `fit` to use.
         """
         self._others = [c for c in callbacks if c is not self]
         if not any(isinstance(c, keras.callbacks.History) for c in self._others):
             self._others.append(keras.callbacks.History())
         self._session = Session(self._settings)
-        self._is_accompanied = True
+        self._is_wrapped = True
         try:
             self._session.open()
             yield [self._first_half, *self._others, self]
@@ -131,9 +131,9 @@ class TrainingSession(CallRepr, keras.callbacks.Callback):
             raise
         finally:
             self._close()
-            self._is_accompanied, self._others = False, []
+            self._is_wrapped, self._others = False, []
 
-    def see_data(self, iterator: Any) -> None:
+    def follow_data(self, iterator: Any) -> None:
         """Follow the data of a model with the mixin.
 
         Args:
@@ -147,7 +147,7 @@ class TrainingSession(CallRepr, keras.callbacks.Callback):
             withdraw(self._model)
 
     def begin(self) -> Run:
-        """Return the run, and begin it first if no callback earlier in the list did so."""
+        """Return the run; begin it first if no earlier callback in the list has done so."""
         if self._session.is_over:
             self._session = Session(self._settings)
         try:
@@ -160,8 +160,8 @@ class TrainingSession(CallRepr, keras.callbacks.Callback):
         return self._session.begin(lambda: self.model, self.params)
 
     def set_model(self, model: keras.Model) -> None:
-        if not self._is_accompanied:
-            self._close()  # an earlier `fit` that failed, and did not say so
+        if not self._is_wrapped:
+            self._close()  # in case an earlier `fit` failed without closing it
         super().set_model(model)
         announce(model, self.begin)
 
@@ -173,21 +173,21 @@ class TrainingSession(CallRepr, keras.callbacks.Callback):
 
     def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         # Not at the end of a batch: Keras would wait for the device to get the logs in every step.
-        if not self._is_accompanied:
+        if not self._is_wrapped:
             self._run().before_batch(batch)
 
     def on_test_begin(self, logs: dict[str, Any] | None = None) -> None:
-        if not self._is_accompanied and self._session.is_running:  # else `evaluate` outside `fit`
+        if not self._is_wrapped and self._session.is_running:  # else `evaluate` outside `fit`
             self._run().after_batches()
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        if not self._is_accompanied:
+        if not self._is_wrapped:
             self._run().after_batches()
         self._run().end_epoch(epoch, logs or {})
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         self._run().end()
-        if not self._is_accompanied:
+        if not self._is_wrapped:
             self._close()
 
 
@@ -199,7 +199,7 @@ def _absolute(logdir: str | os.PathLike[str]) -> Path:
     """
     name = os.fspath(logdir)
     if re.match(r"[A-Za-z][\w+.-]+://", name):
-        raise ValueError(f"`logdir` must be a directory of this machine. Received: {logdir=}")
+        raise ValueError(f"`logdir` must be a directory on this machine. Received: {logdir=}")
     return Path(name).expanduser().absolute()
 
 

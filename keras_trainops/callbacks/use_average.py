@@ -20,9 +20,10 @@ class UseAverage(CallRepr, keras.callbacks.Callback):
 
     The averages are in the model from the validation until all other callbacks have seen the end of
     the epoch, at any position in the list: `EarlyStopping` and `ModelCheckpoint` keep the weights
-    that the validation measured. In an epoch without validation the averages come in when the epoch
-    ends. Then the model gets its own weights back, also after an error, and training continues bit
-    for bit as without this callback. Weights that another callback assigned meanwhile are kept.
+    that the validation measured. In an epoch without validation the averages are swapped in when
+    the epoch ends. Then the model gets its own weights back, even after an error, and training
+    continues bit for bit as without this callback. Weights that another callback assigned meanwhile
+    are kept.
 
     Callbacks that resume a run, `TrainingSession` and `keras.callbacks.BackupAndRestore`, always
     save the model's own weights, and the averages separately. Callbacks that act after a batch see
@@ -44,8 +45,8 @@ class UseAverage(CallRepr, keras.callbacks.Callback):
             see the model's own weights as an epoch ends.
 
     Raises:
-        ValueError: If `average` is of another class; when training begins, if the model does not
-            have exactly one such average, or there are two of these callbacks.
+        ValueError: If `average` is not a weight average; when training begins, if the model does
+            not have exactly one such average, or there are two of these callbacks.
 
     Example:
         >>> import keras, keras_trainops as kt
@@ -77,7 +78,7 @@ class UseAverage(CallRepr, keras.callbacks.Callback):
         self._swap = Swap()
 
     @contextmanager
-    def accompany(self, model: keras.Model, callbacks: list[Any]) -> Iterator[list[Any]]:
+    def wrap_fit(self, model: keras.Model, callbacks: list[Any]) -> Iterator[list[Any]]:
         """Surround the `fit` of a model with the mixin with callbacks that swap the weights.
 
         Args:
@@ -85,7 +86,7 @@ class UseAverage(CallRepr, keras.callbacks.Callback):
             callbacks: The callbacks that `fit` was given.
 
         Returns:
-            A context manager that gives the callbacks for `fit` to use.
+            A context manager that returns the callbacks for `fit` to use.
         """
         arranged: list[Any] = [_BeforeOthers(self)]
         if self.only_validation:

@@ -21,8 +21,8 @@ from keras_trainops.session.session import run_on
 class WarmStart(CallRepr, keras.callbacks.Callback):
     r"""Load weights when training begins, before the first step: all of them, or none.
 
-    A second `fit` does not load them again. A resumed run, in which the optimizer has made updates
-    already, skips the callback and says so. Lazily built models need `TrainOpsMixin`, or a call on
+    A second `fit` does not load them again. A resumed run, in which the optimizer has already made
+    updates, skips the callback and says so. Lazily built models need `TrainOpsMixin`, or a call on
     a batch before `fit`.
 
     Args:
@@ -39,7 +39,7 @@ class WarmStart(CallRepr, keras.callbacks.Callback):
         verbose: 1 prints the report and, if loading takes long, a progress bar; 0 prints nothing.
 
     Attributes:
-        report: The `RestoreReport`, None before weights were loaded, and if that was skipped.
+        report: The `RestoreReport`; None until weights are loaded, and if loading was skipped.
 
     Raises:
         ValueError: If `include` or `exclude` is not a valid pattern.
@@ -72,7 +72,7 @@ class WarmStart(CallRepr, keras.callbacks.Callback):
             try:
                 as_list(patterns)
             except ValueError as error:
-                raise ValueError(f"`{name}` does not fit. {error}") from error
+                raise ValueError(f"`{name}` is not valid. {error}") from error
         self.report: RestoreReport | None = None
         self._source = source
         self._options: dict[str, Any] = {
@@ -124,7 +124,7 @@ def _updates_made(model: keras.Model) -> int:
 
 
 def _restore(model: keras.Model, source: Source, options: dict[str, Any]) -> RestoreReport:
-    """Restore, and say why a model without variables could not be built."""
+    """Restore; if the model has no variables, add the reason to the error."""
     try:
         return restore(model, source, **options)
     except RestoreError as error:

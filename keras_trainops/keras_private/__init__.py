@@ -1,7 +1,7 @@
 """Every private use of Keras that is the same on all backends.
 
-What one backend needs alone is in `backends`. `tests/test_keras_private.py` holds each use to the
-behaviour relied on here, so that a new Keras that changes one fails a test with a speaking name.
+Private API that only one backend needs is in `backends`. `tests/test_keras_private.py` has a
+descriptively named test for each use, which fails if a new Keras changes the behaviour.
 """
 
 from keras_trainops.keras_private.data import EpochData, batches
@@ -43,7 +43,7 @@ from keras_trainops.keras_private.optimizer_steps import (
     variable_tracker,
 )
 from keras_trainops.keras_private.optimizers import (
-    InFront,
+    OptimizerWrapper,
     all_of,
     excluded_from_decay,
     inside,
@@ -66,7 +66,7 @@ from keras_trainops.keras_private.version import TESTED_KERAS, warn_if_untested
 __all__ = [
     "TESTED_KERAS",
     "EpochData",
-    "InFront",
+    "OptimizerWrapper",
     "SavedEntry",
     "SavingWalk",
     "accumulate",

@@ -1,6 +1,6 @@
 """Private Keras API of the data that `fit` takes.
 
-`tests/test_keras_private.py` holds each use to the behaviour relied on here.
+`tests/test_keras_private.py` tests the behaviour that each use relies on.
 """
 
 from __future__ import annotations
@@ -93,7 +93,8 @@ class EpochData:
                 self._take(iterator, end + 1 - begin)
                 continue
             if skip and self._ahead is not None:
-                self._ahead.has_more()  # as was asked before the state was taken
+                # The resumed run had also looked ahead before its state was saved.
+                self._ahead.has_more()
             self._listener.skipped()
             if self._taken_early:
                 self._listener.batch_taken()
@@ -114,8 +115,8 @@ class EpochData:
         taken = sum(1 for _ in itertools.islice(iterator, count))
         if taken < count and not self._of.num_batches:
             raise ValueError(
-                "The data have fewer batches than the run that is resumed had seen of them: give "
-                "`fit` the data and the batch size that run had."
+                "The data have fewer batches than the resumed run had already seen. Pass the "
+                "original data and batch size to `fit`."
             )
 
     def has_more(self) -> bool:
@@ -140,7 +141,7 @@ class EpochData:
         """The number of samples in a batch; None if Keras does not know."""
         try:
             size = self._adapter.batch_size
-        except (AttributeError, IndexError, ValueError):  # of a dataset shared among replicas
+        except (AttributeError, IndexError, ValueError):  # a dataset distributed over replicas
             return None
         return None if size is None else int(size)
 
@@ -149,7 +150,7 @@ class EpochData:
         """The number of batches between calls of callbacks."""
         return self._of.steps_per_execution
 
-    def goes_on(self, within: bool) -> bool:
+    def continues_pass(self, within: bool) -> bool:
         """Return whether the next batch comes from the current pass.
 
         Args:
@@ -160,16 +161,16 @@ class EpochData:
     def passes_before(self, within: bool) -> int:
         """Return how many passes drew an order before the pass of the next batch."""
         has_drawn = self._eager or within or self._of._current_iterator is self._current
-        return self.passes - int(self.goes_on(within) and has_drawn)
+        return self.passes - int(self.continues_pass(within) and has_drawn)
 
     def taken(self, within: bool, announced: bool) -> int:
         """Return how many batches were taken from the pass of the next batch.
 
         Args:
             within: Whether an epoch is running.
-            announced: Whether Keras has announced the batches that are to be trained on next.
+            announced: Whether Keras has already announced the next batches to callbacks.
         """
-        if not self.goes_on(within):
+        if not self.continues_pass(within):
             return 0
         return self._of._steps_seen - (self.steps_per_execution if announced else 0)
 
@@ -185,11 +186,11 @@ class EpochData:
                 self.source.on_epoch_end()
 
     def skip(self, batches: int) -> None:
-        """Make the next epoch leave out its first batches."""
+        """Skip the first batches of the next epoch."""
         self._skip = batches
 
-    def go_on_with_a_pass(self, batches: int) -> None:
-        """Make the pass that epochs with `steps_per_epoch` share, and skip batches of it."""
+    def continue_pass(self, batches: int) -> None:
+        """Recreate the pass that epochs with `steps_per_epoch` share, and skip batches of it."""
         iterator = iter(self._make())
         self._of._current_iterator = iterator
         self._see(iterator)

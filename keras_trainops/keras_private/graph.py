@@ -1,6 +1,6 @@
 """Private Keras API of graphs of layers, and of lookup layers.
 
-`tests/test_keras_private.py` holds each use to the behaviour relied on here.
+`tests/test_keras_private.py` tests the behaviour that each use relies on.
 """
 
 from __future__ import annotations

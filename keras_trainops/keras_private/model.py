@@ -1,6 +1,6 @@
 """Private Keras API of models and layers.
 
-`tests/test_keras_private.py` holds each use to the behaviour relied on here.
+`tests/test_keras_private.py` tests the behaviour that each use relies on.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ def all_layers(model: keras.Model) -> list[keras.layers.Layer]:
 
 
 def own_variables(layer: keras.layers.Layer) -> list[keras.Variable]:
-    """Return the weights that a layer itself made or was given, in the order it saves them."""
+    """Return a layer's own weights, without those of inner layers, in the order it saves them."""
     return [*layer._trainable_variables, *layer._non_trainable_variables]
 
 
@@ -33,8 +33,8 @@ def unbuilt_layers(model: keras.Model) -> tuple[str, ...]:
 def forget_losses(model: keras.Model) -> None:
     """Clear the losses that layers kept from the previous step; stateless calls do not.
 
-    Layers know their losses by `id`. A new loss may get the `id` of a freed one of another layer,
-    and would then be dropped.
+    Layers identify their losses by `id`. A new loss may have the `id` of another layer's freed
+    loss, and would then be dropped.
     """
     model._clear_losses()
 
@@ -56,12 +56,26 @@ def call_in_training(model: Any, x: Any) -> Any:
 
 
 def track_loss(model: Any, loss: Any, batch_size: Any) -> None:
-    """Add the loss of a batch to the mean in the logs."""
+    """Add the loss of a batch to the mean in the logs.
+
+    Args:
+        model: The model.
+        loss: The loss, a scalar.
+        batch_size: The number of samples, which is the weight of the loss in the mean.
+    """
     model._loss_tracker.update_state(loss, sample_weight=batch_size)
 
 
 def compute_loss(model: Any, x: Any, y: Any, sample_weight: Any, y_pred: Any) -> Any:
-    """Return the loss of a batch as Keras's training step computes it, with the layers' losses."""
+    """Return the loss of a batch as Keras's training step computes it, with the layers' losses.
+
+    Args:
+        model: The model.
+        x: The inputs.
+        y: The targets, or None.
+        sample_weight: The weights of the samples, or None.
+        y_pred: The predictions.
+    """
     return model._compute_loss(x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, training=True)
 
 
@@ -71,7 +85,10 @@ def build_metrics(model: Any, data_batch: Any) -> None:
 
 
 def start_at_epoch(model: Any, epoch: int | None) -> None:
-    """Make the `fit` that is about to start its epochs start at `epoch`; None: at its own."""
+    """Make the current `fit` begin at `epoch`; None keeps its own initial epoch.
+
+    Call it before the first epoch.
+    """
     model._initial_epoch = epoch
 
 

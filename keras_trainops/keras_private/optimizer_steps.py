@@ -1,6 +1,6 @@
-"""Private Keras API of one step of an optimizer, and of what it keeps per variable.
+"""Private Keras API of an optimizer's step, and of its state per variable.
 
-`tests/test_keras_private.py` holds each use to the behaviour relied on here.
+`tests/test_keras_private.py` tests the behaviour that each use relies on.
 """
 
 from __future__ import annotations
@@ -26,7 +26,12 @@ def replaced(
     """Redirect calls of `optimizer.<method>` to `replacement`, on the current thread only.
 
     The replicas of a strategy are traced in turns, each by its own thread. Outside the context the
-    optimizer is as Keras made it, for everybody who uses it.
+    optimizer is unchanged.
+
+    Args:
+        optimizer: The optimizer.
+        method: Name of the method.
+        replacement: Called with the same arguments.
     """
     stand_in = optimizer.__dict__.get(method)
     if stand_in is None:
@@ -42,7 +47,7 @@ def replaced(
 
 
 class _StandIn:
-    """A method of one object, which threads replace for themselves."""
+    """A method of one object that each thread can replace for itself."""
 
     def __init__(self, own: Callable[..., Any]) -> None:
         self._own = own
@@ -89,14 +94,26 @@ def gradient_sums(optimizer: Any) -> list[keras.Variable]:
 def accumulate(
     optimizer: keras.optimizers.Optimizer, gradients: list[Any], sums: list[keras.Variable]
 ) -> None:
-    """Add the gradients of one batch to the sums."""
+    """Add the gradients of one batch to the sums.
+
+    Args:
+        optimizer: An optimizer that accumulates gradients.
+        gradients: The unscaled gradients of the batch.
+        sums: The `accumulators` of the same variables.
+    """
     optimizer._backend_increment_gradient_accumulators(gradients, sums)
 
 
 def step(
     optimizer: keras.optimizers.Optimizer, gradients: list[Any], variables: list[keras.Variable]
 ) -> None:
-    """Update the weights as the optimizer does: its own clip, weight decay, the step."""
+    """Update the weights as the optimizer does: its own clip, weight decay, the step.
+
+    Args:
+        optimizer: A built optimizer.
+        gradients: The transformed gradients, one per variable.
+        variables: The variables.
+    """
     clipped = optimizer._clip_gradients(gradients)
     optimizer._apply_weight_decay(variables)
     optimizer._backend_update_step(clipped, variables, optimizer.learning_rate)
@@ -108,7 +125,7 @@ def update_averages(optimizer: keras.optimizers.Optimizer) -> None:
 
 
 def overwrite_with_averages(optimizer: keras.optimizers.Optimizer) -> None:
-    """Overwrite weights with averages, as `ema_overwrite_frequency` does now and then."""
+    """Overwrite weights with averages, as `ema_overwrite_frequency` does periodically."""
     optimizer._overwrite_model_variables_with_average_value(optimizer._trainable_variables)
 
 

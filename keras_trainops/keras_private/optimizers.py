@@ -1,7 +1,6 @@
-"""Keras's private API of optimizers: what they keep, to stand in front of one and to make another.
+"""Private Keras API of optimizers: wrap an optimizer, copy it, or rebuild it for other variables.
 
-`tests/test_keras_private.py` holds each use to the behaviour relied on here, as it does those in
-`optimizer_steps.py`.
+`tests/test_keras_private.py` tests the behaviour that each use relies on.
 """
 
 from __future__ import annotations
@@ -17,19 +16,20 @@ import keras
 from keras_trainops.keras_private import optimizer_steps
 
 _BUILT_FOR = ("_trainable_variables", "_trainable_variables_indices")
-# Private attributes that an optimizer in front of another shows as its own.
-_SHOWN = (
+# Private attributes that the wrapper exposes as its own.
+_EXPOSED = (
     *_BUILT_FOR,
     *("_iterations", "_learning_rate", "_model_variables_moving_average"),
     *("_accumulated_gradients", "_distribution_strategy"),
 )
 
 
-class InFront(keras.optimizers.Optimizer):
-    """An optimizer in front of another one that it looks like.
+class OptimizerWrapper(keras.optimizers.Optimizer):
+    """A wrapper around an optimizer that exposes the inner optimizer's attributes as its own.
 
-    Its name, `built` and the attributes of subclasses are its own. Everything else is read from and
-    written to the other: the learning rate, the count of updates, slots and hyperparameters.
+    Only its name, `built` and the attributes of subclasses are its own. Everything else, such as
+    the learning rate, the update count, slots and hyperparameters, is read from and written to the
+    inner optimizer.
     """
 
     inner_optimizer: keras.optimizers.Optimizer
@@ -45,7 +45,7 @@ class InFront(keras.optimizers.Optimizer):
 
     def __getattr__(self, name: str) -> Any:
         inner = self.__dict__.get("inner_optimizer")
-        if inner is not None and (not name.startswith("_") or name in _SHOWN):
+        if inner is not None and (not name.startswith("_") or name in _EXPOSED):
             return getattr(inner, name)
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
@@ -61,14 +61,14 @@ class InFront(keras.optimizers.Optimizer):
 def _store(optimizer: Any, variables: Iterable[keras.Variable]) -> None:
     """Make an optimizer track exactly these variables as its own."""
     vars(optimizer).pop("_tracker", None)
-    optimizer._variables = []  # TensorFlow tracks what is appended
+    optimizer._variables = []  # TensorFlow tracks appended variables
     optimizer._tracker = optimizer_steps.variable_tracker(optimizer._variables)
     for variable in variables:
         optimizer._track_variable(variable)
 
 
 def _twin(optimizer: Any) -> Any:
-    """Return another object with the same attributes, and TensorFlow tracking of its own."""
+    """Return a copy with the same attributes, but separate TensorFlow tracking."""
     twin = object.__new__(type(optimizer))
     for name, value in vars(optimizer).items():
         vars(twin)[name] = copy.copy(value) if name.startswith("_self_") else value
@@ -96,7 +96,7 @@ class _BuildTogether:
 
 
 def with_another_inside(optimizer: Any, inner: keras.optimizers.Optimizer) -> Any:
-    """Return a stand-in for a LossScaleOptimizer with another optimizer inside.
+    """Return a stand-in for a LossScaleOptimizer that wraps `inner` instead.
 
     It has the same class, attributes and variables, including those created when it is built.
     `optimizer` is not changed, except that its loss scale is shared.
@@ -111,14 +111,14 @@ def with_another_inside(optimizer: Any, inner: keras.optimizers.Optimizer) -> An
 
 
 def unbuilt(optimizer: Any) -> Any:
-    """Return the optimizer as it was before it was built, with everything its user has set.
+    """Return a copy of the optimizer, reset to its unbuilt state, with everything users have set.
 
-    It is not made from `get_config`, which may be incomplete. `build` it for other variables, then
-    call `take_over`.
+    It is not recreated from `get_config`, which may be incomplete. `build` it for other variables,
+    then call `take_over`.
     """
     new = _twin(optimizer)
     for name in [name for name in vars(new) if name.startswith("_self_")]:
-        del vars(new)[name]  # TensorFlow's tracking starts anew
+        del vars(new)[name]  # TensorFlow tracks the copy from scratch
     for name, empty in (*zip(_BUILT_FOR, ([], {}), strict=True), ("built", False)):
         if name in vars(new):
             vars(new)[name] = empty
@@ -152,7 +152,7 @@ class _BuildByParts:
         try:
             new.build(variables)
         finally:
-            new._optimizer_map = old._optimizer_map  # the one that files keep
+            new._optimizer_map = old._optimizer_map  # the one that files store
 
 
 def take_over(new: Any, old: Any) -> None:
@@ -238,7 +238,13 @@ def all_of(optimizer: Any) -> list[Any]:
 
 @contextmanager
 def shadowed(optimizer: Any, method: str, function: Callable[..., Any]) -> Iterator[None]:
-    """Redirect calls of `optimizer.<method>` to `function`, on every thread."""
+    """Redirect calls of `optimizer.<method>` to `function`, on every thread.
+
+    Args:
+        optimizer: The optimizer.
+        method: Name of the method.
+        function: Called with the same arguments.
+    """
     attributes, missing = vars(optimizer), object()
     own = attributes.get(method, missing)
     attributes[method] = function
@@ -270,8 +276,9 @@ def excluded_from_decay(
 def track_apart(model: Any) -> None:
     """Make TensorFlow's checkpoints keep a model's optimizer under a name that nobody uses.
 
-    `tf.train.Checkpoint(model, optimizer=...)` refuses an `optimizer` other than the one the model
-    tracks under this name. This way it accepts the user's own as well as the one around it.
+    `tf.train.Checkpoint(model, optimizer=...)` rejects an `optimizer` other than the one that the
+    model tracks as `optimizer`. With another name it accepts both the user's optimizer and the
+    wrapper.
     """
     if hasattr(model, "_delete_tracking"):
         model._delete_tracking("optimizer")

@@ -1,6 +1,6 @@
 """Private Keras API of saving and cloning.
 
-`tests/test_keras_private.py` holds each use to the behaviour relied on here.
+`tests/test_keras_private.py` tests the behaviour that each use relies on.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from keras_trainops.keras_private.model import all_layers
 
 
 def serialized_function(function: Callable[..., Any]) -> Any:
-    """Return a function as a saved configuration keeps it: by its registered name.
+    """Return a function as a saved configuration stores it: by its registered name.
 
     Raises:
         ValueError: If it is not registered; a file with it could not be loaded.
@@ -27,8 +27,8 @@ def serialized_function(function: Callable[..., Any]) -> Any:
     own = str(getattr(function, "__module__", "")).startswith("keras.")
     if not own and keras.saving.get_registered_object(name) is not function:
         raise ValueError(
-            f"The function {name!r} cannot be saved: a file keeps the name of a function, and this "
-            "one is not registered. Register it, before saving and before loading, with "
+            f"The function {name!r} cannot be saved: a file stores a function's name, and this one "
+            "is not registered. Register it, before saving and before loading, with "
             "`keras.saving.register_keras_serializable(package=...)(function)`, or save the "
             "weights alone with `save_weights`."
         )
@@ -41,7 +41,7 @@ class SavedEntry(NamedTuple):
     Attributes:
         group: The owner's place in the weights file, such as `layers/dense_1`.
         key: The name inside the owner's `vars` group, such as `0`.
-        value: The stored value: a `keras.Variable`, unless the layer has its own way of saving.
+        value: The stored value: a `keras.Variable`, unless the layer overrides saving.
     """
 
     group: str
@@ -113,7 +113,8 @@ def saving_walk(model: keras.Model) -> SavingWalk:
     The optimizer is left out: its variables are not weights, and Keras would copy each one.
     """
     for kind in {layer._obj_type() for layer in all_layers(model)}:
-        # Keras looks it up under this name but stores it under another: it remakes it per layer.
+        # Keras looks the set up under this name but stores it under another, so it rebuilds it for
+        # each layer.
         global_state.set_global_attribute(
             f"saving_attr_skiplist_{kind}", saving_lib.get_attr_skipset(kind)
         )

@@ -17,9 +17,9 @@ _MISSING = object()
 class CallbackStates:
     """The state of the callbacks that a session saves and resumes with the model.
 
-    The state of a callback is what training changed in its public attributes: numbers, strings,
+    The state of a callback is every public attribute that training changed: numbers, strings,
     arrays, and lists and dictionaries of these. Attributes that training did not change belong to
-    the program, so that a resumed run may use another `patience`, for example. Large arrays are
+    the program, so a resumed run may use a different `patience`, for example. Large arrays are
     assumed to be replaced rather than changed in place: they are neither copied nor compared.
 
     Args:
@@ -35,7 +35,7 @@ class CallbackStates:
         self._initial = {k: _copied(_plain_attributes(c)) for k, c in self._callbacks.items()}
 
     def state(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-        """Return what training changed: a JSON document, and the arrays that it refers to."""
+        """Return the changed attributes: a JSON document, and the arrays that it refers to."""
         arrays: dict[str, np.ndarray] = {}
         document = {
             key: {
@@ -48,7 +48,7 @@ class CallbackStates:
         return document, arrays
 
     def restore(self, document: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> list[str]:
-        """Restore what `state` returned.
+        """Restore the state that `state` returned.
 
         Args:
             document: The saved document.

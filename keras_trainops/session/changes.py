@@ -1,4 +1,4 @@
-"""Differences between a `fit` and the run that it resumes: refused, or described for the log."""
+"""Differences between a `fit` and the run that it resumes: raise, or describe them for the log."""
 
 from __future__ import annotations
 

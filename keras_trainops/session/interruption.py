@@ -11,7 +11,7 @@ from keras_trainops.session.storage import forks
 
 
 class SessionInterrupted(SystemExit):
-    """Training received SIGTERM, and stopped after it had written a checkpoint.
+    """Training received SIGTERM, wrote a checkpoint and stopped.
 
     It is a `SystemExit` with code 143 = 128 + SIGTERM: a program that does not catch it exits
     quietly with the status that schedulers expect, and `except Exception` does not swallow it.

@@ -1,4 +1,4 @@
-"""The length of a `fit`, and how far it has got."""
+"""The length of a `fit`, and its progress."""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ class Resumption:
             The constant learning rates with which the run began.
 
         Raises:
-            RestoreError: If the checkpoint is of another model; nothing was changed.
+            RestoreError: If the checkpoint is from another model; nothing was changed.
         """
         compiled = constant_learning_rates(model.optimizer)
         self._restore_model(model)
@@ -129,7 +129,7 @@ class Resumption:
                 "a plain keras.Model cannot resume within an epoch, "
                 "`keras_trainops.with_train_ops(model)` can"
             )
-        return "the checkpoint is of a plain keras.Model, which cannot resume within an epoch"
+        return "the checkpoint is from a plain keras.Model, which cannot resume within an epoch"
 
     def _report_changes(
         self, compiled: tuple[float, ...], initial: tuple[float, ...], resumed: tuple[float, ...]

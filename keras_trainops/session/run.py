@@ -25,8 +25,8 @@ class Run:
     """The training of one `fit`, saved to a log directory and resumed from it.
 
     A *step* is one trained batch. The state of a run is saved between two steps, or after the last
-    step of an epoch once all callbacks have seen its end. Making a run restores the model, so it
-    must happen before anything else uses the model.
+    step of an epoch once all callbacks have seen its end. Creating a run restores the model, so
+    create it before anything else uses the model.
 
     Args:
         directory: The open log directory.
@@ -39,7 +39,7 @@ class Run:
         resumed: If True, the run continues an earlier one.
 
     Raises:
-        RestoreError: If the checkpoint is of another model; nothing was changed.
+        RestoreError: If the checkpoint is from another model; nothing was changed.
         ValueError: If the epoch of the checkpoint had more batches than it has now; nothing was
             changed.
     """

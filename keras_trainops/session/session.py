@@ -72,7 +72,7 @@ class Session:
             params: See `Run`.
 
         Raises:
-            RestoreError: If the checkpoint is of another model; nothing was changed.
+            RestoreError: If the checkpoint is from another model; nothing was changed.
             ValueError: If the epoch of the checkpoint had more batches than it has now; nothing was
                 changed.
         """

@@ -27,7 +27,7 @@ class Summaries:
         settings: The settings of the session.
         step: The step at which the run begins. TensorBoard hides the later events of an earlier,
             interrupted run.
-        log: The log of the session; it says why there are no summaries.
+        log: The log of the session, which reports why there are no summaries.
     """
 
     def __init__(self, settings: Settings, step: int, log: SessionLog) -> None:
@@ -93,7 +93,7 @@ class Summaries:
                 self._file.writer.flush()
 
     def close(self) -> None:
-        """Write out the rest and close the file."""
+        """Write all buffered scalars and close the file."""
         if self._file is not None:
             with self._until_disk_is_full():
                 self._file.writer.close()
@@ -102,8 +102,8 @@ class Summaries:
 class _EventFile:
     """An event file that is written directly.
 
-    The `SummaryWriter` of tensorboardX writes in a thread, which dies of a full disk and then
-    blocks training, and which a checkpoint would have to wait for.
+    The `SummaryWriter` of tensorboardX writes in a thread. A full disk kills the thread, which then
+    blocks training, and a checkpoint would have to wait for it.
 
     Raises:
         ImportError: If tensorboardX is not installed.

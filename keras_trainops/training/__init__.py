@@ -1,1 +1,1 @@
-"""The training half: a model whose training step is configurable."""
+"""Training: a model whose training step is configurable."""

@@ -1,4 +1,4 @@
-"""Callbacks that need more of a `fit` than Keras gives them: the other callbacks, or the data."""
+"""Callbacks that need access to the other callbacks of a `fit`, or to its data."""
 
 from __future__ import annotations
 
@@ -14,37 +14,37 @@ _POSITION = 5  # of `callbacks` among the arguments of `fit`
 
 
 @runtime_checkable
-class Companion(Protocol):
+class FitWrapper(Protocol):
     """A callback that a model with the mixin gives access to the other callbacks of a `fit`."""
 
-    def accompany(
+    def wrap_fit(
         self, model: keras.Model, callbacks: list[Any]
     ) -> AbstractContextManager[list[Any]]:
-        """Surround the whole `fit`, also if it fails.
+        """Surround the whole `fit`, even if it fails.
 
         Args:
             model: The model.
             callbacks: All callbacks that `fit` was given.
 
         Returns:
-            A context manager that returns the callbacks `fit` shall use.
+            A context manager that returns the callbacks for `fit` to use.
         """
         ...
 
 
 @runtime_checkable
-class Follower(Companion, Protocol):
-    """A companion that follows the data as well. Its callbacks surround those of all others."""
+class DataFollower(FitWrapper, Protocol):
+    """A `FitWrapper` that also follows the data. Its callbacks surround all others."""
 
-    def see_data(self, iterator: Any) -> None:
+    def follow_data(self, iterator: Any) -> None:
         """Receive Keras's iterator over epochs, before anything is taken from it."""
 
 
 @contextmanager
-def accompanied(
+def wrapped_fit(
     model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Iterator[tuple[tuple[Any, ...], dict[str, Any]]]:
-    """Let companions among the callbacks of a `fit` arrange its callbacks.
+    """Let wrappers among the callbacks of a `fit` arrange its callbacks.
 
     Args:
         model: A model with the mixin.
@@ -55,29 +55,29 @@ def accompanied(
         The arguments to call `fit` with.
 
     Raises:
-        ValueError: If something is not a callback, or there are several companions of one kind.
+        ValueError: If something is not a callback, or there are several wrappers of one kind.
     """
     given = args[_POSITION] if len(args) > _POSITION else kwargs.get("callbacks")
     users_list = given if isinstance(given, keras.callbacks.CallbackList) else None
     own = keras.tree.flatten(given or []) if users_list is None else users_list.callbacks
     callbacks = list(own)
     _require_callbacks(callbacks)
-    companions, follower = _companions(callbacks)
-    if not companions:
+    wrappers, follower = _wrappers(callbacks)
+    if not wrappers:
         yield args, kwargs
         return
     with ExitStack() as stack:
         arranged = callbacks
-        for companion in companions:
-            arranged = stack.enter_context(companion.accompany(model, arranged))
+        for wrapper in wrappers:
+            arranged = stack.enter_context(wrapper.wrap_fit(model, arranged))
         if users_list is not None:
             stack.enter_context(_listed(users_list, arranged, model))
         state = model.train_ops.fit
-        state.sees_data = None if follower is None else follower.see_data
+        state.follow_data = None if follower is None else follower.follow_data
         try:
             yield _with_callbacks(args, kwargs, arranged if users_list is None else users_list)
         finally:
-            state.sees_data, state.follows = None, False
+            state.follow_data, state.follows = None, False
 
 
 def _require_callbacks(callbacks: Sequence[Any]) -> None:
@@ -87,15 +87,15 @@ def _require_callbacks(callbacks: Sequence[Any]) -> None:
             raise ValueError(f"`callbacks` must be Keras callbacks. {why}")
 
 
-def _companions(callbacks: Sequence[Any]) -> tuple[list[Companion], Follower | None]:
-    """Return the companions in the order in which they arrange callbacks, and the follower."""
-    companions = [callback for callback in callbacks if isinstance(callback, Companion)]
-    followers = [companion for companion in companions if isinstance(companion, Follower)]
-    others = [companion for companion in companions if not isinstance(companion, Follower)]
+def _wrappers(callbacks: Sequence[Any]) -> tuple[list[FitWrapper], DataFollower | None]:
+    """Return the wrappers in the order in which they arrange callbacks, and the follower."""
+    wrappers = [callback for callback in callbacks if isinstance(callback, FitWrapper)]
+    followers = [wrapper for wrapper in wrappers if isinstance(wrapper, DataFollower)]
+    others = [wrapper for wrapper in wrappers if not isinstance(wrapper, DataFollower)]
     for kind in (followers, others):
         if len(kind) > 1:
-            names = " and ".join(type(companion).__name__ for companion in kind)
-            raise ValueError(f"`callbacks` may have one of these only: {names}")
+            names = " and ".join(type(wrapper).__name__ for wrapper in kind)
+            raise ValueError(f"`callbacks` may contain only one of these: {names}")
     return [*others, *followers], next(iter(followers), None)
 
 

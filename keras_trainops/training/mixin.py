@@ -1,4 +1,4 @@
-"""The mixin that gives a Keras model transformable gradients and chosen updates."""
+"""Mixin that adds gradient transforms and configurable updates to a Keras model."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from keras_trainops import paths
 from keras_trainops.backends import backend
 from keras_trainops.training import own_step, preparation
 from keras_trainops.training.all_or_nothing import all_or_nothing
-from keras_trainops.training.fit_callbacks import accompanied, evaluation_context
+from keras_trainops.training.fit_callbacks import evaluation_context, wrapped_fit
 from keras_trainops.training.numerics import NumericsGuard
 from keras_trainops.training.optimizers.transfer import trained_by, transferred, without
 from keras_trainops.training.optimizers.transformed import engine_of
@@ -28,7 +28,7 @@ from keras_trainops.updates.policy import UpdatePolicy
 
 
 class TrainOpsMixin:
-    """Mixin for Keras models, in front of `keras.Model`, that customises their training step.
+    """Mixin that customises the training step of a Keras model; list it before `keras.Model`.
 
     `compile` takes four more arguments; everything else works as in Keras.
 
@@ -61,7 +61,7 @@ class TrainOpsMixin:
 
     @property
     def train_ops(self) -> TrainOps:
-        """The state of the mixin; created on first use, as a class may be mixed in later."""
+        """The state of the mixin; created on first use, because the mixin may be added later."""
         state = self.__dict__.get("_train_ops")
         if state is None:
             state = self.__dict__["_train_ops"] = TrainOps()
@@ -86,8 +86,8 @@ class TrainOpsMixin:
             *args: As in Keras.
             gradient_transforms: One transform, a list, or None: `GradientTransform`s or callables
                 `fn(gradients, variables) -> gradients`.
-            updates: The non-gradient updates. None: every layer's own, and those that `add_update`
-                registered. One or a list: exactly these; `[]`: none (batch norm still normalises
+            updates: The non-gradient updates. None: every layer's own, and those registered with
+                `add_update`. One or a list: exactly these; `[]`: none (batch norm still normalises
                 with batch statistics, random seeds still advance).
             variables_to_train: Patterns, variables or layers; None: all trainable variables. The
                 others get no gradient, no weight decay, no optimizer slots and no update.
@@ -108,7 +108,7 @@ class TrainOpsMixin:
             optimizer = with_transforms(optimizer, gradient_transforms)
         policy = UpdatePolicy(updates, state.registered, state.policy)
         if policy.after_weights and optimizer is not None:
-            optimizer = with_engine(optimizer)  # it holds the updates' state
+            optimizer = with_engine(optimizer)  # it keeps the updates' state
         paths.as_list(variables_to_train)
         values = (updates, variables_to_train, check_numerics)
         arguments: dict[str, Any] = dict(zip(COMPILE_ARGUMENTS, values, strict=True))
@@ -124,7 +124,11 @@ class TrainOpsMixin:
     def _require_our_step(
         self, policy: UpdatePolicy, arguments: dict[str, Any], optimizer: Any
     ) -> tuple[str, ...]:
-        """Return the arguments that only our training step can serve; raise if it cannot run."""
+        """Return the arguments that only the mixin's training step supports.
+
+        Raises:
+            ValueError: If there are some and that step cannot run.
+        """
         needed = own_step.arguments_that_need_it(policy, arguments, optimizer)
         own_step.refuse_without_our_step(self, TrainOpsMixin, needed)
         return needed
@@ -205,7 +209,7 @@ class TrainOpsMixin:
     def fit(self, *args: Any, **kwargs: Any) -> Any:
         """Train as in Keras."""
         try:
-            with self._in_training(whole=True), accompanied(self, args, kwargs) as (args, kwargs):
+            with self._in_training(whole=True), wrapped_fit(self, args, kwargs) as (args, kwargs):
                 return super().fit(*args, **kwargs)  # type: ignore[misc]
         finally:
             self.train_ops.fit.evaluation = None
@@ -239,7 +243,7 @@ class TrainOpsMixin:
 
     @property
     def metrics_variables(self) -> list[keras.Variable]:
-        """The variables of metrics, and others that a step passes on to the next, unsaved."""
+        """The variables of metrics, and others that steps pass on but files do not store."""
         state = self.train_ops
         own = super().metrics_variables  # type: ignore[misc]
         return [*own, *state.norms.variables, *state.carried]
@@ -252,13 +256,13 @@ class TrainOpsMixin:
         return [variable for variable, yes in zip(variables, chosen, strict=True) if yes]
 
     def train_step(self, *args: Any) -> Any:
-        """Train on one batch: with the step of the model's class, with ours if needed, or Keras's.
+        """Train on one batch with the class's own step, the mixin's if needed, or Keras's.
 
         Args:
             *args: The data; on JAX the training state and the data.
         """
         self.train_ops.steps += 1
-        whose = own_step.own_step_behind(type(self), TrainOpsMixin)
+        whose = own_step.own_step_after_mixin(type(self), TrainOpsMixin)
         if whose is None and (self.train_ops.needs_our_step() or backend().needs_our_step(self)):
             return backend().run_step(train_step, self, *args)
         return super().train_step(*args)  # type: ignore[misc]
@@ -274,7 +278,7 @@ class TrainOpsMixin:
             raise ValueError(
                 "`updates` and `check_numerics` need a model that is built, and this one could not "
                 "be built from the shapes of its data. Call it on a batch before `fit`, as in "
-                f"`model(x)`. Why it could not: {state.why_unbuilt}"
+                f"`model(x)`. The reason: {state.why_unbuilt}"
             )
         if self.built and not state.why_unbuilt:
             preparation.prepare(self)
@@ -285,10 +289,10 @@ class TrainOpsMixin:
         return self.train_function
 
     def start_updates(self, *, anew: bool) -> None:
-        """Let updates take what they start from, such as weights to average.
+        """Initialise updates from the model's weights, for example averages.
 
         Args:
-            anew: Whether updates start again that did before, as after a warm start.
+            anew: If True, updates that have already started start again, as after a warm start.
         """
         preparation.start_updates(self, anew=anew)
 
@@ -301,12 +305,12 @@ class TrainOpsMixin:
             preparation.build_early(self, iterator, data_batch)
 
     def _symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
-        """Show the data first: here the trainers of JAX and PyTorch have it."""
+        """Pass the data to the callback that follows them; JAX and PyTorch have them only here."""
         self.train_ops.fit.show_data(iterator)
         super()._symbolic_build(iterator, data_batch)  # type: ignore[misc]
 
     def _get_metrics_result_or_logs(self, logs: Any) -> Any:
-        """Return Keras's logs; an epoch that was resumed at its very end has none of its own."""
+        """Return Keras's logs, or the metrics for an epoch that was resumed at its very end."""
         parent: Any = super()
         logs = logs or (parent.get_metrics_result() if self.train_ops.fit.follows else logs)
         return parent._get_metrics_result_or_logs(logs)

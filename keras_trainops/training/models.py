@@ -12,7 +12,7 @@ from keras_trainops import keras_private
 from keras_trainops.training.mixin import TrainOpsMixin
 
 _PREFIX = "TrainOps"  # of the names of extended classes
-_CLASS = "extended_class"  # the key under which a model's configuration holds the user's class
+_CLASS = "extended_class"  # the key of the user's class in a model's configuration
 
 
 @keras.saving.register_keras_serializable(package="keras_trainops")
@@ -136,7 +136,7 @@ def _config_naming(cls: type[keras.Model]) -> Callable[[keras.Model], dict[str, 
         "registered_name": keras.saving.get_registered_name(cls),
     }
 
-    @functools.wraps(cls.get_config)  # its marks too: Keras fills in what has no such method
+    @functools.wraps(cls.get_config)  # copies Keras's mark of a default `get_config`, too
     def get_config(self: keras.Model) -> dict[str, Any]:
         return {**cls.get_config(self), _CLASS: dict(named)}
 

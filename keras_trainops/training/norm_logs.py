@@ -57,7 +57,7 @@ class NormLogs:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Leave the averages and the logs alone, as during an evaluation."""
+        """Do not change the averages or the logs, for example during an evaluation."""
         self._paused = True
         try:
             yield

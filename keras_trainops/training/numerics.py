@@ -20,9 +20,9 @@ class NonFiniteLossError(ArithmeticError):
 
 
 class NumericsGuard:
-    """Records the first bad step in a variable, as a compiled step cannot raise.
+    """Records the first bad step in a variable, because a compiled step cannot raise.
 
-    From that step on, steps change nothing. So the steps that still run before the host looks
+    From that step on, steps change nothing. So the steps that still run before the host checks
     (`steps_per_execution`) cannot spoil the weights.
     """
 

@@ -1,4 +1,4 @@
-"""Steps of the user's own: whose training step runs, and which arguments it can serve."""
+"""User-defined training steps: which step runs, and which arguments it supports."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from keras_trainops.values import copy_of
 
 _STEP = "train_step"
 _MONITOR = "`Monitor`"
+_REGISTERED = "Updates registered with `add_update`"
 _APPLY = "have it apply gradients with `self.optimizer`"
 # Methods of the mixin that must be reached, also by classes that override them.
 _NEEDED = (_STEP, "make_train_function")
@@ -29,23 +30,23 @@ _NEEDED_BY_MONITORS = (
 )
 
 
-def own_step_behind(cls: type, mixin: type) -> type | None:
-    """Return the class behind the mixin whose training step is not Keras's; None if none has one.
+def own_step_after_mixin(cls: type, mixin: type) -> type | None:
+    """Return the class after the mixin in the MRO that defines its own training step.
 
-    Such a step calls Keras's own at most, never ours.
+    None if none does. Such a step can call Keras's step, but never the mixin's.
     """
-    behind = cls.__mro__[cls.__mro__.index(mixin) + 1 :]
-    owner = next(base for base in behind if _STEP in vars(base))
+    after = cls.__mro__[cls.__mro__.index(mixin) + 1 :]
+    owner = next(base for base in after if _STEP in vars(base))
     return None if owner in keras.Model.__mro__ else owner
 
 
 def arguments_that_need_it(
     policy: UpdatePolicy, arguments: Mapping[str, Any], optimizer: Any
 ) -> tuple[str, ...]:
-    """Return the arguments that only our training step can serve, as users name them.
+    """Return the arguments that only the mixin's training step supports, as users name them.
 
-    Gradient transforms and `variables_to_train` are not among them: they hold in every step that
-    uses `self.optimizer` and `self.trainable_variables`, as Keras's do.
+    Gradient transforms and `variables_to_train` are not among them: they work in every step that
+    uses `self.optimizer` and `self.trainable_variables`, as Keras's steps do.
 
     Args:
         policy: The updates.
@@ -56,7 +57,7 @@ def arguments_that_need_it(
     transforms = engine.chain.walk() if engine is not None else ()
     asked = {
         "`updates`": arguments["updates"] is not None,
-        "what `add_update` registered": arguments["updates"] is None and policy.after_weights,
+        _REGISTERED: arguments["updates"] is None and policy.after_weights,
         "`check_numerics`": arguments["check_numerics"],
         _MONITOR: any(isinstance(transform, Monitor) for transform in transforms),
     }
@@ -64,52 +65,52 @@ def arguments_that_need_it(
 
 
 def refuse_without_our_step(model: Any, mixin: type, needed_by: Sequence[str]) -> None:
-    """Raise if a step of the user's own keeps ours from running although an argument needs it.
+    """Raise if a user-defined method replaces the mixin's training step that an argument needs.
 
     Args:
         model: A model with the mixin.
         mixin: `TrainOpsMixin`.
-        needed_by: The arguments that need our step, as users name them.
+        needed_by: The arguments that need the mixin's step, as users name them.
 
     Raises:
-        ValueError: If a training step, or a method that compiles it, replaces ours; the message
-            names its class.
+        ValueError: If a training step, or a method that compiles it, replaces the mixin's; the
+            message names its class.
     """
     monitors = [argument for argument in needed_by if argument == _MONITOR]
     for methods, asked in ((_NEEDED, list(needed_by)), (_NEEDED_BY_MONITORS, monitors)):
         for method in methods if asked else ():
-            for owner, function in _in_front(model, mixin, method):
+            for owner, function in _overrides(model, mixin, method):
                 if not _may_call(function, method):
                     raise _refusal(asked, owner, method, f"have it call `super().{method}`")
-    behind = own_step_behind(type(model), mixin)
-    if needed_by and behind is not None:
-        owner = f"class {behind.__name__!r}"
+    after = own_step_after_mixin(type(model), mixin)
+    if needed_by and after is not None:
+        owner = f"class {after.__name__!r}"
         raise _refusal(needed_by, owner, _STEP, "compute the loss in `compute_loss` instead")
 
 
 @contextmanager
 def watched(model: Any, mixin: type, needed_by: Sequence[str], *, whole: bool) -> Iterator[None]:
-    """Raise if a step of the user's own does not do what the arguments of `compile` rest on.
+    """Raise if a user-defined step does not do what the `compile` arguments require.
 
-    It must call ours if an argument needs it: mentioning `super().train_step` is not calling it.
-    And it must apply gradients with the model's optimizer if that transforms them. A compiled step
-    shows both as it is traced. A step that runs eagerly may leave some batches without an update:
-    it is judged at the end of `fit`.
+    If an argument needs the mixin's step, it must actually call it; mentioning `super().train_step`
+    is not enough. If the model's optimizer transforms gradients, it must apply them with that
+    optimizer. A compiled step is checked while it is traced. An eager step may leave some batches
+    without an update, so its use of the optimizer is checked at the end of `fit`.
 
     Args:
         model: A model with the mixin.
         mixin: `TrainOpsMixin`.
-        needed_by: The arguments that need our step, as users name them.
-        whole: Whether this is a whole `fit`, not a single batch.
+        needed_by: The arguments that need the mixin's step, as users name them.
+        whole: True for a whole `fit`, False for a single batch.
 
     Raises:
         ValueError: If the step does not; the message names its class.
     """
-    in_front = _in_front(model, mixin, _STEP)
-    behind = own_step_behind(type(model), mixin)
-    owner = in_front[0][0] if in_front else f"class {behind.__name__!r}" if behind else ""
+    overrides = _overrides(model, mixin, _STEP)
+    after = own_step_after_mixin(type(model), mixin)
+    owner = overrides[0][0] if overrides else f"class {after.__name__!r}" if after else ""
     transforming = _transforming(model.optimizer) if owner else None
-    if not (needed_by and in_front) and transforming is None:
+    if not (needed_by and overrides) and transforming is None:
         yield
         return
     watch = _Watch(model, owner, needed_by, transforming)
@@ -136,12 +137,12 @@ def _transforming(optimizer: Any) -> TransformedOptimizer | None:
 
 
 class _Watch:
-    """Watches a step of the user's own while it trains.
+    """Watches a user-defined step while it trains.
 
     Args:
         model: A model with the mixin.
         owner: The owner of the step, for messages.
-        needed_by: The arguments that need our step.
+        needed_by: The arguments that need the mixin's step.
         transforming: The optimizer that transforms gradients; None if none does.
     """
 
@@ -160,7 +161,7 @@ class _Watch:
         self._refused = False
 
     def around(self, step: Callable[..., Any]) -> Callable[..., Any]:
-        """Return the step, followed by the checks that a traced or eager call allows."""
+        """Wrap the step with the checks that are possible after a traced or an eager call."""
         state = self._model.train_ops
 
         @functools.wraps(step)
@@ -207,8 +208,14 @@ def remember(model: Any) -> None:
         state.before_first_step = [(variable, copy_of(variable)) for variable in variables]
 
 
-def _in_front(model: Any, mixin: type, method: str) -> list[tuple[str, Any]]:
-    """Return the functions that come before the mixin's method, each with its owner's name."""
+def _overrides(model: Any, mixin: type, method: str) -> list[tuple[str, Any]]:
+    """Return the functions that override the mixin's method, each with its owner's name.
+
+    Args:
+        model: A model with the mixin. Its own attributes come first, then its classes.
+        mixin: `TrainOpsMixin`.
+        method: Name of the method.
+    """
     order = type(model).__mro__
     owners = [(f"class {base.__name__!r}", vars(base)) for base in order[: order.index(mixin)]]
     if method in vars(model):
@@ -217,9 +224,10 @@ def _in_front(model: Any, mixin: type, method: str) -> list[tuple[str, Any]]:
 
 
 def _may_call(function: Any, method: str) -> bool:
-    """Return whether a method may call the one it overrides: its code names it, or holds it.
+    """Return whether a method may call the one it overrides.
 
-    Anything without code to look at may.
+    It may if its code mentions that method or its closure refers to it. Assume True if there is no
+    code to inspect.
     """
     todo, seen, has_code = [function], {id(function)}, False
     while todo:
@@ -229,9 +237,9 @@ def _may_call(function: Any, method: str) -> bool:
             has_code = True
             if _names(code, method):
                 return True
-        for inner in (*_wrapped(each), *_held(each)):
+        for inner in (*_wrapped(each), *_closed_over(each)):
             if getattr(inner, "__name__", "") == method and hasattr(inner, "__self__"):
-                return True  # `original = model.train_step`, held by its replacement
+                return True  # `original = model.train_step` in the replacement's closure
             if id(inner) not in seen:
                 seen.add(id(inner))
                 todo.append(inner)
@@ -244,7 +252,7 @@ def _wrapped(function: Any) -> list[Any]:
     return [getattr(function, name) for name in names if hasattr(function, name)]
 
 
-def _held(function: Any) -> list[Any]:
+def _closed_over(function: Any) -> list[Any]:
     """Return the functions that a closure refers to."""
     cells = getattr(function, "__closure__", None) or ()
     contents = [c.cell_contents for c in cells if c != CellType()]  # an empty one has none
@@ -257,9 +265,17 @@ def _names(code: CodeType, method: str) -> bool:
 
 
 def _refusal(wanted: Sequence[str], owner: str, method: str, advice: str) -> ValueError:
-    what, several = " and ".join(wanted), len(wanted) > 1
+    """Return the error for a method that replaces the one that arguments need.
+
+    Args:
+        wanted: The arguments, as users name them.
+        owner: The class or model that has the method.
+        method: Name of the method.
+        advice: The alternative to leaving the arguments out.
+    """
+    what, several = " and ".join(wanted), len(wanted) > 1 or _REGISTERED in wanted
     return ValueError(
-        f"{what} cannot be had with the `{method}` of {owner}, which replaces the one that "
+        f"{what} cannot be used with the `{method}` of {owner}, which replaces the method that "
         f"{'they need' if several else 'it needs'}. Leave {'them' if several else 'it'} out, or "
         f"{advice}."
     )

@@ -46,8 +46,8 @@ def passes(model: Any, batch: Batch) -> Outcome:
     assigned: list[Assignment] = []
 
     def losses() -> tuple[Any, tuple[Any, Any, list[Any]]]:
-        # The loss belongs in the scope: it may read what layers assigned, and the metrics of a
-        # loss are kept per replica.
+        # Compute the loss in the scope: it may read values that layers assigned, and the metrics of
+        # a loss are kept per replica.
         with _collecting(model, assigned):
             loss, y_pred = here.forward(model, *batch)
         return model.optimizer.scale_loss(loss), (loss, y_pred, [value for _, value in assigned])
@@ -60,7 +60,10 @@ def passes(model: Any, batch: Batch) -> Outcome:
 
 @contextlib.contextmanager
 def _collecting(model: Any, assigned: list[Assignment]) -> Iterator[None]:
-    """Fill `assigned` with what layers assign, unless all of it is wanted and can be written."""
+    """Collect the layers' assignments in `assigned`.
+
+    It stays empty if all of them are kept and can be written directly.
+    """
     options, here = model.train_ops, backend()
     wants_all = options.policy.keeps_layer_updates and not options.numerics
     if here.assigns_in_forward and wants_all and not here.needs_our_step(model):

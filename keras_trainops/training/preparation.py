@@ -38,7 +38,7 @@ def require_same_variables(model: Any) -> None:
     """Check that the optimizer was built for the variables that are to be trained now.
 
     Raises:
-        ValueError: If the model trains others since; the message names them.
+        ValueError: If the variables to train have changed since; the message names them.
     """
     now, before = model.trainable_variables, trained_by(model.optimizer)
     if not is_built_for(model.optimizer, now):
@@ -50,7 +50,7 @@ def prepare(model: Any) -> None:
     """Build and check everything that the training step of a built model needs.
 
     Raises:
-        ValueError: If an update or a transform does not suit the model.
+        ValueError: If an update or a transform does not fit the model.
     """
     in_scope(model, lambda: build_optimizer(model))
     in_scope(model, lambda: _check_updates(model))
@@ -72,18 +72,18 @@ def build_optimizer(model: Any) -> None:
 def _check_updates(model: Any) -> None:
     state = model.train_ops
     guarded = [] if state.numerics is None else state.numerics.variables
-    # First without the variables that an earlier check found: they count as unknown to this one.
+    # Leave out the variables that an earlier check found, so that this one finds them again.
     state.carried = [*guarded, *state.policy.variables]
     if model.optimizer is not None:
         state.carried += state.policy.check(model)
 
 
 def start_updates(model: Any, *, anew: bool) -> None:
-    """Let updates take what they start from, such as weights to average.
+    """Initialise updates from the model's weights, for example averages.
 
     Args:
         model: A model that is prepared for training.
-        anew: Whether updates start again that did before, as after a warm start.
+        anew: If True, updates that have already started start again, as after a warm start.
     """
     policy = model.train_ops.policy
     if policy.start(model, anew=anew) and model.optimizer is not None:
@@ -92,7 +92,13 @@ def start_updates(model: Any, *, anew: bool) -> None:
 
 
 def build_early(model: Any, iterator: Any, data_batch: Any) -> None:
-    """Build a lazy model, and its metrics if a callback follows the data, before callbacks run."""
+    """Build a lazy model, and its metrics if a callback follows the data, before callbacks run.
+
+    Args:
+        model: A model with the mixin.
+        iterator: Keras's iterator over epochs, or None.
+        data_batch: A batch, if there is no iterator.
+    """
     here, state = backend(), model.train_ops
     followed = state.fit.show_data(iterator)
     state.why_unbuilt = here.build_model(model, iterator, data_batch)

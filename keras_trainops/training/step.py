@@ -1,4 +1,4 @@
-"""The training step: the same text on every backend."""
+"""The training step, which is the same code on every backend."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def train_step(model: Any, data: Any) -> dict[str, Any]:
 
     loss = outcome.loss
     if options.policy.after_weights:
-        # Replicas have losses of their own; an update gets that of the whole batch.
+        # Each replica has its own loss; an update gets that of the whole batch.
         (loss,) = backend().mean_over_replicas([loss])
     args = (loss, *(value for _, value in kept), *outcome.gradients)
     if options.numerics is None:

@@ -23,10 +23,10 @@ class Compiled:
     """The result of one `compile`; a later `compile` or `add_update` replaces it as a whole.
 
     Attributes:
-        arguments: The `compile` arguments of the mixin that the optimizer does not hold.
+        arguments: The `compile` arguments of the mixin that the optimizer does not keep.
         policy: The updates that run.
         numerics: The guard of `check_numerics=True`.
-        needs_our_step: The arguments that only our training step can serve, as users name them.
+        needs_our_step: The arguments that only our training step supports, as users name them.
         trainability: The layers and weights that were trainable; None before the first `compile`.
     """
 
@@ -42,22 +42,22 @@ class FitState:
     """State that lasts for one `fit`.
 
     Attributes:
-        evaluation: Returns the context in which evaluations by callbacks happen, as with averaged
+        evaluation: Returns the context for evaluations by callbacks, for example with averaged
             weights; None if there is none.
-        sees_data: Called once with Keras's iterator over epochs; None if no callback follows it.
+        follow_data: Called once with Keras's iterator over epochs; None if no callback follows it.
         follows: Whether a callback follows the data.
     """
 
     evaluation: Callable[[], AbstractContextManager[None]] | None = None
-    sees_data: Callable[[Any], None] | None = None
+    follow_data: Callable[[Any], None] | None = None
     follows: bool = False
 
     def show_data(self, iterator: Any) -> bool:
-        """Show the data to the callback that follows them, once; return whether that happened."""
-        if self.sees_data is None or iterator is None:
+        """Pass the data to the callback that follows them, once; return whether that happened."""
+        if self.follow_data is None or iterator is None:
             return False
-        sees_data, self.sees_data, self.follows = self.sees_data, None, True
-        sees_data(iterator)
+        follow_data, self.follow_data, self.follows = self.follow_data, None, True
+        follow_data(iterator)
         return True
 
 
@@ -70,11 +70,11 @@ class TrainOps:
         compiled: The result of the last `compile`.
         norms: The norms of monitors, for the logs.
         fit: State that lasts for one `fit`.
-        carried: Variables of no layer, metric or optimizer that a step passes on to the next.
+        carried: Variables that steps pass on and that no layer, metric or optimizer has.
         why_unbuilt: Why the model could not be built before its first step; empty if it could.
-        steps: How often our step, or Keras's behind it, was run or traced.
-        before_first_step: Values to restore if the first step of the user's own is refused; None
-            if none are needed.
+        steps: How often our step, or Keras's after it in the MRO, was run or traced.
+        before_first_step: Values to restore if the first user-defined step is refused; None if
+            none are needed.
     """
 
     registered: list[PolicyEntry] = field(default_factory=list)
@@ -88,7 +88,7 @@ class TrainOps:
 
     @property
     def arguments(self) -> Mapping[str, Any]:
-        """The `compile` arguments of the mixin that the optimizer does not hold."""
+        """The `compile` arguments of the mixin that the optimizer does not keep."""
         return self.compiled.arguments
 
     @property
@@ -102,6 +102,6 @@ class TrainOps:
         return self.compiled.numerics
 
     def needs_our_step(self) -> bool:
-        """Return whether a policy or a check needs another training step than Keras's."""
+        """Return whether a policy or a check needs the mixin's training step instead of Keras's."""
         policy = self.policy
         return bool(self.numerics or policy.after_weights or not policy.keeps_layer_updates)

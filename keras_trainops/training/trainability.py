@@ -1,4 +1,4 @@
-"""Compare what is trainable as training begins with what was when the model was compiled."""
+"""Check that the same layers and weights are trainable as when the model was compiled."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def as_compiled(model: Any) -> Iterator[None]:
     """Train the variables that were trainable when `model` was compiled.
 
     A model may have been frozen as a whole since then, inside another one: a GAN does that with its
-    discriminator. It is thawed while it is trained itself.
+    discriminator. It is unfrozen while it is trained itself.
 
     Raises:
         ValueError: If other variables are trainable now, and the model was not compiled again.
@@ -80,7 +80,7 @@ def as_compiled(model: Any) -> Iterator[None]:
 
 
 def changed_since(names: list[str]) -> ValueError:
-    """Return the error for variables that were frozen, thawed or chosen without a new `compile`."""
+    """Return the error for variables frozen, unfrozen or chosen without a new `compile`."""
     return ValueError(
         f"The variables to train have changed since the model was compiled: {', '.join(names)}. "
         "Compile again; with the same optimizer, as in `model.compile(model.optimizer, ...)`, its "

@@ -37,8 +37,8 @@ class AdaptiveClip(GradientTransform):
 
     Args:
         clipping: The factor `c`, > 0; a number or a schedule over the weight updates.
-        epsilon: The smallest norm that weights count with, > 0, so that units initialised to zero
-            can move.
+        epsilon: Lower bound on the norm of the weights, > 0, so that units initialised to zero can
+            move.
         axes: Mapping from pattern to the axes that lead to one unit, or to None for a whole tensor,
             for variables of layers with an unknown layout. Pairs if a pattern is a variable or a
             layer.

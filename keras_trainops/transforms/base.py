@@ -30,12 +30,19 @@ class GradientTransform(CallRepr, Stateful):
 
     Attributes:
         clips: If True, it limits the size of gradients, and the optimizer's own `clipnorm`,
-            `clipvalue` and `global_clipnorm` are refused beside it.
+            `clipvalue` and `global_clipnorm` cannot be combined with it.
         row_sparse: If True, an embedding's gradient may be passed as its rows, `(rows, width)`,
             with each row once. The result must equal that for the dense gradient: scaling
             elements, taking norms and keeping zeros zero all qualify. If False, the gradient is
             made dense first, `(vocabulary, width)`.
         children: The transforms it is made of.
+
+    Example:
+        >>> import keras, keras_trainops as kt
+        >>> class Halve(kt.transforms.GradientTransform):
+        ...     def __call__(self, gradients, variables):
+        ...         return [None if g is None else g / 2 for g in gradients]
+        >>> optimizer = kt.TransformedOptimizer(keras.optimizers.SGD(0.1), Halve())
     """
 
     argument = "compile(gradient_transforms=...)"

@@ -21,8 +21,8 @@ class Chain(GradientTransform):
         transforms: Transforms or callables, in the order in which they apply.
 
     Raises:
-        ValueError: If one of them is not a transform, returns gradients of another number, shape
-            or dtype, or changes which gradients are None; the message names it.
+        ValueError: If one of them is not a transform, returns gradients of a different number,
+            shape or dtype, or changes which gradients are None; the message names it.
 
     Example:
         >>> import keras_trainops as kt
@@ -116,7 +116,7 @@ def _checked(
         variables: The variables.
 
     Raises:
-        ValueError: If the result has another length, shape or dtype, or other Nones.
+        ValueError: If the result differs in length, shapes, dtypes or Nones.
     """
     name = _name(transform)
     if not isinstance(after, (list, tuple)):

@@ -32,6 +32,17 @@ class FromFunction(_FunctionTransform):
     Args:
         function: `fn(gradients, variables) -> gradients`, lists of equal length. To be saved in a
             `.keras` file it must be registered with `keras.saving.register_keras_serializable`.
+
+    Returns:
+        Gradients with the shapes and dtypes they came with; `None` stays `None`.
+
+    Raises:
+        ValueError: If `function` is not callable.
+
+    Example:
+        >>> import keras_trainops as kt
+        >>> halve = kt.transforms.FromFunction(
+        ...     lambda gs, vs: [None if g is None else g * 0.5 for g in gs])
     """
 
     def __init__(self, function: TransformFn) -> None:
@@ -49,7 +60,7 @@ class FromPairs(_FunctionTransform):
 
     Args:
         function: `fn(grads_and_vars) -> grads_and_vars`, lists of `(gradient, variable)`. It may
-            return the pairs in another order, with each variable once.
+            return the pairs in a different order, with each variable once.
 
     Returns:
         Gradients with the shapes and dtypes they came with; `None` stays `None`.

@@ -65,7 +65,7 @@ class Monitor(GradientTransform):
         histogram: bool = False,
     ) -> None:
         if not isinstance(name, str) or not name:
-            raise ValueError(f"`name` must be a name. Received: name={name!r}")
+            raise ValueError(f"`name` must be a non-empty string. Received: name={name!r}")
         if not isinstance(groups, Mapping):
             groups = {_label(pattern): [pattern] for pattern in paths.as_list(groups)}
         self.groups = {label: paths.as_list(patterns) for label, patterns in groups.items()}
@@ -121,7 +121,8 @@ def norm_metrics(monitors: list[Monitor]) -> list[keras.metrics.Metric]:
     twice = sorted({label for label in labels if labels.count(label) > 1})
     if twice:
         raise ValueError(
-            f"Two monitors log under one name: {', '.join(twice)}. Give each `Monitor` a `name`."
+            f"Two monitors log under the same name: {', '.join(twice)}. Give each `Monitor` a "
+            "unique `name`."
         )
     return [keras.metrics.Mean(name=label) for label in labels]
 

@@ -49,13 +49,21 @@ def skip_update_if(condition: Any) -> None:
     """Skip the weight update that the running transform belongs to, if `condition` holds.
 
     Weights, the optimizer's state including its iteration count, and the state of transforms keep
-    their values; variables made with `add_variable(..., held=False)` are assigned all the same.
+    their values; variables made with `add_variable(..., held=False)` are assigned anyway.
 
     Args:
         condition: A scalar boolean tensor.
 
     Raises:
         RuntimeError: If the transform does not run in an optimizer.
+
+    Example:
+        >>> import keras, keras_trainops as kt
+        >>> def skip_zeros(gradients, variables):
+        ...     norms = [keras.ops.norm(g) for g in gradients if g is not None]
+        ...     kt.transforms.skip_update_if(sum(norms) == 0)
+        ...     return gradients
+        >>> optimizer = kt.TransformedOptimizer(keras.optimizers.SGD(0.1), skip_zeros)
     """
     _current("Only a transform that an optimizer runs can skip a weight update").skips.append(
         ops.cast(condition, "bool")

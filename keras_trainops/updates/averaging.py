@@ -30,8 +30,9 @@ from keras_trainops.values import copy_of
 class WeightAverage(Update):
     """Base class of averages of weights.
 
-    The first run copies the weights, so the average contains nothing of the initial or warm-started
-    values. Averages of half-precision weights are kept in float32; integers are copied.
+    The first run copies the current weights, so initial values, or values from before a warm start,
+    never enter the average. Averages of half-precision weights are kept in float32; integers are
+    copied.
 
     Args:
         patterns: Patterns, variables or layers (see `keras_trainops.paths`); None averages the
@@ -117,7 +118,7 @@ class WeightAverage(Update):
         Before the first run these are the weights themselves.
 
         Raises:
-            RuntimeError: If it is not built yet; training builds it.
+            RuntimeError: If the average is not built yet; training builds it.
         """
         if not self._averages:
             raise RuntimeError(

@@ -33,6 +33,16 @@ class Update(CallRepr, Stateful):
 
     Raises:
         ValueError: If an argument is not valid.
+
+    Example:
+        >>> import keras_trainops as kt
+        >>> class Count(kt.updates.Update):
+        ...     def build(self, model):
+        ...         self.steps = self.state_variable("steps", dtype="int32")
+        ...
+        ...     def __call__(self, model, loss):
+        ...         self.steps.assign(self.steps + 1)
+        >>> count = Count(every=10)
     """
 
     argument = "compile(updates=...)"

@@ -24,14 +24,14 @@ class Function(Update):
             used. It is traced with the step, so Python side effects do not happen in every step.
             To be saved in a `.keras` file it must be registered with
             `keras.saving.register_keras_serializable`.
-        variables: Each `keras.Variable` that it assigns and that is not the model's. They are
-            saved and resumed with the optimizer.
+        variables: All `keras.Variable`s that it assigns, except the model's. They are saved and
+            resumed with the optimizer.
         every: The number of weight updates or batches from one run to the next.
         on: `"update"` or `"batch"`, the unit of `every`; see `Update`.
 
     Raises:
-        ValueError: If an argument is not valid; before training, if the function assigns another
-            variable, or a value of another shape.
+        ValueError: If an argument is not valid; before training, if the function assigns any other
+            variable, or a value of a different shape.
 
     Example:
         >>> import keras, keras_trainops as kt
@@ -74,8 +74,8 @@ class Function(Update):
     def get_config(self) -> dict[str, Any]:
         if self.variables:
             raise ValueError(
-                f"The update {self.name!r} has variables of its own, which no configuration can "
-                "hold. Write a subclass of `keras_trainops.updates.Update` that creates them in "
+                f"The update {self.name!r} has its own variables, which a configuration cannot "
+                "store. Write a subclass of `keras_trainops.updates.Update` that creates them in "
                 "`build` with `add_variable`, or register it with `model.add_update` in the code "
                 "that builds the model."
             )

@@ -82,7 +82,7 @@ class LayerUpdateScope(keras.StatelessScope):
 
     Variables keep their values; inside the scope they read as the values assigned to them. If a
     layer assigns a *trainable* variable, as spectral normalisation does, the gradient reaches the
-    variable as if it had held the new value all along. That matches layers that assign directly.
+    variable as if it had had the new value all along. That matches layers that assign directly.
 
     Args:
         variables: All variables that the forward pass may read or assign.

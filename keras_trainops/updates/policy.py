@@ -112,7 +112,7 @@ class UpdatePolicy(Stateful):
             Variables that updates read and that belong neither to the model nor to an update.
 
         Raises:
-            ValueError: If an update assigns such a variable, or a value of another shape.
+            ValueError: If an update assigns such a variable, or a value of a different shape.
         """
         known = {id(v) for v in [*model.variables, *model.optimizer.variables, *self.variables]}
         known |= {id(v) for v in model.metrics_variables}
@@ -124,8 +124,8 @@ class UpdatePolicy(Stateful):
                 raise ValueError(
                     f"The update {update.name!r} assigns variables that are neither the model's "
                     f"nor its own: {', '.join(strangers)}. On JAX they would be lost, and no file "
-                    "would keep them. Declare them with `Function(fn, variables=[...])`, or create "
-                    "them in an `Update` with `add_variable`."
+                    "would store them. Declare them with `Function(fn, variables=[...])`, or "
+                    "create them in an `Update` with `add_variable`."
                 )
             self._assigned_by[id(update)] = list(accesses.assigned.values())
             read.update({key: v for key, v in accesses.read.items() if key not in known})
@@ -153,7 +153,14 @@ class UpdatePolicy(Stateful):
             self._run_if(due, list(updates), model, loss)
 
     def _run_if(self, due: Any, updates: list[Update], model: keras.Model, loss: Any) -> None:
-        """Run updates if the scalar boolean tensor `due` is None or true."""
+        """Run updates if they are due.
+
+        Args:
+            due: A scalar boolean tensor; None runs them unconditionally.
+            updates: The updates, in order.
+            model: The model in training.
+            loss: The step's loss.
+        """
 
         def run(loss: Any) -> None:
             for update in updates:
@@ -187,7 +194,7 @@ class UpdatePolicy(Stateful):
         if left_out and not self._warned:
             self._warned = True
             warnings.warn(
-                "`updates` leaves out updates that layers make or that were registered: "
+                "`updates` leaves out updates of layers or registered updates: "
                 f"{', '.join(left_out)}. Add `LayerUpdates()` or the updates to the list, or pass "
                 "`updates=None`, if they should run.",
                 stacklevel=2,
@@ -233,7 +240,9 @@ def _require_no_duplicates(entries: Sequence[PolicyEntry]) -> None:
     seen: set[int] = set()
     for entry in entries:
         if id(entry) in seen:
-            raise ValueError(f"An update must be in the list once. Received twice: {entry.name}")
+            raise ValueError(
+                f"An update may be in the list only once. Received twice: {entry.name}"
+            )
         seen.add(id(entry))
 
 

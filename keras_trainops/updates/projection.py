@@ -19,7 +19,15 @@ from keras_trainops.values import copy_of
 
 
 class Projection(CallRepr, Stateful):
-    """Base class of projections with state; without state, use a function `fn(value) -> value`."""
+    """Base class of projections with state; without state, use a function `fn(value) -> value`.
+
+    Example:
+        >>> import keras, keras_trainops as kt
+        >>> class Box(kt.updates.Projection):
+        ...     def __call__(self, value):
+        ...         return keras.ops.clip(value, -1.0, 1.0)
+        >>> update = kt.updates.Project("head/kernel", Box())
+    """
 
     def build(self, variable: keras.Variable) -> None:
         """Create the state for one variable."""

@@ -38,7 +38,7 @@ def recalibrate_batch_norm(
 
     Args:
         model: A built model. Its weights do not change.
-        data: Data that `fit` accepts as `x`: arrays, a dataset, a `PyDataset`; of `(x, y)` only
+        data: Data that `fit` accepts as `x`: arrays, a dataset, a `PyDataset`; of `(x, y)`, only
             `x` is used.
         steps: The number of batches; None uses all.
         batch_size: Examples in a batch of arrays; None means 32.
@@ -47,8 +47,15 @@ def recalibrate_batch_norm(
 
     Raises:
         ValueError: If the model has no trainable `BatchNormalization`, if there is no data, or if
-            the data is a generator and several passes are needed. The statistics keep their
-            values then, and after any other error.
+            the data is a generator and several passes are needed. After any error the statistics
+            keep their values.
+
+    Example:
+        >>> import keras, numpy as np, keras_trainops as kt
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.BatchNormalization()])
+        >>> kt.updates.recalibrate_batch_norm(model, np.ones((8, 4)), batch_size=4)
+
+    References: Wu and Johnson 2021, 'Rethinking "Batch" in BatchNorm'; `update_bn_stats` of fvcore.
     """
     started = time.perf_counter()
     layers = [layer for layer in _batch_norms(model) if layer.trainable]
@@ -147,7 +154,7 @@ class _MomentsRecorder:
         """
         if not np.all(self.count):
             raise ValueError(
-                f"`data` holds nothing that reaches {self.layer.name!r}, so there is nothing to "
+                f"`data` contains nothing that reaches {self.layer.name!r}, so there is nothing to "
                 "recalibrate it from."
             )
         mean = self.first / self.count

@@ -24,7 +24,7 @@ class Swap:
 
     @property
     def is_in(self) -> bool:
-        """True while the variables hold the temporary values."""
+        """True while the variables have the temporary values."""
         return bool(self._own)
 
     def enter(

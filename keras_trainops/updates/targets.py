@@ -34,7 +34,8 @@ class TargetNetwork(Update):
 
     Raises:
         ValueError: If an argument is not valid; at the first build, if the model has no such layer,
-            source and target differ, or the target is trained.
+            the weights of source and target differ in number, names or shapes, or the target is
+            trained.
 
     Example:
         >>> import keras_trainops as kt
@@ -54,7 +55,9 @@ class TargetNetwork(Update):
         on: On = "update",
     ) -> None:
         if tau is None and every is None:
-            raise ValueError("`tau` or `every` must say how the target follows. Received: neither")
+            raise ValueError(
+                "Pass `tau` or `every`, which define how the target follows. Received: neither"
+            )
         super().__init__(1 if every is None else every, on)
         self.tau = check_number(
             "tau", 1.0 if tau is None else tau, "above 0 and at most 1", lambda t: 0 < t <= 1
@@ -103,7 +106,7 @@ class TargetNetwork(Update):
 def _weights(model: keras.Model, wanted: keras.layers.Layer | str) -> list[keras.Variable]:
     """Return the weights of a layer of `model`, at any depth.
 
-    Layers and not patterns identify them: variables of two nested models may share a path.
+    A layer identifies them, not a pattern: variables of two nested models may share a path.
 
     Raises:
         ValueError: If no layer or several layers have the name.

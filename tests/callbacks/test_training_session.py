@@ -13,7 +13,7 @@ from tests.session.small_runs import SMALL_X, SMALL_Y, At, fit, model, run, step
 
 def test_refuses_two_sessions() -> None:
     sessions = [kt.TrainingSession("a"), kt.TrainingSession("b")]
-    with pytest.raises(ValueError, match="one of these only: TrainingSession and TrainingSession"):
+    with pytest.raises(ValueError, match="only one of these: TrainingSession and TrainingSession"):
         net().fit(X, Y, callbacks=sessions, verbose=0)
     assert not Path("a").exists()
 
@@ -57,7 +57,7 @@ def test_expands_the_home_directory_and_rejects_urls(monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("HOME", str(Path.cwd() / "home"))
     fit("~/run", epochs=1)
     assert steps("home/run") == [10]
-    with pytest.raises(ValueError, match=r"`logdir` must be a directory of this machine\. .*gs://"):
+    with pytest.raises(ValueError, match=r"`logdir` must be a directory on this machine\. .*gs://"):
         kt.TrainingSession("gs://bucket/run")
 
 

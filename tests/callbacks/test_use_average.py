@@ -384,5 +384,5 @@ def test_accepts_a_callback_list() -> None:
 
 def test_refuses_two_of_them(tmp_path: Path) -> None:
     model, _ = net()
-    with pytest.raises(ValueError, match="one of these only: UseAverage and UseAverage"):
+    with pytest.raises(ValueError, match="only one of these: UseAverage and UseAverage"):
         fit(model, [kt.UseAverage(), kt.UseAverage()])

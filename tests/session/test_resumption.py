@@ -144,7 +144,7 @@ def test_a_session_is_used_again_after_a_plain_model_failed() -> None:
 def test_an_epoch_of_a_plain_model_starts_over() -> None:
     run(model(kind=lambda plain: plain), stop_at_step=4)
     resumed = run(model())
-    said = "epoch 1 starts over, although 4 of its batches were trained: the checkpoint is of"
+    said = "epoch 1 starts over, although 4 of its batches were trained: the checkpoint is from"
     assert said in log("run")
     assert steps("run")[-1] == 24
     assert int(resumed.optimizer.iterations) == 24

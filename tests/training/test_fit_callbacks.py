@@ -7,19 +7,19 @@ from typing import Any
 import keras
 import pytest
 
-from keras_trainops.training.fit_callbacks import accompanied, evaluation_context
+from keras_trainops.training.fit_callbacks import evaluation_context, wrapped_fit
 from tests.training.optimizers.kinds import X, Y, net
 
 
 class Records(keras.callbacks.Callback):
-    """A companion that notes when it is entered, and adds a callback of its own."""
+    """A wrapper that notes when it is entered, and adds a callback of its own."""
 
     def __init__(self, log: list[str]) -> None:
         super().__init__()
         self.log, self.added = log, keras.callbacks.Callback()
 
     @contextmanager
-    def accompany(self, model: Any, callbacks: list[Any]) -> Iterator[list[Any]]:
+    def wrap_fit(self, model: Any, callbacks: list[Any]) -> Iterator[list[Any]]:
         self.log.append(f"{type(self).__name__} begins")
         try:
             yield [*callbacks, self.added]
@@ -28,14 +28,14 @@ class Records(keras.callbacks.Callback):
 
 
 class Follows(Records):
-    def see_data(self, iterator: Any) -> None:
+    def follow_data(self, iterator: Any) -> None:
         self.log.append("data")
 
     def on_train_begin(self, logs: Any = None) -> None:
         self.log.append("training")
 
 
-def test_companions_surround_the_whole_fit() -> None:
+def test_wrappers_surround_the_whole_fit() -> None:
     log: list[str] = []
     model, callbacks = net(), [Follows(log), Records(log)]
     model.compile("sgd", "mse")
@@ -44,11 +44,11 @@ def test_companions_surround_the_whole_fit() -> None:
         *("Records begins", "Follows begins", "data", "training"),
         *("Follows ends", "Records ends"),
     ]
-    assert model.train_ops.fit.sees_data is None
+    assert model.train_ops.fit.follow_data is None
     assert not model.train_ops.fit.follows
     with (
         pytest.raises(RuntimeError, match="stop"),
-        accompanied(model, (), {"callbacks": [*callbacks]}),
+        wrapped_fit(model, (), {"callbacks": [*callbacks]}),
     ):
         raise RuntimeError("stop")
     assert log[-2:] == ["Follows ends", "Records ends"]
@@ -56,35 +56,35 @@ def test_companions_surround_the_whole_fit() -> None:
 
 @pytest.mark.parametrize("as_keyword", [True, False])
 def test_arranged_callbacks_replace_the_given_ones(as_keyword: bool) -> None:
-    companion = Records([])
-    args = () if as_keyword else (X, Y, 8, 1, 0, companion, 0.5)
-    kwargs = {"callbacks": companion, "epochs": 2} if as_keyword else {}
-    with accompanied(net(), args, kwargs) as (new_args, new_kwargs):
+    wrapper = Records([])
+    args = () if as_keyword else (X, Y, 8, 1, 0, wrapper, 0.5)
+    kwargs = {"callbacks": wrapper, "epochs": 2} if as_keyword else {}
+    with wrapped_fit(net(), args, kwargs) as (new_args, new_kwargs):
         callbacks = new_kwargs["callbacks"] if as_keyword else new_args[5]
-        assert callbacks == [companion, companion.added]
+        assert callbacks == [wrapper, wrapper.added]
         assert as_keyword or new_args[6] == 0.5
         assert not as_keyword or new_kwargs["epochs"] == 2
         assert len(new_args) == len(args)
 
 
 def test_a_users_callback_list_gets_its_callbacks_back() -> None:
-    companion, model = Records([]), net()
-    users_list = keras.callbacks.CallbackList([companion], add_history=True, model=model)
+    wrapper, model = Records([]), net()
+    users_list = keras.callbacks.CallbackList([wrapper], add_history=True, model=model)
     before = users_list.callbacks
-    with accompanied(model, (), {"callbacks": users_list}) as (_, kwargs):
+    with wrapped_fit(model, (), {"callbacks": users_list}) as (_, kwargs):
         assert kwargs["callbacks"] is users_list
-        assert users_list.callbacks[-1] is companion.added
-        assert companion.added.model is model
+        assert users_list.callbacks[-1] is wrapper.added
+        assert wrapper.added.model is model
     assert users_list.callbacks is before
-    assert companion.added not in before
+    assert wrapper.added not in before
 
 
 @pytest.mark.parametrize("kind", [Records, Follows])
-def test_refuses_two_companions_of_one_kind(kind: type[Records]) -> None:
+def test_refuses_two_wrappers_of_one_kind(kind: type[Records]) -> None:
     model, log = net(), []
     model.compile("sgd", "mse")
     names = f"{kind.__name__} and {kind.__name__}"
-    with pytest.raises(ValueError, match=f"may have one of these only: {names}"):
+    with pytest.raises(ValueError, match=f"may contain only one of these: {names}"):
         model.fit(X, Y, verbose=0, callbacks=[kind(log), kind(log)])
     assert log == []
 
@@ -93,7 +93,7 @@ def test_refuses_layers_among_callbacks() -> None:
     arguments = {"callbacks": [keras.callbacks.Callback(), keras.layers.Dense(2)]}
     with (
         pytest.raises(ValueError, match="`callbacks` must be Keras callbacks"),
-        accompanied(net(), (), arguments),
+        wrapped_fit(net(), (), arguments),
     ):
         pass
 
@@ -117,8 +117,8 @@ def test_evaluations_happen_in_the_context_of_the_fit() -> None:
             assert entered == [1]
 
 
-def test_fits_without_companions_pass_their_arguments_on() -> None:
+def test_fits_without_wrappers_pass_their_arguments_on() -> None:
     args, kwargs = (X, Y), {"callbacks": [keras.callbacks.Callback()]}
-    with accompanied(net(), args, kwargs) as given:
+    with wrapped_fit(net(), args, kwargs) as given:
         assert given[0] is args
         assert given[1] is kwargs

@@ -82,7 +82,7 @@ def test_monitors_leave_the_weights_alone() -> None:
 
 
 def test_refuses_two_monitors_of_one_name() -> None:
-    with pytest.raises(ValueError, match=r"log under one name: gradient_norm. Give each"):
+    with pytest.raises(ValueError, match=r"log under the same name: gradient_norm. Give each"):
         net().compile("sgd", "mse", gradient_transforms=[T.Monitor(), T.Monitor()])
 
 

@@ -1,4 +1,4 @@
-"""Steps of the user's own: they run, or `compile` refuses the arguments that they cannot serve."""
+"""User-defined steps: they run, or `compile` refuses the arguments that they do not support."""
 
 from __future__ import annotations
 
@@ -69,20 +69,20 @@ STEPS = {"tensorflow": tensorflow_step, "jax": jax_step, "torch": torch_step}
 own_step = STEPS[keras.backend.backend()]
 
 
-class Behind(keras.Model):
-    """Has its step behind the mixin, once `with_train_ops` extends it."""
+class AfterMixin(keras.Model):
+    """Has its step after the mixin, once `with_train_ops` extends it."""
 
     train_step = own_step
 
 
-class Below(Behind):
-    """Calls the step behind it, which is not the mixin's."""
+class Below(AfterMixin):
+    """Calls the step of its base, which is not the mixin's."""
 
     def train_step(self, *args: Any) -> Any:
         return super().train_step(*args)
 
 
-class InFront(kt.TrainOpsMixin, keras.Model):
+class BeforeMixin(kt.TrainOpsMixin, keras.Model):
     train_step = own_step
 
 
@@ -120,9 +120,9 @@ def of_object() -> Any:
 
 
 MODELS: dict[str, Any] = {
-    "class 'Behind'": lambda: kt.with_train_ops(net(Behind)),
+    "class 'AfterMixin'": lambda: kt.with_train_ops(net(AfterMixin)),
     "class 'Below'": lambda: kt.with_train_ops(net(Below)),
-    "class 'InFront'": lambda: net(InFront),
+    "class 'BeforeMixin'": lambda: net(BeforeMixin),
     "the model": of_object,
 }
 
@@ -145,7 +145,7 @@ def fit(model: Any) -> Any:
 
 @functools.cache
 def stock_run() -> tuple[Any, list[np.ndarray]]:
-    return logs_and_weights(net(Behind))
+    return logs_and_weights(net(AfterMixin))
 
 
 def logs_and_weights(model: Any) -> tuple[Any, list[np.ndarray]]:
@@ -163,9 +163,9 @@ def test_an_own_step_runs_as_in_keras(owner: str) -> None:
 
 @every_owner
 @pytest.mark.parametrize("asked", ONLY_OURS)
-def test_refuses_arguments_that_the_step_cannot_serve(owner: str, asked: str) -> None:
+def test_refuses_arguments_that_the_step_does_not_support(owner: str, asked: str) -> None:
     model, optimizer = MODELS[owner](), keras.optimizers.SGD(0.1)
-    with refused(model, f"{asked.strip()} cannot be had with the `train_step` of {owner}"):
+    with refused(model, f"{asked.strip()} cannot be used with the `train_step` of {owner}"):
         model.compile(optimizer, "mse", **ONLY_OURS[asked]())
     assert not model.compiled
     assert not optimizer.built
@@ -175,28 +175,28 @@ def test_refuses_arguments_that_the_step_cannot_serve(owner: str, asked: str) ->
 
 def test_the_error_says_what_to_do() -> None:
     with pytest.raises(ValueError, match=r"Leave it out, or have it call `super\(\).train_step`"):
-        net(InFront).compile("sgd", "mse", updates=[])
+        net(BeforeMixin).compile("sgd", "mse", updates=[])
     with pytest.raises(ValueError, match="Leave them out, or compute the loss in `compute_loss`"):
-        kt.with_train_ops(net(Behind)).compile("sgd", "mse", updates=[], check_numerics=True)
+        kt.with_train_ops(net(AfterMixin)).compile("sgd", "mse", updates=[], check_numerics=True)
 
 
 def test_finds_monitors_inside_a_transformed_optimizer() -> None:
     optimizer = kt.TransformedOptimizer(keras.optimizers.SGD(0.1), T.Monitor())
-    with pytest.raises(ValueError, match="`Monitor` cannot be had with the `train_step`"):
-        net(InFront).compile(optimizer, "mse")
+    with pytest.raises(ValueError, match="`Monitor` cannot be used with the `train_step`"):
+        net(BeforeMixin).compile(optimizer, "mse")
 
 
 @every_owner
 def test_refuses_registered_updates(owner: str) -> None:
     model = MODELS[owner]()
     model.compile("sgd", "mse")
-    with refused(model, "what `add_update` registered cannot be had with the `train_step` of"):
+    with refused(model, "Updates registered with `add_update` cannot be used .* Leave them out"):
         model.add_update(kt.updates.MovingAverage())
     assert model.train_ops.registered == []
     assert "own" in fit(model)
     later = MODELS[owner]()
     later.add_update(kt.updates.MovingAverage())
-    with refused(later, "what `add_update` registered cannot be had with the `train_step` of"):
+    with refused(later, "Updates registered with `add_update` cannot be used .* Leave them out"):
         later.compile("sgd", "mse")
 
 
@@ -219,22 +219,22 @@ def elsewhere(self: Any, *args: Any) -> Any:
     return (logs, *state) if state else logs
 
 
-class BehindElsewhere(keras.Model):
+class AfterMixinElsewhere(keras.Model):
     train_step = elsewhere
 
 
-class InFrontElsewhere(kt.TrainOpsMixin, keras.Model):
+class BeforeMixinElsewhere(kt.TrainOpsMixin, keras.Model):
     train_step = elsewhere
 
 
 @pytest.mark.parametrize("eager", [False, True], ids=["compiled", "eager"])
-@pytest.mark.parametrize("owner", ["BehindElsewhere", "InFrontElsewhere"])
+@pytest.mark.parametrize("owner", ["AfterMixinElsewhere", "BeforeMixinElsewhere"])
 def test_refuses_transforms_that_a_step_never_runs(owner: str, eager: bool) -> None:
     model = kt.with_train_ops(net(globals()[owner]))
     model.compile(
         keras.optimizers.SGD(0.1), "mse", gradient_transforms=T.ClipByNorm(1e-3), run_eagerly=eager
     )
-    message = f"`gradient_transforms` cannot be had .* class '{owner}'.*with `self.optimizer`"
+    message = f"`gradient_transforms` cannot be used .* class '{owner}'.*with `self.optimizer`"
     with refused(model, message):
         fit(model)
     model.compile(keras.optimizers.SGD(0.1), "mse", run_eagerly=eager)
@@ -285,14 +285,14 @@ def test_refuses_steps_that_mention_ours_without_calling_it(
     model.compile("sgd", "mse", run_eagerly=eager, **ONLY_OURS[asked]())
     before = weights(model)
     for _ in range(2):
-        match = f"{asked.strip()} cannot be had .* of class 'Pretends'.* in every step"
+        match = f"{asked.strip()} cannot be used .* of class 'Pretends'.* in every step"
         with pytest.raises(ValueError, match=match):
             getattr(model, train)(X, Y)
         assert_same(weights(model), before)
     assert "train_step" not in vars(model)
 
 
-def test_a_replacement_may_call_the_step_it_holds() -> None:
+def test_a_replacement_may_call_the_step_it_closes_over() -> None:
     model = net(kt.TrainOpsModel)
     original = model.train_step
 
@@ -312,7 +312,7 @@ class OwnMaker(kt.TrainOpsMixin, keras.Model):
 
 @pytest.mark.parametrize("asked", ONLY_OURS)
 def test_refuses_a_make_train_function_that_hides_ours(asked: str) -> None:
-    match = f"{asked.strip()} cannot be had with the `make_train_function` of class 'OwnMaker'"
+    match = f"{asked.strip()} cannot be used with the `make_train_function` of class 'OwnMaker'"
     with pytest.raises(ValueError, match=match):
         net(OwnMaker).compile("sgd", "mse", **ONLY_OURS[asked]())
 
@@ -330,7 +330,7 @@ class NeverResets(kt.TrainOpsMixin, keras.Model):
 @pytest.mark.parametrize("model_class", [LosesNorms, NeverResets])
 def test_refuses_overrides_that_lose_norms_with_monitors_only(model_class: Any) -> None:
     with pytest.raises(
-        ValueError, match=f"`Monitor` cannot be had .*class '{model_class.__name__}'"
+        ValueError, match=f"`Monitor` cannot be used .*class '{model_class.__name__}'"
     ):
         net(model_class).compile("sgd", "mse", gradient_transforms=T.Monitor())
     model = net(model_class)

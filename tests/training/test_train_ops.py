@@ -55,7 +55,7 @@ def test_plain_models_need_no_step_of_their_own() -> None:
 
 def test_data_are_shown_once() -> None:
     seen: list[Any] = []
-    state, iterator = FitState(sees_data=seen.append), object()
+    state, iterator = FitState(follow_data=seen.append), object()
     assert not state.show_data(None)
     assert state.show_data(iterator)
     assert not state.show_data(iterator)

@@ -76,7 +76,7 @@ def test_refuses_freezing_and_thawing_after_training(change: str) -> None:
 
 
 @either_way
-def test_refuses_a_model_thawed_since_compile(train: Any) -> None:
+def test_refuses_a_model_unfrozen_since_compile(train: Any) -> None:
     model = net()
     model.trainable = False
     model.compile("sgd", "mse")

@@ -30,10 +30,10 @@ def test_monitor_records_norms_and_counts() -> None:
 
 
 def test_rejects_an_empty_name() -> None:
-    with pytest.raises(ValueError, match=r"`name` must be a name"):
+    with pytest.raises(ValueError, match=r"`name` must be a non-empty string"):
         T.Monitor(name="")
 
 
 def test_rejects_equal_labels_of_two_monitors() -> None:
-    with pytest.raises(ValueError, match=r"Two monitors log under one name: gradient_norm\."):
+    with pytest.raises(ValueError, match=r"Two monitors log under the same name: gradient_norm\."):
         norm_metrics([T.Monitor(), T.Monitor(["head"])])

@@ -361,7 +361,7 @@ def test_variables_trained_later_start_their_own_average(debias: bool) -> None:
 def test_average_serves_one_model() -> None:
     average = U.MovingAverage(0.9)
     model, _ = train(average)
-    with pytest.raises(ValueError, match="This MovingAverage belongs to another model already"):
+    with pytest.raises(ValueError, match="This MovingAverage already belongs to another model"):
         train(average)
     assert average.averages()[0][0] is model.weights[0]
 

@@ -62,7 +62,7 @@ def test_functions_with_variables_have_no_configuration() -> None:
     own_update = kt.updates.Function(lambda model, loss: own.assign(loss), [own])
     model = run_log.net(updates=[own_update])
     run_log.fit(model)
-    with pytest.raises(ValueError, match="has variables of its own, which no configuration"):
+    with pytest.raises(ValueError, match="has its own variables, which a configuration"):
         model.save("model.keras")
 
 

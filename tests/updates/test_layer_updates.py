@@ -53,7 +53,7 @@ def test_they_are_an_entry_but_not_an_update() -> None:
     assert model.train_ops.policy.after_weights == []
     assert (statistics(model, "first")[0] != 0).all()
     other = net()
-    with pytest.raises(ValueError, match="This LayerUpdates belongs to another model already"):
+    with pytest.raises(ValueError, match="This LayerUpdates already belongs to another model"):
         fit(other, updates=own)
 
 
@@ -215,7 +215,7 @@ def test_unrolled_time_steps_are_collected() -> None:
 def test_rejects_updates_within_a_loop() -> None:
     model = recurrent(unroll=False)
     model.compile("sgd", "mse", updates=[LayerUpdates()])
-    with pytest.raises(ValueError, match=r"assigns .*/steps within a loop.*`unroll=True`"):
+    with pytest.raises(ValueError, match=r"assigns .*/steps inside a loop.*`unroll=True`"):
         model.fit(X.reshape(40, 3, 2), Y, verbose=0)
 
 

@@ -127,7 +127,7 @@ def test_complete_policy_does_not_warn(updates: Any) -> None:
 
 
 def test_single_update_is_a_list_of_one() -> None:
-    with pytest.warns(UserWarning, match="leaves out updates that layers make"):
+    with pytest.warns(UserWarning, match="leaves out updates of layers"):
         _train_with_norm(kt.updates.MovingAverage(0.9))
     model = net(updates=kt.updates.MovingAverage(0.9))
     model.fit(X, Y, verbose=0)
@@ -230,5 +230,5 @@ def test_rejects_invalid_updates(updates: Any, message: str) -> None:
 
 def test_rejects_an_update_given_twice() -> None:
     log = Log()
-    with pytest.raises(ValueError, match=r"must be in the list once\. Received twice: Log"):
+    with pytest.raises(ValueError, match=r"may be in the list only once\. Received twice: Log"):
         net(updates=[log, log])

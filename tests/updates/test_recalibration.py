@@ -153,7 +153,7 @@ def test_failures_change_nothing() -> None:
     without = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
     with refused(without, "has no `keras.layers.BatchNormalization` that is not frozen"):
         kt.updates.recalibrate_batch_norm(without, np.zeros((2, 3)))
-    with refused(model, "`data` holds nothing that reaches 'first'"):
+    with refused(model, "`data` contains nothing that reaches 'first'"):
         kt.updates.recalibrate_batch_norm(model, X, steps=0)
     with refused(model, "goes through the data several times, but `data` is a generator"):
         kt.updates.recalibrate_batch_norm(model, broken(), layer_by_layer=True)

@@ -143,7 +143,7 @@ def test_source_and_target_must_fit(update: Any, options: Any, message: str) -> 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({}, "`tau` or `every` must say how the target follows"),
+        ({}, "Pass `tau` or `every`, which define how the target follows"),
         ({"tau": 0}, "`tau` must be above 0 and at most 1"),
         ({"tau": 1.5}, "`tau` must be above 0 and at most 1"),
         ({"every": 0}, "`every` must be an integer >= 1"),

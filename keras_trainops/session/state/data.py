@@ -24,8 +24,8 @@ class DataPosition:
         resumed: The `state` saved by the resumed run, None for a new run.
 
     Attributes:
-        epochs: The `keras_private.EpochData` of the iterator. It calls the methods below that say
-            so.
+        epochs: The `keras_private.EpochData` of the iterator, which calls some of the methods
+            below.
     """
 
     def __init__(self, iterator: Any, resumed: DataState | None) -> None:
@@ -75,7 +75,7 @@ class DataPosition:
             self._skipping = states
             randomness.restore(states["made"])
             if at.taken != at.batch or not at.batch:
-                epochs.go_on_with_a_pass(at.taken - at.batch)
+                epochs.continue_pass(at.taken - at.batch)
         else:
             randomness.restore(states["now"])
 
@@ -101,7 +101,7 @@ class DataPosition:
         position = Position(
             epoch,
             batch,
-            self.epochs.goes_on(within),
+            self.epochs.continues_pass(within),
             self.epochs.passes_before(within),
             self.epochs.taken(within, announced),
         )

@@ -28,7 +28,7 @@ def state() -> dict[str, Any]:
 
 
 def to_document(states: dict[str, Any]) -> dict[str, Any]:
-    """Convert the result of `state` to what JSON can store."""
+    """Convert the result of `state` for JSON."""
     name, keys, *rest = states["numpy"]
     document: dict[str, Any] = {
         "python": states["python"],
@@ -52,7 +52,7 @@ def restore(document: dict[str, Any]) -> None:
 
 
 def check(document: Any) -> None:
-    """Try a document on new generators, and leave the global ones alone.
+    """Try a document on new generators, without changing the global ones.
 
     Raises:
         Exception: Any error of the generators, if `to_document` cannot have made the document.

@@ -75,7 +75,7 @@ class HostCopy:
         """Copy the values of variables; the next call overwrites the arrays.
 
         Under a distribution strategy the copies include the values on each replica, if they differ
-        from what the variable reads as.
+        from the value that the variable reads as.
 
         Args:
             variables: `variables_of` the model.
@@ -106,7 +106,7 @@ class HostCopy:
 
 
 def _differ(variable: keras.Variable, parts: Sequence[Any]) -> bool:
-    """Return True if a replica has another value than the variable reads as."""
+    """Return True if a replica's value differs from the one that the variable reads as."""
     value = ops.convert_to_tensor(variable)
     return not all(bool(ops.all(ops.equal(ops.convert_to_tensor(p), value))) for p in parts)
 
@@ -141,7 +141,7 @@ class SavedVariable(NamedTuple):
         return self.value.dtype
 
     def assign_to(self, variable: keras.Variable, is_sum: bool) -> None:
-        """Restore the value on each replica, also if their number has changed.
+        """Restore the value on each replica, even if their number has changed.
 
         On another number of replicas each gets an equal share of a sum of gradients. Keras does so
         for metrics. Other variables, such as the batch-norm statistics of a plain `keras.Model`,
@@ -172,7 +172,7 @@ def restore_variables(
     source: str,
     sums: Iterable[keras.Variable] = (),
 ) -> bool:
-    """Assign saved values to all variables, or change nothing if they are of another model.
+    """Assign saved values to all variables, or change nothing if they are from another model.
 
     Args:
         arrays: The result of `HostCopy.take`, in the same order.
@@ -181,11 +181,12 @@ def restore_variables(
         sums: `gradient_sums_of` the model.
 
     Returns:
-        True if the metrics were restored too. They are left alone if the model has other metrics
-        than were saved.
+        True if the metrics were restored too. They are left unchanged if the model has different
+        metrics than were saved.
 
     Raises:
-        RestoreError: If the other variables are not those that were saved; it lists what differs.
+        RestoreError: If the other variables are not those that were saved; it lists the
+            differences.
     """
     saved_metrics, saved = _split_metrics(_by_variable(arrays))
     metrics, others = _split_metrics(variables)
@@ -223,14 +224,14 @@ def _paired(
     """Return each variable with its saved value, or raise if the two sides differ."""
     saved, variables = _without_unmatched_seeds(saved, variables)
     if _unnumbered(saved) == _unnumbered(variables) and saved.keys() != variables.keys():
-        # Keras numbers the layers of a process: made a second time they get higher numbers.
+        # Keras numbers the layers of a process: layers made a second time get higher numbers.
         saved = dict(zip(variables, saved.values(), strict=True))
     differences = _differences(saved, variables)
     if differences:
         raise RestoreError(
             f"Cannot resume from '{source}': it was saved from another model or optimizer.\n"
             + "\n".join(f"  {line}" for line in differences)
-            + "\n! another shape or dtype, - only in the checkpoint, + only in the model. Use "
+            + "\n(! different shape or dtype, - only in the checkpoint, + only in the model.) Use "
             "another log directory; nothing was changed in this one."
         )
     return [(saved[key], variable) for key, variable in variables.items()]

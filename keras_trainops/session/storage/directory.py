@@ -71,6 +71,6 @@ class LogDirectory:
         self._lock.release()
 
     def _disown(self) -> None:
-        """Leave the directory alone from now on, as a forked process must."""
+        """Do not use the directory any more, as after a fork."""
         self.is_open = False
         forks.unregister(self._disown)

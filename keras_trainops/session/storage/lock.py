@@ -56,7 +56,7 @@ class DirectoryLock:
             os.close(file)
             raise RuntimeError(
                 f"The log directory '{self._path.parent}' is in use by {holder}. Wait for it to "
-                "end, or give this run a log directory of its own."
+                "end, or give this run its own log directory."
             ) from error
         except OSError as error:
             warnings.warn(

@@ -87,8 +87,8 @@ class Saver:
             model: The model, synchronized with the training loop.
             record: The state of the run, apart from arrays. Its `variables` are filled in here.
             callback_arrays: The arrays of other callbacks.
-            before_write: Function that writes what must not be older than the checkpoint. If it
-                raises an `OSError`, no checkpoint is written.
+            before_write: Function that writes files that must not be older than the checkpoint. If
+                it raises an `OSError`, no checkpoint is written.
         """
         self._writer.wait()
         self._warn_of_error()

@@ -35,7 +35,7 @@ _MAX_SUMS_BYTES, _MAX_JSON_BYTES = 2**16, 2**28  # a session writes less
 
 
 class DamagedCheckpointError(OSError):
-    """The files of a checkpoint are not those that were written."""
+    """The files of a checkpoint differ from those that were written."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Store:
         Complete checkpoints that only lack their final name get it; all others are removed.
         """
         found = [(m, p) for p in self._directories() if (m := _UNFINISHED.fullmatch(p.name))]
-        # A complete new checkpoint comes before the one that it was to replace.
+        # A complete new checkpoint takes precedence over the one that it was to replace.
         for match, path in sorted(found, key=lambda pair: pair[0][1] != _WRITING):
             final = self.directory / match[2]
             if not os.path.lexists(final) and _is_complete(path, int(match[3])):
@@ -150,7 +150,16 @@ class Store:
         return path
 
     def _publish(self, new: Path, path: Path, old: Path) -> None:
-        """Rename `new` to `path`, and a previous checkpoint there to `old`."""
+        """Give a checkpoint its final name.
+
+        Args:
+            new: The complete checkpoint, under its temporary name.
+            path: Its final name.
+            old: The new name of a checkpoint that is already at `path`.
+
+        Raises:
+            OSError: If that fails, or if something at `path` is not a checkpoint of a session.
+        """
         replaces = os.path.lexists(path)
         if replaces:
             if not _is_ours(path):
@@ -207,12 +216,13 @@ def _is_ours(path: Path) -> bool:
 def _remove(directory: Path, successor: Path | None = None) -> None:
     """Remove the files that the store writes, and the directory if that leaves it empty.
 
-    Does nothing if the directory does not exist. The manifest is removed last: what an interrupted
-    removal leaves is damaged, and still recognised as the store's.
+    Does nothing if the directory does not exist. The manifest is removed last: after an interrupted
+    removal the checkpoint is damaged, but still recognised as the store's.
 
     Args:
         directory: The directory.
-        successor: The checkpoint that replaces it, and gets the files of others.
+        successor: The checkpoint that replaces it and receives the files that the store did not
+            write.
     """
     if directory.is_symlink() or not directory.is_dir():
         return
@@ -312,7 +322,7 @@ def _read(path: Path, step: int) -> SavedStep:
     texts = {name: _read_bytes(path / f"{name}.json", _MAX_JSON_BYTES) for name in DOCUMENTS}
     record = parse(texts, arrays)
     if record.step != step:
-        raise DamagedCheckpointError(f"session.json is of step {record.step}")
+        raise DamagedCheckpointError(f"session.json is for step {record.step}")
     return SavedStep(path, record, arrays)
 
 

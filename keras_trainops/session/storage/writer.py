@@ -9,7 +9,7 @@ from collections.abc import Callable
 class BackgroundWriter:
     """A thread that writes while training continues.
 
-    The thread is not a daemon, so that the interpreter waits for it at exit.
+    The thread is not a daemon, so the interpreter waits for it at exit.
     """
 
     def __init__(self) -> None:

@@ -35,10 +35,10 @@ def transferred(optimizer: Any, model: Any) -> Any:
 
     Args:
         optimizer: An optimizer, built or not.
-        model: The model that it is to train.
+        model: The model to train.
 
     Raises:
-        ValueError: If the optimizer was built for another model, or holds state that cannot be
+        ValueError: If the optimizer was built for another model, or keeps state that cannot be
             carried over.
     """
     variables = model.trainable_variables if model.built else []
@@ -48,8 +48,8 @@ def transferred(optimizer: Any, model: Any) -> Any:
     if not any(id(v) in own for v in built_for):
         raise ValueError(
             f"The optimizer {optimizer.name!r} has trained another model: it was built for "
-            f"{built_for[0].path!r} and other variables that are not of {model.name!r}. Compile "
-            "with a new one."
+            f"{built_for[0].path!r} and other variables that do not belong to {model.name!r}. "
+            "Compile with a new optimizer."
         )
     new = keras_private.unbuilt(optimizer)
     engine = engine_of(new)
@@ -74,7 +74,14 @@ def _copy(old: Any, new: Any) -> None:
 def _copy_slots(
     old: Any, old_slots: dict[str, list[Any]], new: Any, new_slots: dict[str, list[Any]]
 ) -> None:
-    """Copy the slots of variables that both optimizers train."""
+    """Copy the slots of variables that both optimizers train.
+
+    Args:
+        old: The optimizer to copy from.
+        old_slots: Its `slot_lists`.
+        new: The optimizer to copy to.
+        new_slots: Its `slot_lists`.
+    """
     position = {id(v): i for i, v in enumerate(keras_private.trained_by(old))}
     for name in new_slots.keys() & old_slots.keys():
         for slot, variable in zip(new_slots[name], keras_private.trained_by(new), strict=True):
@@ -86,7 +93,16 @@ def _copy_slots(
 def _copy_singles(
     before: list[keras.Variable], after: list[keras.Variable], optimizer: str
 ) -> None:
-    """Copy variables that belong to no trained variable, such as counters."""
+    """Copy variables that belong to no trained variable, such as counters.
+
+    Args:
+        before: The variables to copy.
+        after: Their counterparts in the new optimizer, in the same order.
+        optimizer: The optimizer's name, for the message.
+
+    Raises:
+        ValueError: If names or shapes differ.
+    """
     if [(v.name, tuple(v.shape)) for v in before] != [(v.name, tuple(v.shape)) for v in after]:
         raise ValueError(
             f"{optimizer!r} keeps state that depends on which variables are trained, and those "

@@ -20,12 +20,12 @@ from keras_trainops.transforms.chain import Chain
 from keras_trainops.transforms.scope import owners_scope
 from keras_trainops.values import copy_of
 
-# Prefixes of keys that are saved beside the optimizer's own variables.
+# Prefixes of keys that are saved next to the optimizer's own variables.
 _SEED, _UPDATE = "seed_", "update_"
 
 
 @keras.saving.register_keras_serializable(package="keras_trainops")
-class TransformedOptimizer(keras_private.InFront):
+class TransformedOptimizer(keras_private.OptimizerWrapper):
     """Run gradient transforms inside another optimizer, right before its update.
 
     The transforms see the gradients unscaled, accumulated, reduced over replicas and with the
@@ -213,7 +213,7 @@ class TransformedOptimizer(keras_private.InFront):
         return keras_private.seeds(model) if model is not None else []
 
     def get_config(self) -> dict[str, Any]:
-        """Return the constructor's arguments, and what is excluded from weight decay."""
+        """Return the constructor's arguments and the exclusions from weight decay."""
         inner = self.inner_optimizer
         config = {
             "name": self.name,
@@ -243,8 +243,8 @@ def _assign_all(variables: Sequence[keras.Variable], values: Sequence[np.ndarray
     """Assign values from a file, or none of them if the shapes differ."""
     if [tuple(v.shape) for v in variables] != [value.shape for value in values]:
         warnings.warn(
-            f"The file holds the state of other updates ({len(values)} variables) than the model "
-            f"has ({len(variables)}): they start anew.",
+            f"The file has state for {len(values)} update variables, but the model has "
+            f"{len(variables)}: the updates start from scratch.",
             stacklevel=2,
         )
         return
@@ -284,5 +284,5 @@ def _check_part(part: keras.optimizers.Optimizer, chain: Chain, of_several: bool
         raise ValueError(
             f"The optimizer {part.name!r} inside a MultiOptimizer has gradient_accumulation_steps="
             f"{part.gradient_accumulation_steps}. Transforms see the gradients of all variables "
-            "together, before they are accumulated apart: leave the argument out."
+            "together, before each part accumulates its own: leave the argument out."
         )

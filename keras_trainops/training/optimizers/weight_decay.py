@@ -1,4 +1,4 @@
-"""Save exclusions from weight decay in configurations, as Keras does not."""
+"""Save exclusions from weight decay in configurations, which Keras does not do."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ def exclusions(optimizer: Any, variables: Sequence[keras.Variable]) -> dict[str,
         regular expression for names; empty if nothing is excluded.
     """
     found = []
-    for part in _that_step(optimizer):
+    for part in _stepping_optimizers(optimizer):
         positions, names, others = keras_private.excluded_from_decay(part, variables)
         if others:
             warnings.warn(
                 f"{part.name!r} excludes variables from weight decay that it does not train"
-                f"{'' if variables else ', as it is not built'}: the file does not keep those. "
-                "Exclude them again after loading.",
+                f"{'' if variables else ', because it is not built'}. The file does not store "
+                "these exclusions: call `exclude_from_weight_decay` again after loading.",
                 stacklevel=2,
             )
         found.append({"variables": positions, "names": names})
@@ -42,7 +42,7 @@ def exclusions(optimizer: Any, variables: Sequence[keras.Variable]) -> dict[str,
 def exclude(
     optimizer: Any, found: Sequence[dict[str, Any]], variables: Sequence[keras.Variable]
 ) -> None:
-    """Exclude variables as a configuration says; call it before the optimizer is built.
+    """Exclude variables as in a configuration; call it before the optimizer is built.
 
     Args:
         optimizer: An optimizer, or one around others.
@@ -51,12 +51,12 @@ def exclude(
     """
     if not found:
         return
-    parts = _that_step(optimizer)
+    parts = _stepping_optimizers(optimizer)
     last = max(itertools.chain(*(each["variables"] for each in found)), default=-1)
     if len(parts) != len(found) or last >= len(variables):
         warnings.warn(
-            "The file says what to exclude from weight decay, of other optimizers or variables "
-            "than the model has now: call `exclude_from_weight_decay` again.",
+            "The weight-decay exclusions in the file belong to other optimizers or variables than "
+            "the model has now and are ignored: call `exclude_from_weight_decay` again.",
             stacklevel=2,
         )
         return
@@ -65,7 +65,7 @@ def exclude(
         part.exclude_from_weight_decay([variables[i] for i in each["variables"]], names)
 
 
-def _that_step(optimizer: Any) -> list[Any]:
-    """Return the optimizers that make steps: those without another one inside."""
+def _stepping_optimizers(optimizer: Any) -> list[Any]:
+    """Return the optimizers that make steps: those that wrap no other."""
     everyone = keras_private.all_of(optimizer) if optimizer else []
     return [each for each in everyone if not keras_private.inside(each)]

@@ -42,7 +42,7 @@ class WeightUpdate(NamedTuple):
     def apply(
         self, gradients: Sequence[Gradient], variables: Sequence[keras.Variable] | None
     ) -> None:
-        """Apply the gradients of one batch: scaled ones, of this replica.
+        """Apply the still scaled gradients of one batch on this replica.
 
         Args:
             gradients: One per variable, or None.

@@ -11,12 +11,12 @@ from keras_trainops.training.optimizers.transformed import TransformedOptimizer,
 
 
 def with_engine(optimizer: Any) -> keras.optimizers.Optimizer:
-    """Return `optimizer` with a `TransformedOptimizer` in it, without transforms if need be."""
+    """Return `optimizer` with a `TransformedOptimizer` inside; add an empty one if it has none."""
     return optimizer if engine_of(optimizer) is not None else with_transforms(optimizer, [])
 
 
 def owned_by(optimizer: Any) -> list[Any]:
-    """Return an optimizer, the ones inside it and its transforms: objects that users own."""
+    """Return the objects that users own: an optimizer, the ones inside it and its transforms."""
     if optimizer is None:
         return []
     engine = engine_of(optimizer)

@@ -146,6 +146,6 @@ def test_refuses_a_generator_with_too_few_batches() -> None:
         model().fit(data(batches), shuffle=False, verbose=0, callbacks=[session])
 
     train(9, stop_at_step=7)
-    with pytest.raises(ValueError, match=r"fewer batches than the run that is resumed had seen"):
+    with pytest.raises(ValueError, match=r"fewer batches than the resumed run had already seen"):
         train(5)
     assert steps("run") == [7]

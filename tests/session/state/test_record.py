@@ -30,7 +30,7 @@ WRONG: dict[str, tuple[str, Any, str]] = {
         r"'step' must be a whole number\. Rec.*'3'",
     ),
     "true as step": ("session.json", {"step": True}, r"'step' must be a whole number"),
-    "another step": ("session.json", {"step": 4}, r"session\.json is of step 4"),
+    "another step": ("session.json", {"step": 4}, r"session\.json is for step 4"),
     "NaN as epoch": ("session.json", {"epoch": float("nan")}, r"'epoch' must be a whole number"),
     "a negative epoch": ("session.json", {"epoch": -1}, r"'epoch' must be a whole number"),
     "a huge epoch": ("session.json", {"epoch": 10**400}, r"'epoch' must be a whole .*1000+…"),

@@ -151,7 +151,7 @@ def test_one_transform_and_one_optimizer_serve_one_model() -> None:
     other.compile("sgd", "mse", gradient_transforms=clip)  # it keeps no state
     other.fit(X, Y, verbose=0)
     other.compile("sgd", "mse", gradient_transforms=scale)
-    with pytest.raises(ValueError, match="This Scale belongs to another model already"):
+    with pytest.raises(ValueError, match="This Scale already belongs to another model"):
         other.fit(X, Y, verbose=0)
     with pytest.raises(ValueError, match="'sgd' has trained another model: it was built for 'tr"):
         other.compile(optimizer, "mse")

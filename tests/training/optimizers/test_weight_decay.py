@@ -89,5 +89,5 @@ def test_warns_about_exclusions_that_files_lose() -> None:
     model, optimizer = kt.TrainOpsModel(*ends(two_layers())), O.SGD(0.1, weight_decay=0.1)
     optimizer.exclude_from_weight_decay(var_list=[model.get_layer("head").kernel])
     model.compile(optimizer, "mse")
-    with pytest.warns(UserWarning, match="as it is not built: the file does not keep those"):
+    with pytest.warns(UserWarning, match="because it is not built. The file does not store these"):
         model.save("unbuilt.keras")
