@@ -13,6 +13,16 @@ Numbers: TypeAlias = tuple[str, ...]
 Place: TypeAlias = tuple[str, str]
 
 
+def parts(name: str) -> list[str]:
+    """Return texts and numbers of a name in turns; a text comes first and last.
+
+    Example:
+        >>> parts("conv2")
+        ['conv', '2', '']
+    """
+    return re.split(r"(\d+)", name)
+
+
 def split(name: str) -> tuple[tuple[str, ...], Numbers]:
     """Return the texts between the numbers of a name, and the numbers.
 
@@ -20,8 +30,8 @@ def split(name: str) -> tuple[tuple[str, ...], Numbers]:
         >>> split("layer1.0.conv2")
         (('layer', '.', '.conv', ''), ('1', '0', '2'))
     """
-    parts = re.split(r"(\d+)", name)
-    return tuple(parts[::2]), tuple(parts[1::2])
+    found = parts(name)
+    return tuple(found[::2]), tuple(found[1::2])
 
 
 def by_family(names: Sequence[str]) -> list[list[str]]:
@@ -86,3 +96,15 @@ def stem(component: str) -> str:
         ('dense', '_5')
     """
     return automatic(component)[0]
+
+
+def without_automatic(name: str) -> str:
+    """Return a name without the automatic numbers in its components.
+
+    A number may also stand within a component, as in the name of a slot of an optimizer.
+
+    Example:
+        >>> without_automatic("sgd/dense_4_kernel_momentum"), without_automatic("net_1/_5/dense_2")
+        ('sgd/dense_kernel_momentum', 'net/_5/dense')
+    """
+    return re.sub(r"(?<=[^/])_\d+(?=[/_]|$)", "", name)

@@ -37,3 +37,16 @@ def test_siblings_share_everything_above_them() -> None:
     assert found["a/", "dense"] == {1, 2}
     assert found["a_1/", "dense"] == {7}
     assert found["", "a"] == {-1, 1}
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("net_1/dense_22/kernel", "net/dense/kernel"),
+        ("optimizer/adam/dense_1_kernel_momentum", "optimizer/adam/dense_kernel_momentum"),
+        ("_5/_5_3", "_5/_5"),
+        ("conv2d/a_1b", "conv2d/a_1b"),
+    ],
+)
+def test_automatic_numbers_are_left_out_within_components_too(name: str, expected: str) -> None:
+    assert numbering.without_automatic(name) == expected

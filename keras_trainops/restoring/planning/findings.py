@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 import keras
@@ -13,7 +13,7 @@ from keras_trainops.restoring.naming.matching import Matching
 from keras_trainops.restoring.naming.target import Target
 from keras_trainops.restoring.planning.assignment import Assignment
 from keras_trainops.restoring.planning.dependent_tensors import dependent_tensor_problems
-from keras_trainops.restoring.planning.options import Options, Reaction
+from keras_trainops.restoring.planning.options import REACTIONS, Options, Reaction
 from keras_trainops.restoring.planning.report import Mismatch, folded
 from keras_trainops.restoring.planning.shapes import (
     dtype_problems,
@@ -54,19 +54,20 @@ class Findings:
     problems: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
-    def lines(self) -> dict[str, list[str]]:
-        """Return lines for the report, by the argument that sets the reaction to them."""
-        missing = [f"- missing: {folded(self.missing)}"] if self.missing else []
-        unused = [f"+ unused: {folded(self.unexpected)}"] if self.unexpected else []
-        return {"on_mismatch": self.mismatch_lines, "on_missing": missing, "on_unexpected": unused}
+    def lines(self, arguments: Collection[str] = REACTIONS) -> list[str]:
+        """Return lines for the report: those whose reaction one of the arguments sets."""
+        found: list[str] = []
+        if "on_mismatch" in arguments:
+            found += self.mismatch_lines
+        if "on_missing" in arguments and self.missing:
+            found.append(f"- missing: {folded(self.missing)}")
+        if "on_unexpected" in arguments and self.unexpected:
+            found.append(f"+ unused: {folded(self.unexpected)}")
+        return found
 
     def lines_for(self, reaction: Reaction, options: Options) -> list[str]:
         """Return the lines to which the options set this reaction."""
-        found: list[str] = []
-        for argument, lines in self.lines().items():
-            if options.reaction(argument) == reaction:
-                found += lines
-        return found
+        return self.lines([a for a in REACTIONS if options.reaction(a) == reaction])
 
     def failing(self, options: Options) -> list[str]:
         """Return the paths of the variables for which `restore` raises."""
@@ -77,8 +78,39 @@ class Findings:
             failing += self.missing
         return failing
 
+    def compare(
+        self, target: Target, checkpoint: Checkpoint, matching: Matching, hints: Hints
+    ) -> None:
+        """Compare one variable with its tensors, and add what is found.
 
-def compare(
+        Args:
+            target: A selected variable with keys.
+            checkpoint: The source.
+            matching: All variables, for patterns in suggestions.
+            hints: Suggests adapters.
+        """
+        assignment = Assignment(
+            target.path, target.variable, target.keys, target.adapter, target.copies
+        )
+        self.problems += dtype_problems(assignment, checkpoint)
+        try:
+            assignment = with_adapter_for_keys(assignment, checkpoint)
+            mismatch = mismatch_of(
+                assignment, checkpoint, hints, lambda: matching.table.pattern_for(target)
+            )
+        except ValueError as error:
+            self.problems.append(str(error))
+            self.unusable.append(target.path)
+            return
+        if mismatch is None:
+            self.assignments.append(assignment)
+        else:
+            self.unfit.append(assignment)
+            self.mismatched.append(mismatch)
+            self.mismatch_lines.append(mismatch_line(mismatch, assignment, checkpoint))
+
+
+def findings_of(
     model: keras.Model, checkpoint: Checkpoint, matching: Matching, options: Options
 ) -> Findings:
     """Compare every variable with the tensors of its keys.
@@ -97,7 +129,7 @@ def compare(
         elif not target.leads:
             findings.missing.append(target.path)
         else:
-            _compare_tensors(target, findings, checkpoint, matching, hints)
+            findings.compare(target, checkpoint, matching, hints)
     wanted = findings.assignments + (findings.unfit if options.on_mismatch == "error" else [])
     incomplete, paths = dependent_tensor_problems(wanted, matching.unused, checkpoint)
     words, paths_of_words, findings.warnings = vocabulary_problems(
@@ -108,52 +140,20 @@ def compare(
     return findings
 
 
-def _compare_tensors(
-    target: Target, findings: Findings, checkpoint: Checkpoint, matching: Matching, hints: Hints
-) -> None:
-    """Compare one variable with its tensors.
-
-    Args:
-        target: A selected variable with keys.
-        findings: Receives the results.
-        checkpoint: The source.
-        matching: All variables, for patterns in suggestions.
-        hints: Suggests adapters.
-    """
-    assignment = Assignment(
-        target.path, target.variable, target.keys, target.adapter, target.copies
-    )
-    findings.problems += dtype_problems(assignment, checkpoint)
-    try:
-        assignment = with_adapter_for_keys(assignment, checkpoint)
-        mismatch = mismatch_of(
-            assignment, checkpoint, hints, lambda: matching.table.pattern_for(target)
-        )
-    except ValueError as error:
-        findings.problems.append(str(error))
-        findings.unusable.append(target.path)
-        return
-    if mismatch is None:
-        findings.assignments.append(assignment)
-    else:
-        findings.unfit.append(assignment)
-        findings.mismatched.append(mismatch)
-        findings.mismatch_lines.append(mismatch_line(mismatch, assignment, checkpoint))
-
-
 def sort_unused(
-    findings: Findings, unused: Sequence[str], state: Sequence[Assignment], checkpoint: Checkpoint
-) -> None:
+    unused: Sequence[str], state: Sequence[Assignment], checkpoint: Checkpoint
+) -> tuple[list[str], list[str]]:
     """Sort keys that lead to no weight into weights and training state.
 
     Args:
-        findings: Receives the keys in `unexpected` and `slots`.
         unused: The keys.
         state: The assignments planned for the optimizer; their keys are used.
         checkpoint: The source.
+
+    Returns:
+        `Findings.unexpected` and `Findings.slots`.
     """
     used = {assignment.keys[0] for assignment in state}
-    for key in unused:
-        if key not in used:
-            is_state = key in checkpoint.training_state
-            (findings.slots if is_state else findings.unexpected).append(key)
+    left = [key for key in unused if key not in used]
+    slots = [key for key in left if key in checkpoint.training_state]
+    return [key for key in left if key not in checkpoint.training_state], slots

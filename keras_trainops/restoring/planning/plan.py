@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -18,7 +17,7 @@ from keras_trainops.restoring.naming.table import NameTable
 from keras_trainops.restoring.naming.target import Target
 from keras_trainops.restoring.planning.assignment import Assignment
 from keras_trainops.restoring.planning.exclusions import exclude_patterns
-from keras_trainops.restoring.planning.findings import Findings, compare, sort_unused
+from keras_trainops.restoring.planning.findings import Findings, findings_of, sort_unused
 from keras_trainops.restoring.planning.optimizer_state import plan_optimizer
 from keras_trainops.restoring.planning.options import Options, choose
 from keras_trainops.restoring.planning.report import RestoreReport
@@ -44,7 +43,9 @@ class Plan:
 
 
 def make_plan(model: keras.Model, checkpoint: Checkpoint, options: Options) -> Plan:
-    """Make a plan from names, shapes and dtypes, without reading a tensor.
+    """Make a plan from names, shapes and dtypes.
+
+    At most the tf-idf weights of lookup layers are read.
 
     Args:
         model: A built model.
@@ -58,13 +59,13 @@ def make_plan(model: keras.Model, checkpoint: Checkpoint, options: Options) -> P
     options = options.for_source(checkpoint)
     unbuilt = require_variables(model)
     matching, problems = _match(NameTable(model, checkpoint), checkpoint, options)
-    findings = compare(model, checkpoint, matching, options)
+    findings = findings_of(model, checkpoint, matching, options)
     problems += findings.problems
     state: list[Assignment] = []
     if options.include_optimizer:
         state, state_problems = plan_optimizer(model, checkpoint, findings.assignments)
         problems += state_problems
-    sort_unused(findings, matching.unused, state, checkpoint)
+    findings.unexpected, findings.slots = sort_unused(matching.unused, state, checkpoint)
     targets = matching.table.targets
     if findings.assignments or problems:
         problems += findings.lines_for("error", options)
@@ -129,7 +130,7 @@ def require_variables(model: keras.Model) -> tuple[str, ...]:
 
 def _empty_plan(findings: Findings, checkpoint: Checkpoint, targets: Sequence[Target]) -> list[str]:
     """Return lines about why a plan assigns nothing."""
-    lines = list(itertools.chain.from_iterable(findings.lines().values()))
+    lines = findings.lines()
     if findings.mismatched:
         return lines
     return [_why_nothing_matched(checkpoint, targets), *lines]

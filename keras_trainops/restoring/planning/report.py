@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeAlias
 
+from keras_trainops import numbering
+
 _Group: TypeAlias = tuple[list[frozenset[str]], list[str]]  # alternatives per token, members
 
 _MAPPINGS = ("restored", "adapted", "optimizer")  # fields that are read-only mappings
@@ -237,7 +239,7 @@ def _fold_at(groups: Sequence[_Group], place: int) -> list[_Group]:
 def _tokens(name: str) -> list[frozenset[str]]:
     """Split a name into numbers and the texts between them, and at the last component."""
     leaf = re.split("[/.]", name)[-1]  # PyTorch's names are dotted
-    parts = [*re.split(r"(\d+)", name[: len(name) - len(leaf)]), *re.split(r"(\d+)", leaf)]
+    parts = [*numbering.parts(name[: len(name) - len(leaf)]), *numbering.parts(leaf)]
     return [frozenset([part]) for part in parts if part]
 
 

@@ -169,8 +169,8 @@ def _idf_problem(
         rows: The assignments of the variables with a slice per word.
     """
     ours = keras_private.idf_of(layer)
-    theirs = _idf_in(checkpoint, other)
-    if ours is None or theirs is None:
+    theirs = None if ours is None else _idf_in(checkpoint, other)
+    if theirs is None:
         return ""
     shared = min(len(ours), len(theirs))
     if np.allclose(ours[:shared], theirs[:shared], rtol=1e-5):

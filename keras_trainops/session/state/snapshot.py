@@ -13,6 +13,7 @@ from keras import ops
 from keras_trainops import keras_private
 from keras_trainops.backends import backend
 from keras_trainops.errors import RestoreError
+from keras_trainops.numbering import without_automatic
 from keras_trainops.values import assign_copies, copy_of, parts_of
 
 _METRICS, _RANDOM = "metrics/", "random/"
@@ -223,7 +224,8 @@ def _paired(
 ) -> list[tuple[SavedVariable, keras.Variable]]:
     """Return each variable with its saved value, or raise if the two sides differ."""
     saved, variables = _without_unmatched_seeds(saved, variables)
-    if _unnumbered(saved) == _unnumbered(variables) and saved.keys() != variables.keys():
+    names, ours = (list(map(without_automatic, side)) for side in (saved, variables))
+    if names == ours and saved.keys() != variables.keys():
         # Keras numbers the layers of a process: layers made a second time get higher numbers.
         saved = dict(zip(variables, saved.values(), strict=True))
     differences = _differences(saved, variables)
@@ -246,10 +248,6 @@ def _without_unmatched_seeds(
         {key: value for key, value in saved.items() if key not in unmatched},
         {key: value for key, value in variables.items() if key not in unmatched},
     )
-
-
-def _unnumbered(keys: Iterable[str]) -> list[str]:
-    return [re.sub(r"_\d+(?=[/_]|$)", "", key) for key in keys]
 
 
 def _differences(

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import keras_trainops as kt
+from keras_trainops.checkpoints.checkpoint import Checkpoint
 from tests.helpers import randomise, refused, value, weights
 
 pytestmark = pytest.mark.once
@@ -177,6 +178,12 @@ def test_different_tf_idf_weights_are_refused(written: str) -> None:
         kt.restore(model, theirs)
     model = tf_idf(OLD, [1.0, 2.0, 3.0], 2)
     assert len(kt.restore(model, theirs).restored) == 2
+
+
+def test_planning_reads_no_tensor_without_tf_idf_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    path, model = source(embedded(OLD, 1), "v.keras"), embedded(OLD, 2)
+    monkeypatch.setattr(Checkpoint, "__getitem__", lambda self, key: pytest.fail(f"read {key}"))
+    assert not kt.plan_restore(model, path).problems
 
 
 def test_a_layer_without_vocabulary_warns() -> None:
