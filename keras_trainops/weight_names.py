@@ -15,7 +15,7 @@ from typing import NamedTuple, TypeVar
 import keras
 
 from keras_trainops import keras_private
-from keras_trainops.checkpoints.formats.keras.weights import owner_prefixes
+from keras_trainops.checkpoints.formats.keras.naming import owner_prefixes
 from keras_trainops.paths import NamedVariable
 
 T = TypeVar("T")

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import functools
+import contextlib
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias
 
 import numpy as np
 
+from keras_trainops.checkpoints.dtypes import nbytes
 from keras_trainops.checkpoints.storage.raw import Checksum, Extent, Fingerprint, aligned, can_check
 from keras_trainops.errors import RestoreError
 
-T = TypeVar("T")
 Memory: TypeAlias = "Callable[[tuple[int, ...], np.dtype], np.ndarray]"
 PIECE = 1 << 18  # elements: 1 MB of float32 fits into a processor's cache
 
@@ -45,7 +45,7 @@ class Checkpoint(Mapping[str, np.ndarray]):
         self.location = location
         self._fingerprint = Fingerprint(files)
 
-    # Subclasses implement these. `_call` turns the exceptions of all but `_keys` into
+    # Subclasses implement these. `_reading` turns the exceptions of all but `_keys` into
     # `RestoreError`.
 
     @abstractmethod
@@ -68,14 +68,21 @@ class Checkpoint(Mapping[str, np.ndarray]):
 
     def shape(self, key: str) -> tuple[int, ...]:
         """Return the shape of the tensor under `key` without reading it."""
-        return self._call(self._shape, key)
+        with self._reading(key):
+            return self._shape(key)
 
     def dtype(self, key: str) -> np.dtype:
         """Return the dtype of the tensor under `key` without reading it."""
-        return self._call(self._dtype, key)
+        with self._reading(key):
+            return self._dtype(key)
+
+    def nbytes(self, key: str) -> int:
+        """Return the size in bytes of the tensor under `key` without reading it."""
+        return nbytes(self.shape(key), self.dtype(key))
 
     def __getitem__(self, key: str) -> np.ndarray:
-        return self._call(self._fetch, key)
+        with self._reading(key):
+            return self._read(key) if self.checksums else self._fetch_plain(key, aligned)
 
     def again(self, key: str, memory: Memory = aligned) -> np.ndarray:
         """Read a tensor that `pieces` has verified, without verifying its checksum again.
@@ -85,12 +92,10 @@ class Checkpoint(Mapping[str, np.ndarray]):
             memory: Returns the array to fill, given its shape and dtype. Only used for tensors
                 that are stored as plain bytes.
         """
-        return self._call(functools.partial(self._fetch_plain, memory), key)
+        with self._reading(key):
+            return self._fetch_plain(key, memory)
 
-    def _fetch(self, key: str) -> np.ndarray:
-        return self._read(key) if self.checksums else self._fetch_plain(aligned, key)
-
-    def _fetch_plain(self, memory: Memory, key: str) -> np.ndarray:
+    def _fetch_plain(self, key: str, memory: Memory) -> np.ndarray:
         extent = self._extent(key)
         if extent is None:
             return self._read(key)
@@ -100,7 +105,8 @@ class Checkpoint(Mapping[str, np.ndarray]):
 
     def in_pieces(self, key: str) -> bool:
         """Return True if `pieces` reads the tensor piece by piece, and so may run in threads."""
-        return self._call(self._verifiable_extent, key) is not None
+        with self._reading(key):
+            return self._verifiable_extent(key) is not None
 
     def _verifiable_extent(self, key: str) -> Extent | None:
         """Return the extent if reading it verifies as much as `_read` does."""
@@ -115,7 +121,8 @@ class Checkpoint(Mapping[str, np.ndarray]):
         A piece is valid until the next one is requested. The checksum is verified after the last
         piece. If the tensor is stored as plain bytes, only one piece is in memory at a time.
         """
-        extent = self._call(self._verifiable_extent, key)
+        with self._reading(key):
+            extent = self._verifiable_extent(key)
         if extent is None:
             yield from pieces_of(self[key])
             return
@@ -124,10 +131,12 @@ class Checkpoint(Mapping[str, np.ndarray]):
         checksum = Checksum(extent.checksum)
         for start in range(0, size, PIECE):
             piece = buffer[: size - start]
-            self._call(functools.partial(_read_piece, extent, piece, start), key)
+            with self._reading(key):
+                extent.read_into(piece, start)
             checksum.add(piece)
             yield piece
-        self._call(lambda key: checksum.require(), key)
+        with self._reading(key):
+            checksum.require()
 
     def require_unchanged(self) -> None:
         """Raise if the files were written to since they were opened.
@@ -141,11 +150,12 @@ class Checkpoint(Mapping[str, np.ndarray]):
                 f"{self.location!r} was changed while it was read: {', '.join(map(repr, changed))}."
             )
 
-    def _call(self, method: Callable[[str], T], key: str) -> T:
+    @contextlib.contextmanager
+    def _reading(self, key: str) -> Iterator[None]:
         if key not in self._keys():
             raise KeyError(key)
         try:
-            return method(key)
+            yield
         except RestoreError:
             raise
         except Exception as error:  # each library has its own classes for damaged data
@@ -185,7 +195,3 @@ def pieces_of(array: np.ndarray) -> Iterator[np.ndarray]:
     elements = array.reshape(-1)
     for start in range(0, elements.size, PIECE):
         yield elements[start : start + PIECE]
-
-
-def _read_piece(extent: Extent, piece: np.ndarray, start: int, key: str) -> None:
-    extent.read_into(piece, start)

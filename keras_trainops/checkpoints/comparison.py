@@ -8,8 +8,8 @@ from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
-from keras_trainops.checkpoints.arrays import is_real
 from keras_trainops.checkpoints.checkpoint import Checkpoint
+from keras_trainops.checkpoints.dtypes import is_real
 
 _Pairs: TypeAlias = Iterable[tuple[np.ndarray, np.ndarray]]
 

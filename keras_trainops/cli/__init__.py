@@ -1,7 +1,7 @@
 """The command line: `keras-trainops`, or `python -m keras_trainops`.
 
-Each command has a module, which calls the rest of the library. Only commands that need a model
-import Keras.
+Each command has a module, which calls the rest of the library. Only commands that need a model, and
+`convert --rename`, import Keras.
 """
 
 from __future__ import annotations

@@ -8,7 +8,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from keras_trainops.checkpoints.arrays import nbytes
 from keras_trainops.checkpoints.checkpoint import Checkpoint
 from keras_trainops.checkpoints.format import Writer
 from keras_trainops.checkpoints.open import known_formats, open_checkpoint
@@ -37,13 +36,14 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
         "convert",
         parents=[common],
         help="write a checkpoint in another format",
-        description="Writes the weights of a checkpoint to OUT: a .safetensors or .npz file, one "
-        "tensor at a time, or the .weights.h5 of a model. With --model, the weights are first "
+        description="Writes the weights of a checkpoint to OUT: a "
+        f"{' or '.join(_writers())} file, one tensor at a time, or the .weights.h5 "
+        "of a model. With --model, the weights are first "
         "restored into the model, and OUT has the names of its variables. OUT is written whole or "
         "not at all.",
     )
     parser.add_argument("file", metavar="FILE", help=FILE_HELP)
-    parser.add_argument("out", metavar="OUT", help="the new file: .safetensors, .npz, .weights.h5")
+    parser.add_argument("out", metavar="OUT", help=f"the new file: {', '.join(_suffixes())}")
     parser.add_argument("--force", action="store_true", help="overwrite OUT")
     parser.add_argument("--all", action="store_true", help="write training state as well")
     parser.add_argument("--model", metavar="MODEL", help="a model that Keras loads: a .keras file")
@@ -75,17 +75,20 @@ def _writers() -> dict[str, Writer]:
     return {one.suffix: one.write for one in known if one.write is not None}
 
 
+def _suffixes() -> tuple[str, ...]:
+    return (*_writers(), _KERAS)
+
+
 def _suffix(out: str) -> str:
     """Return the suffix of OUT, which selects the format.
 
     Raises:
         ValueError: If it is unknown.
     """
-    known = (*_writers(), _KERAS)
-    for suffix in known:
+    for suffix in _suffixes():
         if out.endswith(suffix):
             return suffix
-    raise ValueError(f"OUT must end in one of {', '.join(known)}. Received: {out!r}")
+    raise ValueError(f"OUT must end in one of {', '.join(_suffixes())}. Received: {out!r}")
 
 
 def _require_consistent(options: argparse.Namespace, suffix: str) -> None:
@@ -151,7 +154,7 @@ def _renamed(keys: list[str], rules: Mapping[str, str | None] | str) -> dict[str
 
 def _write(out: Path, write: Writer, checkpoint: Checkpoint, names: Mapping[str, str]) -> int:
     _refuse_unsafe(names)
-    total = sum(nbytes(checkpoint.shape(key), checkpoint.dtype(key)) for key in names.values())
+    total = sum(checkpoint.nbytes(key) for key in names.values())
     with written_aside(out) as aside, progress_bar(total, "writing") as progress:
         try:
             write(aside, checkpoint, names, progress)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from keras_trainops.checkpoints.arrays import nbytes
 from keras_trainops.checkpoints.comparison import Comparison, compare
 from keras_trainops.checkpoints.open import open_checkpoint
 from keras_trainops.cli.output import FILE_HELP, print_columns, print_json, progress_bar
@@ -50,7 +49,7 @@ def _run(options: argparse.Namespace) -> int:
     with open_checkpoint(options.first) as first, open_checkpoint(options.second) as second:
         state = frozenset() if options.all else first.training_state | second.training_state
         both = [key for key in first if key in second and key not in state]
-        total = sum(nbytes(first.shape(key), first.dtype(key)) for key in both)
+        total = sum(first.nbytes(key) for key in both)
         with progress_bar(total, "comparing") as progress:
             found = compare(
                 first,

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from keras_trainops.checkpoints.arrays import is_real, nbytes
 from keras_trainops.checkpoints.checkpoint import Checkpoint
+from keras_trainops.checkpoints.dtypes import is_real
 from keras_trainops.checkpoints.open import open_checkpoint
 from keras_trainops.checkpoints.statistics import Statistics, statistics
 from keras_trainops.cli.output import (
@@ -61,15 +61,11 @@ def _run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _size(checkpoint: Checkpoint, key: str) -> int:
-    return nbytes(checkpoint.shape(key), checkpoint.dtype(key))
-
-
 def _statistics(checkpoint: Checkpoint) -> dict[str, Statistics]:
     """Compute the statistics of all tensors of real numbers."""
     keys = [key for key in checkpoint if is_real(checkpoint.dtype(key))]
     found = {}
-    with progress_bar(sum(_size(checkpoint, key) for key in keys), "reading") as progress:
+    with progress_bar(sum(checkpoint.nbytes(key) for key in keys), "reading") as progress:
         for key in keys:
             found[key] = statistics(_reported_pieces(checkpoint, key, progress))
     return found
@@ -89,7 +85,7 @@ def _document(checkpoint: Checkpoint, found: Mapping[str, Statistics]) -> dict[s
             "key": key,
             "shape": list(checkpoint.shape(key)),
             "dtype": checkpoint.dtype(key).name,
-            "bytes": _size(checkpoint, key),
+            "bytes": checkpoint.nbytes(key),
             "training_state": key in checkpoint.training_state,
         }
         | ({"statistics": found[key]._asdict()} if key in found else {})
@@ -100,7 +96,7 @@ def _document(checkpoint: Checkpoint, found: Mapping[str, Statistics]) -> dict[s
 
 def _title(checkpoint: Checkpoint) -> str:
     state = len(checkpoint.training_state)
-    total = size_text(sum(_size(checkpoint, key) for key in checkpoint))
+    total = size_text(sum(checkpoint.nbytes(key) for key in checkpoint))
     return (
         f"{checkpoint.location}: {checkpoint.format}, {len(checkpoint) - state} weights and "
         f"{_count(state)} of training state, {total}"
@@ -154,7 +150,7 @@ def _tree(checkpoint: Checkpoint) -> _Node:
     """Arrange the keys in a tree by their components, which end in `/` or `.`."""
     root = _Node()
     for key in checkpoint:
-        node, size = root, _size(checkpoint, key)
+        node, size = root, checkpoint.nbytes(key)
         for part in re.split(r"(?<=[/.])(?=.)", key):
             node = node.children.setdefault(part, _Node())
             node.tensors, node.bytes = node.tensors + 1, node.bytes + size

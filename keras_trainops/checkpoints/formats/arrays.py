@@ -77,12 +77,16 @@ class ArraysCheckpoint(Checkpoint):
 
     def pieces(self, key: str) -> Iterator[np.ndarray]:
         """Yield the elements in C order, `PIECE` at a time, in the user's own memory."""
-        yield from pieces_of(self._call(self._view, key))
+        with self._reading(key):
+            view = self._view(key)
+        yield from pieces_of(view)
 
     def again(self, key: str, memory: Memory = aligned) -> np.ndarray:
         """Copy the array into one that `memory` returns."""
         array = memory(self.shape(key), self.dtype(key))
-        np.copyto(array, self._call(self._view, key))
+        with self._reading(key):
+            view = self._view(key)
+        np.copyto(array, view)
         return array
 
 

@@ -10,8 +10,8 @@ from typing import IO, NamedTuple
 
 import numpy as np
 
-from keras_trainops.checkpoints.arrays import nbytes
 from keras_trainops.checkpoints.checkpoint import Checkpoint
+from keras_trainops.checkpoints.dtypes import nbytes
 from keras_trainops.checkpoints.format import Candidate, Format
 from keras_trainops.checkpoints.storage.files import open_regular, require_file
 from keras_trainops.checkpoints.storage.limits import refuse_bomb

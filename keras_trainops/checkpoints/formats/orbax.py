@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from keras_trainops.checkpoints.arrays import nbytes
 from keras_trainops.checkpoints.checkpoint import Checkpoint
+from keras_trainops.checkpoints.dtypes import nbytes
 from keras_trainops.checkpoints.format import Candidate, Format
 from keras_trainops.checkpoints.storage.files import load_json, read_file, require_file
 from keras_trainops.checkpoints.storage.limits import refuse_bomb, refuse_unsafe_names

@@ -10,8 +10,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from keras_trainops.checkpoints.arrays import nbytes
 from keras_trainops.checkpoints.checkpoint import Checkpoint
+from keras_trainops.checkpoints.dtypes import nbytes
 from keras_trainops.checkpoints.format import Candidate, Format
 from keras_trainops.checkpoints.storage.files import load_json, open_regular, require_file
 from keras_trainops.checkpoints.storage.raw import Extent

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from keras_trainops.backends import backend
-from keras_trainops.checkpoints.arrays import nbytes
+from keras_trainops.checkpoints.dtypes import nbytes
 from keras_trainops.checkpoints.storage.raw import aligned
 
 _LARGE = 1 << 20  # bytes; below that, a second copy costs nothing

@@ -11,7 +11,8 @@ import keras
 
 from keras_trainops import keras_private, paths
 from keras_trainops.checkpoints.checkpoint import Checkpoint
-from keras_trainops.checkpoints.formats.keras.weights import KerasWeightsCheckpoint, StoredVariable
+from keras_trainops.checkpoints.formats.keras.naming import StoredVariable
+from keras_trainops.checkpoints.formats.keras.weights import KerasWeightsCheckpoint
 from keras_trainops.restoring.naming.pairing import Candidate, Pairing, by_spelling, pair
 from keras_trainops.restoring.naming.target import Target
 from keras_trainops.restoring.sources import ModelCheckpoint

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 
 from keras_trainops.adapt.base import Adapter
-from keras_trainops.checkpoints.arrays import nbytes
+from keras_trainops.checkpoints.dtypes import nbytes
 
 
 class Assignment(NamedTuple):

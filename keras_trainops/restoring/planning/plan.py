@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 import keras
 
 from keras_trainops import keras_private
-from keras_trainops.checkpoints.arrays import nbytes
 from keras_trainops.checkpoints.checkpoint import Checkpoint
 from keras_trainops.errors import RestoreError
 from keras_trainops.restoring.naming.matching import Matching, pair_by_heuristic
@@ -151,7 +150,7 @@ def _why_nothing_matched(checkpoint: Checkpoint, targets: Sequence[Target]) -> s
 def _bytes_to_read(assignments: Sequence[Assignment], checkpoint: Checkpoint) -> int:
     keys: set[str] = set()
     keys.update(*(assignment.keys for assignment in assignments))
-    return sum(nbytes(checkpoint.shape(key), checkpoint.dtype(key)) for key in keys)
+    return sum(checkpoint.nbytes(key) for key in keys)
 
 
 def refusal(plan: Plan) -> str:

@@ -11,8 +11,8 @@ import h5py
 import ml_dtypes
 import numpy as np
 
-from keras_trainops.checkpoints.arrays import nbytes
 from keras_trainops.checkpoints.checkpoint import Checkpoint
+from keras_trainops.checkpoints.dtypes import nbytes
 from keras_trainops.checkpoints.formats.hdf5.file import holds_numbers, strings
 from keras_trainops.checkpoints.storage.files import open_regular
 from keras_trainops.checkpoints.storage.limits import refuse_bomb

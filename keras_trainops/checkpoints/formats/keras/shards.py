@@ -11,7 +11,8 @@ import h5py
 
 from keras_trainops.checkpoints.format import Candidate, Format
 from keras_trainops.checkpoints.formats.hdf5.file import MAGIC, open_hdf5
-from keras_trainops.checkpoints.formats.keras.weights import KerasWeightsCheckpoint, by_number, scan
+from keras_trainops.checkpoints.formats.keras.naming import by_number
+from keras_trainops.checkpoints.formats.keras.weights import KerasWeightsCheckpoint, scan
 from keras_trainops.checkpoints.storage.files import open_regular
 from keras_trainops.checkpoints.storage.raw import Fingerprint
 from keras_trainops.checkpoints.storage.shards import listed_files

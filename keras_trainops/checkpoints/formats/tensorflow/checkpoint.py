@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from keras_trainops.checkpoints.arrays import nbytes
 from keras_trainops.checkpoints.checkpoint import Checkpoint
+from keras_trainops.checkpoints.dtypes import nbytes
 from keras_trainops.checkpoints.format import Candidate, Format
 from keras_trainops.checkpoints.formats.tensorflow import bundle, files
 from keras_trainops.checkpoints.storage.files import open_regular, read_file, require_file

@@ -217,48 +217,6 @@ def test_restores_a_shared_variable_once() -> None:
         kt.restore(target, "w.weights.h5")
 
 
-class Twins(keras.Model):
-    """Two layers of one name, and two variables of one name."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.one = keras.layers.Dense(3, name="dense")
-        self.two = keras.layers.Dense(3, name="dense")
-
-    def build(self, input_shape: object) -> None:
-        self.one.build((None, 3))
-        self.two.build((None, 3))
-        self.first = self.add_weight(shape=(3,), name="w")
-        self.second = self.add_weight(shape=(3,), name="w")
-
-    def call(self, x: object) -> object:
-        return self.two(self.one(x)) * self.first + self.second
-
-
-def twins(seed: int) -> keras.Model:
-    model = Twins()
-    model(np.ones((1, 3)))
-    return randomise(model, seed)
-
-
-@pytest.mark.parametrize("form", ["weights.h5", "model"])
-def test_numbers_layers_and_variables_of_one_name(form: str) -> None:
-    source, target = make_everything(twins)
-    report = kt.restore(target, WRITERS[form](source))
-    assert_same(weights(target), weights(source))
-    assert len(report.restored) == 6
-    kt.restore(target, {"dense#1/bias": [1.0, 2.0, 3.0], "dense#2/bias": [4.0, 5.0, 6.0]})
-    np.testing.assert_array_equal(value(target.two.bias), [4.0, 5.0, 6.0])
-
-
-def test_names_the_variables_of_recurrent_cells() -> None:
-    inputs = keras.Input((3, 2))
-    keras.Model(inputs, keras.layers.GRU(2, name="gru")(inputs)).save_weights("w.weights.h5")
-    with kt.open_checkpoint("w.weights.h5") as checkpoint:
-        leaves = [key.rpartition("/")[2] for key in checkpoint]
-    assert leaves == ["kernel", "recurrent_kernel", "bias"]
-
-
 def test_nameless_file_loads_unique_layers() -> None:
     """A layer is found if its class and shapes are unique."""
     inner, source = ["inner/a/kernel", "inner/a/bias", "inner/b/kernel", "inner/b/bias"], {}

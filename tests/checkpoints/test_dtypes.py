@@ -4,7 +4,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from keras_trainops.checkpoints.arrays import is_real, nbytes
+from keras_trainops.checkpoints.dtypes import is_real, nbytes
 
 pytestmark = pytest.mark.once
 
