@@ -8,6 +8,8 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_trainops.session.state.packing import is_attribute, packed, unpacked
+
 # Keras negates `min_delta` when it first sees the metric, and does so again in a resumed run.
 _NOT_STATE = ("params", "min_delta")
 _LARGE_BYTES = 1_000_000
@@ -39,13 +41,13 @@ class CallbackStates:
         arrays: dict[str, np.ndarray] = {}
         document = {
             key: {
-                name: _packed(value, f"callbacks/{key}/{name}", arrays)
+                name: packed(value, f"{key}/{name}", arrays)
                 for name, value in _plain_attributes(callback).items()
                 if not _same(value, self._initial[key].get(name, _MISSING))
             }
             for key, callback in self._callbacks.items()
         }
-        return document, arrays
+        return document, {key: _copied(array) for key, array in arrays.items()}
 
     def restore(self, document: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> list[str]:
         """Restore the state that `state` returned.
@@ -59,7 +61,7 @@ class CallbackStates:
         """
         for key, callback in self._callbacks.items():
             for name, value in document.get(key, {}).items():
-                setattr(callback, name, _unpacked(value, arrays))
+                setattr(callback, name, unpacked(value, arrays))
         return [key for key, state in document.items() if state and key not in self._callbacks]
 
 
@@ -67,7 +69,7 @@ def _plain_attributes(callback: keras.callbacks.Callback) -> dict[str, Any]:
     return {
         name: value
         for name, value in vars(callback).items()
-        if not name.startswith("_") and name not in _NOT_STATE and _is_plain(value)
+        if is_attribute(name) and name not in _NOT_STATE and _is_plain(value)
     }
 
 
@@ -106,23 +108,3 @@ def _same(a: Any, b: Any) -> bool:
 
 def _same_array(a: np.ndarray, b: np.ndarray) -> bool:
     return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
-
-
-def _packed(value: Any, key: str, arrays: dict[str, np.ndarray]) -> Any:
-    """Convert a value for JSON, moving its arrays to `arrays`."""
-    if isinstance(value, dict):
-        return {k: _packed(v, f"{key}/{k}", arrays) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_packed(v, f"{key}/{i}", arrays) for i, v in enumerate(value)]
-    if isinstance(value, np.ndarray):
-        arrays[key] = _copied(value)
-        return {"array": key}
-    return value.item() if isinstance(value, np.generic) else value
-
-
-def _unpacked(value: Any, arrays: Mapping[str, np.ndarray]) -> Any:
-    if isinstance(value, dict):
-        if set(value) == {"array"} and value["array"] in arrays:
-            return np.array(arrays[value["array"]])
-        return {k: _unpacked(v, arrays) for k, v in value.items()}
-    return [_unpacked(v, arrays) for v in value] if isinstance(value, list) else value

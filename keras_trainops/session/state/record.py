@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -12,12 +12,11 @@ import keras
 
 from keras_trainops.backends import backend
 from keras_trainops.session.state import randomness
+from keras_trainops.session.state.packing import is_attribute, references
 
 DOCUMENTS = ("session", "data", "variables")
 _RANDOM = ("fit", "made", "used", "now")
-_MAX_DEPTH = 200  # of lists and mappings in the state of callbacks
 _MAX_COUNT = 2**63
-_ARRAYS = "callbacks/"  # prefix of the keys of callbacks' arrays
 
 
 @dataclass(frozen=True)
@@ -119,7 +118,7 @@ def parse(texts: Mapping[str, bytes], arrays: Mapping[str, Any]) -> Record:
     step, epoch, batch = (session.count(name) for name in ("step", "epoch", "batch"))
     callbacks = _checked_callbacks(session.value("callbacks"), arrays)
     variables = _checked_variables(_loaded("variables", texts["variables"]), arrays)
-    unlisted = arrays.keys() - set(variables) - set(_references(callbacks))
+    unlisted = arrays.keys() - set(variables) - set(references(callbacks))
     if unlisted:
         raise ValueError(f"variables.json omits {min(unlisted)!r}")
     data = _parsed_data(_loaded("data", texts["data"]))
@@ -244,33 +243,10 @@ def _checked_callbacks(document: Any, arrays: Mapping[str, Any]) -> Mapping[str,
     states = _Fields("session.json, callbacks", document)
     for name in document:
         state = states.value(name)
-        if not isinstance(state, dict) or not all(map(_is_attribute, state)):
+        if not isinstance(state, dict) or not all(map(is_attribute, state)):
             raise ValueError(f"session.json: {name!r} is not the state of a callback")
-    missing = set(_references(document)) - arrays.keys()
+    missing = set(references(document)) - arrays.keys()
     if missing:
         raise ValueError(f"session.json names the array {min(missing)!r}, which does not exist")
     checked: Mapping[str, Any] = document
     return checked
-
-
-def _is_attribute(name: str) -> bool:
-    return (
-        name.isidentifier()
-        and not name.startswith("_")
-        and not hasattr(keras.callbacks.Callback, name)
-    )
-
-
-def _references(value: Any, depth: int = 0) -> Iterator[str]:
-    """Yield the keys of the arrays that the state of callbacks refers to."""
-    if depth > _MAX_DEPTH:
-        raise ValueError("session.json is nested too deeply")
-    if isinstance(value, dict):
-        key = value.get("array")
-        if set(value) == {"array"} and isinstance(key, str) and key.startswith(_ARRAYS):
-            yield key
-        for item in value.values():
-            yield from _references(item, depth + 1)
-    elif isinstance(value, list):
-        for item in value:
-            yield from _references(item, depth + 1)
