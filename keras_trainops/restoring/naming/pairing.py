@@ -19,7 +19,7 @@ from keras_trainops.restoring.naming.target import Target
 Strength: TypeAlias = tuple[int, int]
 
 
-class Candidate(NamedTuple):
+class Match(NamedTuple):
     """A variable that a name may refer to.
 
     Attributes:
@@ -54,16 +54,16 @@ class Pairing:
         return name not in self.targets and name not in self.ambiguous
 
 
-def by_spelling(name: str, target: Target) -> Candidate:
+def by_spelling(name: str, target: Target) -> Match:
     """Return the candidate for a name that is one of a variable's; longer names are stronger."""
     weight = target.weight
     by_owners = name in weight.owners
     partial = not by_owners and any(owner.endswith(f"/{name}") for owner in weight.owners)
-    return Candidate(name, target, (0, name.count("/")), by_owners, partial)
+    return Match(name, target, (0, name.count("/")), by_owners, partial)
 
 
 def pair(
-    names: Sequence[str], candidates: Iterable[Candidate], certain: Mapping[str, list[Target]]
+    names: Sequence[str], candidates: Iterable[Match], certain: Mapping[str, list[Target]]
 ) -> Pairing:
     """Pair names with variables, at most one name per variable, wherever the choice is clear.
 
@@ -92,15 +92,15 @@ def pair(
     return result
 
 
-def _by_descending_strength(candidates: Iterable[Candidate]) -> list[list[Candidate]]:
-    levels: dict[Strength, list[Candidate]] = defaultdict(list)
+def _by_descending_strength(candidates: Iterable[Match]) -> list[list[Match]]:
+    levels: dict[Strength, list[Match]] = defaultdict(list)
     for candidate in candidates:
         levels[candidate.strength].append(candidate)
     return [levels[strength] for strength in sorted(levels, reverse=True)]
 
 
 def _pair_level(
-    free: Sequence[Candidate], taken: set[Target], result: Pairing
+    free: Sequence[Match], taken: set[Target], result: Pairing
 ) -> dict[str, Target]:
     """Pair candidates of equal strength, and add their variables to `taken`.
 
@@ -123,13 +123,13 @@ def _pair_level(
     return {candidate.name: candidate.target for candidate in chosen if candidate.partial}
 
 
-def _undisputed(candidates: Sequence[Candidate]) -> list[Candidate]:
+def _undisputed(candidates: Sequence[Match]) -> list[Match]:
     """Return the candidates that no other candidate of equal strength contradicts.
 
     If a variable has several candidates, the one that agrees in all owners is chosen.
     """
-    of_name: dict[str, list[Candidate]] = defaultdict(list)
-    of_variable: dict[Target, list[Candidate]] = defaultdict(list)
+    of_name: dict[str, list[Match]] = defaultdict(list)
+    of_variable: dict[Target, list[Match]] = defaultdict(list)
     for candidate in candidates:
         of_name[candidate.name].append(candidate)
         of_variable[candidate.target].append(candidate)

@@ -13,7 +13,7 @@ from keras_trainops import keras_private, paths
 from keras_trainops.checkpoints.checkpoint import Checkpoint
 from keras_trainops.checkpoints.formats.keras.naming import StoredVariable
 from keras_trainops.checkpoints.formats.keras.weights import KerasWeightsCheckpoint
-from keras_trainops.restoring.naming.pairing import Candidate, Pairing, by_spelling, pair
+from keras_trainops.restoring.naming.pairing import Match, Pairing, by_spelling, pair
 from keras_trainops.restoring.naming.target import Target
 from keras_trainops.restoring.sources import ModelCheckpoint
 from keras_trainops.weight_names import NamedWeight, named_weights
@@ -90,14 +90,14 @@ class NameTable:
         """
         names, taken = list(dict.fromkeys(names)), set(taken)
         certain = {name: self._certain[name] for name in names if name in self._certain}
-        candidates: list[Candidate] = []
+        candidates: list[Match] = []
         for name in names:
             if name not in certain:
                 candidates += [c for c in self._candidates(name) if c.target not in taken]
         weights = [name for name in names if name not in self._checkpoint.training_state]
         return pair(weights, candidates, certain)
 
-    def _candidates(self, name: str) -> Iterable[Candidate]:
+    def _candidates(self, name: str) -> Iterable[Match]:
         if isinstance(self._checkpoint, ModelCheckpoint) and name in self._checkpoint.weights:
             weight = self._checkpoint.weights[name]
             return self._with_shared_names(name, weight, self._checkpoint.model.name)
@@ -105,7 +105,7 @@ class NameTable:
 
     def _with_shared_names(
         self, name: str, source: NamedWeight, model_name: str
-    ) -> Iterable[Candidate]:
+    ) -> Iterable[Match]:
         """Yield the variables that share names with a variable of another model.
 
         Args:
@@ -128,7 +128,7 @@ class NameTable:
             strength = sum([by_owners, inside, *same])
             if strength:
                 partial = strength == 1 and not by_owners
-                yield Candidate(name, target, (1, strength), by_owners, partial)
+                yield Match(name, target, (1, strength), by_owners, partial)
 
     def comparable_names(self, keys: Sequence[str]) -> list[tuple[list[str], list[str]]]:
         """Return names of all variables and of `keys` that are alike enough to be compared.

@@ -16,7 +16,7 @@ _FOOTER = 48  # bytes: two block handles, padding and a magic number
 _PLAIN = b"\0"  # the type of an uncompressed block
 
 
-class Place(NamedTuple):
+class TensorPlace(NamedTuple):
     """The place of a tensor's bytes in a data file, and their masked CRC-32C."""
 
     file: str
@@ -25,7 +25,7 @@ class Place(NamedTuple):
     checksum: int
 
 
-def places(prefix: str) -> dict[bytes, Place]:
+def places(prefix: str) -> dict[bytes, TensorPlace]:
     """Read the places of all tensors that are stored whole.
 
     The slices of a partitioned tensor have entries of their own, under keys that are not names (see
@@ -52,7 +52,7 @@ def places(prefix: str) -> dict[bytes, Place]:
         entry = tensor_bundle_pb2.BundleEntryProto.FromString(value)
         if not entry.slices:
             file = f"{prefix}.data-{entry.shard_id:05d}-of-{header.num_shards:05d}"
-            found[name] = Place(file, entry.offset, entry.size, entry.crc32c)
+            found[name] = TensorPlace(file, entry.offset, entry.size, entry.crc32c)
     return found
 
 

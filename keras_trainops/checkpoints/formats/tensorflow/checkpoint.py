@@ -88,7 +88,7 @@ class TensorFlowCheckpoint(Checkpoint):
         self.training_state = state
 
     @functools.cached_property
-    def _places(self) -> Mapping[bytes, bundle.Place]:
+    def _places(self) -> Mapping[bytes, bundle.TensorPlace]:
         return bundle.places(self._files.prefix) if self._files.is_v2 else {}
 
     def _extent(self, key: str) -> Extent | None:
