@@ -101,6 +101,17 @@ def select(patterns: Patterns, named: Sequence[NamedVariable]) -> list[bool]:
     return [choice is not None for choice in first]
 
 
+def selected(patterns: Patterns, variables: Iterable[keras.Variable]) -> list[keras.Variable]:
+    """Return the variables whose own `path` any pattern matches.
+
+    Raises:
+        ValueError: If a pattern matches nothing; the message names the closest paths.
+    """
+    named = by_path(variables)
+    chosen = select(patterns, named)
+    return [variable for (_, variable), yes in zip(named, chosen, strict=True) if yes]
+
+
 def first_match(
     rules: Mapping[str, T] | Iterable[tuple[Pattern, T]],
     named: Sequence[NamedVariable],
@@ -216,9 +227,9 @@ def closest(name: str, candidates: Iterable[str], count: int = 3) -> list[str]:
     return sorted(likely, key=lambda c: best(c, likeness.ratio), reverse=True)[:count]
 
 
-def exact_pattern(variable: keras.Variable) -> str:
-    """Return the pattern that replaces a variable in a saved configuration: its whole path."""
-    return f"^{re.escape(variable.path)}$"
+def exact_pattern(path: str) -> str:
+    """Return the pattern that matches one whole path and no longer one."""
+    return f"^{re.escape(path)}$"
 
 
 def serializable(patterns: Patterns) -> list[str] | None:
@@ -230,9 +241,9 @@ def serializable(patterns: Patterns) -> list[str] | None:
         if isinstance(pattern, str):
             texts.append(pattern)
         elif isinstance(pattern, keras.Variable):
-            texts.append(exact_pattern(pattern))
+            texts.append(exact_pattern(pattern.path))
         else:
-            texts.extend(exact_pattern(variable) for variable in pattern.weights)
+            texts.extend(exact_pattern(variable.path) for variable in pattern.weights)
     return texts
 
 

@@ -101,8 +101,14 @@ def test_flags_and_anchors_keep_their_meaning() -> None:
 
 
 def test_an_exact_pattern_matches_no_longer_path() -> None:
-    pattern = paths.exact_pattern(keras.Variable(1.0, name="a.b"))
+    pattern = paths.exact_pattern("a.b")
     assert chosen(pattern, ["a.b", "x/a.b", "a.b/c", "axb"]) == ["a.b"]
+
+
+def test_selected_variables_keep_their_order() -> None:
+    a, b, c = (keras.Variable(1.0, name=name) for name in ("a", "b", "c"))
+    assert [id(v) for v in paths.selected(["c", a], [a, b, c])] == [id(a), id(c)]
+    assert paths.selected(None, [a, b, c]) == []
 
 
 @pytest.mark.parametrize("bad", ["(", "[a", "*"])

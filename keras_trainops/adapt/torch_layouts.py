@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import re
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from typing import Any, TypeAlias
 
@@ -27,6 +26,7 @@ from keras_trainops.adapt.torch_adapters import (
     RecurrentBiases,
     UnknownLayout,
 )
+from keras_trainops.paths import exact_pattern
 from keras_trainops.weight_names import model_weights
 
 # Pairs of a variable and the adapter of its tensor; None if the tensor stays as it is.
@@ -97,7 +97,7 @@ def from_torch(model: keras.layers.Layer | Iterable[keras.layers.Layer]) -> dict
         adapter_of = torch_layouts(root)
         for path, variable in model_weights(root):
             if id(variable) in adapter_of:
-                adapters[f"^{re.escape(path)}$"] = adapter_of[id(variable)]
+                adapters[exact_pattern(path)] = adapter_of[id(variable)]
     return adapters
 
 

@@ -252,8 +252,7 @@ class TrainOpsMixin:
         patterns = self.train_ops.arguments.get("variables_to_train")
         if patterns is None or not self.built:
             return variables
-        chosen = paths.select(patterns, paths.by_path(variables))
-        return [variable for variable, yes in zip(variables, chosen, strict=True) if yes]
+        return paths.selected(patterns, variables)
 
     def train_step(self, *args: Any) -> Any:
         """Train on one batch with the class's own step, the mixin's if needed, or Keras's.

@@ -68,8 +68,7 @@ class AdaptiveClip(GradientTransform):
         self.axes = paths.as_rules(axes)
 
     def build(self, variables: Sequence[keras.Variable]) -> None:
-        found = unit_axes(variables, self.axes)
-        self._axes_of = {id(v): axes for v, axes in zip(variables, found, strict=True)}
+        self._axes_of = unit_axes(variables, self.axes)
 
     def __call__(
         self, gradients: Sequence[Gradient], variables: Sequence[keras.Variable]

@@ -19,7 +19,7 @@ Overrides: TypeAlias = "Mapping[str, Any] | Iterable[tuple[paths.Pattern, Any]] 
 _L = keras.layers
 
 
-def unit_axes(variables: Sequence[keras.Variable], overrides: Overrides = None) -> list[Axes]:
+def unit_axes(variables: Sequence[keras.Variable], overrides: Overrides = None) -> dict[int, Axes]:
     """Return the axes of each variable that lead to one output unit; call it from `build`.
 
     Biases, scales and other tensors with at most one axis longer than 1 count as a whole.
@@ -30,7 +30,7 @@ def unit_axes(variables: Sequence[keras.Variable], overrides: Overrides = None) 
             precedence over the layers' layouts.
 
     Returns:
-        For each variable a tuple of axes to reduce over, or None for the whole tensor.
+        By `id(variable)` a tuple of axes to reduce over, or None for the whole tensor.
 
     Raises:
         ValueError: If neither an override nor a layer determines the axes; the message names the
@@ -38,13 +38,13 @@ def unit_axes(variables: Sequence[keras.Variable], overrides: Overrides = None) 
     """
     rules = [(pattern, (axes,)) for pattern, axes in paths.as_rules(overrides)]
     chosen = paths.first_match(rules, paths.by_path(variables))
-    found: list[Axes] = []
+    found: dict[int, Axes] = {}
     unknown = []
     for variable, choice in zip(variables, chosen, strict=True):
         axes = _checked(choice[0], variable) if choice is not None else _layout_axes(variable)
         if axes is NotImplemented:
             unknown.append(f"{variable.path!r} of shape {tuple(variable.shape)}")
-        found.append(axes)
+        found[id(variable)] = axes
     if unknown:
         raise ValueError(
             f"The axes that lead to one output unit are unknown for {', '.join(unknown)}: no layer "

@@ -73,9 +73,8 @@ class Monitor(GradientTransform):
         self.labels = [name, *(f"{name}/{label}" for label in self.groups)]
 
     def build(self, variables: Sequence[keras.Variable]) -> None:
-        named = paths.by_path(variables)
-        selections = [paths.select(patterns, named) for patterns in self.groups.values()]
-        self._members = [{id(v) for v in variables}, *(_chosen(variables, s) for s in selections)]
+        groups = [paths.selected(patterns, variables) for patterns in self.groups.values()]
+        self._members = [{id(v) for v in group} for group in (variables, *groups)]
         count = len(self.labels)
         self.norms = self.add_variable("norms", (count,), held=False)
         self.fresh = self.add_variable("fresh", held=False)
@@ -125,10 +124,6 @@ def norm_metrics(monitors: list[Monitor]) -> list[keras.metrics.Metric]:
             "unique `name`."
         )
     return [keras.metrics.Mean(name=label) for label in labels]
-
-
-def _chosen(variables: Sequence[keras.Variable], selection: Sequence[bool]) -> set[int]:
-    return {id(v) for v, yes in zip(variables, selection, strict=True) if yes}
 
 
 def _gradients_of(

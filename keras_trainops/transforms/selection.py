@@ -55,8 +55,7 @@ class Only(GradientTransform):
         return self.transform.row_sparse
 
     def build(self, variables: Sequence[keras.Variable]) -> None:
-        chosen = paths.select(self.patterns, paths.by_path(variables))
-        mine = [v for v, yes in zip(variables, chosen, strict=True) if yes]
+        mine = paths.selected(self.patterns, variables)
         self._mine = {id(v) for v in mine}
         self.transform.build(mine)
 

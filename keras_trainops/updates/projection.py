@@ -95,9 +95,7 @@ class Project(Update):
         return f"Project({getattr(function, '__name__', type(function).__name__)})"
 
     def build(self, model: keras.Model) -> None:
-        named = paths.by_path(model.weights)
-        chosen = paths.select(self.patterns, named)
-        variables = [v for (_, v), yes in zip(named, chosen, strict=True) if yes]
+        variables = paths.selected(self.patterns, model.weights)
         self._projected = {
             id(v): self._projected.get(id(v)) or (v, self._projection_for(v)) for v in variables
         }

@@ -66,7 +66,7 @@ def test_axes_lead_to_one_output_unit(name: str) -> None:
     layer(x)
     (kernel,) = [v for v in layer.trainable_variables if v.name.endswith("kernel")]
     with owners_scope([layer]):
-        (axes,) = unit_axes([kernel])
+        (axes,) = unit_axes([kernel]).values()
     expected = units_by_experiment(lambda: numpy(layer(x)), kernel, features)
     assert axes
     assert len({*expected.ravel()}) == expected.size // np.prod([kernel.shape[a] for a in axes])
@@ -90,7 +90,7 @@ def test_axes_of_weights_in_composite_layers() -> None:
         axes = dict(
             zip(
                 [v.path for v in model.trainable_variables],
-                unit_axes(model.trainable_variables),
+                unit_axes(model.trainable_variables).values(),
                 strict=True,
             )
         )

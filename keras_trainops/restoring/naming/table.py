@@ -56,7 +56,7 @@ class NameTable:
     def pattern_for(self, target: Target) -> str:
         """Return a pattern that matches one variable only: its short path, or the whole path."""
         alone = self._path_counts[target.short_path] == 1
-        return re.escape(target.short_path) if alone else f"^{re.escape(target.path)}$"
+        return re.escape(target.short_path) if alone else paths.exact_pattern(target.path)
 
     @functools.cached_property
     def _path_counts(self) -> Counter[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping, Sequence
 
-from keras_trainops.paths import runs
+from keras_trainops.paths import exact_pattern, runs
 
 _MOST = 6  # a longer list would not be pasted
 
@@ -33,7 +33,7 @@ def exclude_patterns(failing: Collection[str], paths: Sequence[str]) -> list[str
             left -= matches[run]
         else:
             path = min(left)  # part of another path, so only an anchored pattern matches it alone
-            chosen.append(f"^{re.escape(path)}$")
+            chosen.append(exact_pattern(path))
             left.discard(path)
     return chosen if len(chosen) <= _MOST else []
 
