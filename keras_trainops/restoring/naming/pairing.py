@@ -99,9 +99,7 @@ def _by_descending_strength(candidates: Iterable[Match]) -> list[list[Match]]:
     return [levels[strength] for strength in sorted(levels, reverse=True)]
 
 
-def _pair_level(
-    free: Sequence[Match], taken: set[Target], result: Pairing
-) -> dict[str, Target]:
+def _pair_level(free: Sequence[Match], taken: set[Target], result: Pairing) -> dict[str, Target]:
     """Pair candidates of equal strength, and add their variables to `taken`.
 
     Args:

@@ -170,7 +170,7 @@ def _idf_problem(
     """
     ours = keras_private.idf_of(layer)
     theirs = None if ours is None else _idf_in(checkpoint, other)
-    if theirs is None:
+    if ours is None or theirs is None:
         return ""
     shared = min(len(ours), len(theirs))
     if np.allclose(ours[:shared], theirs[:shared], rtol=1e-5):
