@@ -115,12 +115,12 @@ def test_a_step_clips_decays_and_steps_and_averages_follow() -> None:
     variable = keras.Variable([2.0, 4.0], name="v")
     optimizer.build([variable])
     assert [id(v) for v in keras_private.trained_by(optimizer)] == [id(variable)]
-    (name,) = keras_private.slot_lists(optimizer)
+    ((name, average, weight),) = keras_private.slots(optimizer)
     assert name == "_model_variables_moving_average"
+    assert weight is variable
     keras_private.step(optimizer, [of(9.0, 0.0)], [variable])
     np.testing.assert_allclose(value(variable), [2 * 0.95 - 0.5, 4 * 0.95], rtol=1e-6)
     keras_private.update_averages(optimizer)
-    average = keras_private.slot_lists(optimizer)[name][0]
     np.testing.assert_allclose(value(average), value(variable), rtol=1e-6)
     average.assign([7.0, 7.0])
     keras_private.overwrite_with_averages(optimizer)

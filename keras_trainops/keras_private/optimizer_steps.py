@@ -8,7 +8,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 from keras.src.utils import tracking
@@ -129,18 +129,28 @@ def overwrite_with_averages(optimizer: keras.optimizers.Optimizer) -> None:
     optimizer._overwrite_model_variables_with_average_value(optimizer._trainable_variables)
 
 
-def slot_lists(optimizer: keras.optimizers.Optimizer) -> dict[str, list[Any]]:
-    """Return the slots of a built optimizer, one per variable, by the name of the attribute."""
-    count = len(trained_by(optimizer))
-    return {
-        name: list(value)
-        for name, value in vars(optimizer).items()
-        if name not in ("_variables", "_trainable_variables")
-        and isinstance(value, list)
-        and len(value) == count
-        and all(slot is None or isinstance(slot, keras.Variable) for slot in value)
-        and any(slot is not None for slot in value)
-    }
+class Slot(NamedTuple):
+    """A variable that an optimizer keeps for a weight, in one of its attributes."""
+
+    attribute: str
+    variable: keras.Variable
+    weight: keras.Variable
+
+
+def slots(optimizer: keras.optimizers.Optimizer) -> list[Slot]:
+    """Return the slots of a built optimizer, attribute by attribute."""
+    weights = trained_by(optimizer)
+    found = []
+    for name, value in vars(optimizer).items():
+        if (
+            name not in ("_variables", "_trainable_variables")
+            and isinstance(value, list)
+            and len(value) == len(weights)
+            and all(slot is None or isinstance(slot, keras.Variable) for slot in value)
+        ):
+            pairs = zip(value, weights, strict=True)
+            found += [Slot(name, slot, weight) for slot, weight in pairs if slot is not None]
+    return found
 
 
 def variable_tracker(variables: list[keras.Variable]) -> Any:

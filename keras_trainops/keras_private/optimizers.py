@@ -162,7 +162,7 @@ def take_over(new: Any, old: Any) -> None:
         new: The new optimizer, built.
         old: The optimizer that it was made from.
     """
-    slots = set(map(id, itertools.chain(*optimizer_steps.slot_lists(old).values())))
+    slots = {id(slot.variable) for slot in optimizer_steps.slots(old)}
     own = {id(v): v for v in old._variables if id(v) not in slots}
     copies = _Copies(own, old.name)
     with optimizer_steps.untracked():

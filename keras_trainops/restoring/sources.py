@@ -69,13 +69,11 @@ def _slots(
     if not optimizer.built:
         return {}
     key_of = {id(weight.variable): key for key, weight in weights.items()}
-    trained = keras_private.trained_by(optimizer)
-    found = {}
-    for attribute, slots in keras_private.slot_lists(optimizer).items():
-        for slot, variable in zip(slots, trained, strict=True):
-            if slot is not None and id(slot) in keys and id(variable) in key_of:
-                found[key_of[id(variable)], attribute] = keys[id(slot)]
-    return found
+    return {
+        (key_of[id(slot.weight)], slot.attribute): keys[id(slot.variable)]
+        for slot in keras_private.slots(optimizer)
+        if id(slot.variable) in keys and id(slot.weight) in key_of
+    }
 
 
 def shares_variables(source: keras.Model, target: Any) -> bool:

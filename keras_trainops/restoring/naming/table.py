@@ -48,7 +48,7 @@ class NameTable:
 
     def _add_stored_names(self, model: keras.Model, checkpoint: KerasWeightsCheckpoint) -> None:
         by_id = {id(target.variable): target for target in self.targets}
-        for name, variable in names_in_weights_file(model, checkpoint):
+        for name, variable in names_in_weights_file(keras_private.saving_walk(model), checkpoint):
             if variable in by_id:
                 self._stored[name].append(by_id[variable])
                 by_id[variable].stored_as.add(name)
@@ -154,10 +154,9 @@ def _owner_names(source: ModelCheckpoint, keys: Sequence[str]) -> list[str]:
 
 
 def names_in_weights_file(
-    model: keras.Model, checkpoint: KerasWeightsCheckpoint
+    walk: keras_private.SavingWalk, checkpoint: KerasWeightsCheckpoint
 ) -> list[tuple[str, int]]:
-    """Return (key, `id(variable)`) as the reader would name them if the model were saved now."""
-    walk = keras_private.saving_walk(model)
+    """Return (key, `id(variable)`) as the reader would name what a model's saving walk stores."""
     stored = [
         StoredVariable(group, key, tuple(getattr(value, "shape", ())))
         for group, key, value in walk.entries

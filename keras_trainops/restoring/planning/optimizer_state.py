@@ -95,13 +95,11 @@ def _assignments(
 def _slots(optimizer: keras.optimizers.Optimizer, weights: Sequence[Assignment]) -> list[_Slot]:
     """Return the slots of all weights that are restored."""
     assignment_of = {id(assignment.variable): assignment for assignment in weights}
-    trained = keras_private.trained_by(optimizer)
-    found = []
-    for attribute, slots in keras_private.slot_lists(optimizer).items():
-        for slot, weight in zip(slots, trained, strict=True):
-            if slot is not None and id(weight) in assignment_of:
-                found.append(_Slot(attribute, slot, assignment_of[id(weight)]))
-    return found
+    return [
+        _Slot(slot.attribute, slot.variable, assignment_of[id(slot.weight)])
+        for slot in keras_private.slots(optimizer)
+        if id(slot.weight) in assignment_of
+    ]
 
 
 def _state(model: keras.Model, checkpoint: Checkpoint, slots: Sequence[_Slot]) -> _State:
@@ -152,27 +150,29 @@ class _ByPosition:
 
     def __init__(self, model: keras.Model, checkpoint: KerasWeightsCheckpoint) -> None:
         _require_same_class(checkpoint.owners.get("optimizer", "unnamed"), model.optimizer)
-        _require_same_layers(model, checkpoint)
+        walk = keras_private.saving_walk(model)
+        _require_same_layers(walk, checkpoint)
         variables = model.optimizer.variables
         keys = _keys_by_position(variables, checkpoint)
-        self._key_of = {id(v): key for key, v in zip(keys, variables, strict=True)}
-        self._weight_of = dict(names_in_weights_file(model, checkpoint))
-        self._optimizer = innermost(model.optimizer)
-        self._place = {id(v): i for i, v in enumerate(keras_private.trained_by(self._optimizer))}
+        key_of = {id(v): key for key, v in zip(keys, variables, strict=True)}
+        self._weight_of = dict(names_in_weights_file(walk, checkpoint))
+        optimizer = innermost(model.optimizer)
+        self._counter = key_of[id(optimizer.iterations)]
+        self._slots = {
+            (slot.attribute, id(slot.weight)): key_of.get(id(slot.variable), "")
+            for slot in keras_private.slots(optimizer)
+        }
 
     def counter(self) -> str:
-        return self._key_of[id(self._optimizer.iterations)]
+        return self._counter
 
     def slot(self, slot: _Slot) -> str:
-        place = self._place.get(self._weight_of.get(slot.weight.keys[0], 0))
-        if place is None:
-            return ""
-        slots = keras_private.slot_lists(self._optimizer)[slot.attribute]
-        return self._key_of.get(id(slots[place]), "")
+        return self._slots.get((slot.attribute, self._weight_of.get(slot.weight.keys[0], 0)), "")
 
 
-def _require_same_layers(model: keras.Model, checkpoint: KerasWeightsCheckpoint) -> None:
-    walk = keras_private.saving_walk(model)
+def _require_same_layers(
+    walk: keras_private.SavingWalk, checkpoint: KerasWeightsCheckpoint
+) -> None:
     ours = {entry.group: walk.owners.get(entry.group) for entry in walk.entries if entry.group}
     if {group: checkpoint.owners.get(group) for group in ours} != ours:
         raise _UnmatchedError(

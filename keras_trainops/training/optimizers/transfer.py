@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from typing import Any
 
 import keras
@@ -66,28 +65,17 @@ def _copy(old: Any, new: Any) -> None:
         _copy(before, after)  # a new MultiOptimizer may have more parts
     keras_private.take_over(new, old)
     if old.built and new.built:
-        old_slots, new_slots = keras_private.slot_lists(old), keras_private.slot_lists(new)
-        _copy_slots(old, old_slots, new, new_slots)
-        _copy_singles(_singles(old, old_slots), _singles(new, new_slots), old.name)
+        _copy_slots(old, new)
+        _copy_singles(_singles(old), _singles(new), old.name)
 
 
-def _copy_slots(
-    old: Any, old_slots: dict[str, list[Any]], new: Any, new_slots: dict[str, list[Any]]
-) -> None:
-    """Copy the slots of variables that both optimizers train.
-
-    Args:
-        old: The optimizer to copy from.
-        old_slots: Its `slot_lists`.
-        new: The optimizer to copy to.
-        new_slots: Its `slot_lists`.
-    """
-    position = {id(v): i for i, v in enumerate(keras_private.trained_by(old))}
-    for name in new_slots.keys() & old_slots.keys():
-        for slot, variable in zip(new_slots[name], keras_private.trained_by(new), strict=True):
-            place = position.get(id(variable))
-            if slot is not None and place is not None:
-                assign_copies(slot, copies_of(old_slots[name][place]))
+def _copy_slots(old: Any, new: Any) -> None:
+    """Copy the slots of variables that both optimizers train."""
+    before = {(slot.attribute, id(slot.weight)): slot for slot in keras_private.slots(old)}
+    for slot in keras_private.slots(new):
+        same = before.get((slot.attribute, id(slot.weight)))
+        if same is not None:
+            assign_copies(slot.variable, copies_of(same.variable))
 
 
 def _copy_singles(
@@ -113,9 +101,9 @@ def _copy_singles(
         assign_copies(theirs, copies_of(mine))
 
 
-def _singles(optimizer: Any, slots: dict[str, list[Any]]) -> list[keras.Variable]:
+def _singles(optimizer: Any) -> list[keras.Variable]:
     """Return the optimizer's own variables that belong to no trained variable."""
-    taken = {id(slot) for slot in itertools.chain.from_iterable(slots.values())}
+    taken = {id(slot.variable) for slot in keras_private.slots(optimizer)}
     return [v for v in keras_private.optimizer_variables(optimizer) if id(v) not in taken]
 
 
