@@ -24,6 +24,7 @@ def test_pieces_and_wholes_match_the_library(path: str) -> None:
             np.testing.assert_array_equal(checkpoint[key], expected)
             np.testing.assert_array_equal(checkpoint.again(key), expected)
             assert checkpoint[key].dtype == checkpoint.dtype(key)
+            assert checkpoint[key].nbytes == checkpoint.nbytes(key)
             assert checkpoint[key].flags.writeable
             pieces = [piece.copy() for piece in checkpoint.pieces(key)]
             assert all(piece.size <= PIECE for piece in pieces)
