@@ -9,6 +9,8 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_trainops.backends import backend
+
 
 def parts_of(variable: keras.Variable) -> list[Any]:
     """Return a variable's part on each replica of a strategy, or the variable itself on one.
@@ -16,8 +18,7 @@ def parts_of(variable: keras.Variable) -> list[Any]:
     Parts may differ, as those of gradient sums and metrics do. Such a variable reads as one of its
     parts, or as their sum, and an assignment to it reaches all parts.
     """
-    parts = getattr(variable.value, "values", None)
-    return list(parts) if isinstance(parts, tuple) and len(parts) > 1 else [variable]
+    return backend().parts_of(variable)
 
 
 def copies_of(variable: keras.Variable) -> list[np.ndarray]:

@@ -13,7 +13,7 @@ import pytest
 
 from keras_trainops import keras_private
 from keras_trainops.backends import backend
-from tests.helpers import value
+from tests.helpers import two_replicas, value
 
 
 def model() -> keras.Model:
@@ -230,6 +230,41 @@ def test_fit_asks_for_an_early_build_and_for_the_train_function_before_train_beg
     assert events[:3] == ["build", "function", "begin"]
 
 
+def test_fit_takes_the_logs_of_an_epoch_from_this_method() -> None:
+    class Spied(keras.Sequential):
+        def _get_metrics_result_or_logs(self, logs: Any) -> Any:
+            return {**super()._get_metrics_result_or_logs(logs), "own": 1.0}
+
+    spied = Spied([keras.layers.Dense(2)])
+    spied.compile("sgd", "mse")
+    assert spied.fit(np.ones((4, 3)), np.ones((4, 2)), verbose=0).history["own"] == [1.0]
+
+
+@pytest.mark.parametrize("seed", [None, 3])
+@pytest.mark.backends("tensorflow")
+def test_datasets_know_whether_they_shuffle_by_a_seed(seed: int | None) -> None:
+    import tensorflow as tf
+
+    keras.utils.set_random_seed(7)
+    tf.random.set_seed(None)
+    data = tf.data.Dataset.range(4).shuffle(4, seed=seed).batch(2).prefetch(1)
+    (batched,) = data._inputs()
+    (shuffled,) = batched._inputs()
+    assert [int(each) == 0 for each in (shuffled._seed, shuffled._seed2)] == [seed is None] * 2
+
+
+@pytest.mark.backends("tensorflow")
+def test_a_model_knows_the_strategy_that_it_was_made_under() -> None:
+    assert model()._distribute_strategy is None
+    strategy = two_replicas()
+    with strategy.scope():
+        made = model()
+    assert made._distribute_strategy is strategy
+    with backend().scope_of(made):
+        variable = keras.Variable([1.0], name="v")
+    assert len(variable.value.values) == 2
+
+
 def test_stateless_scope_gets_every_assignment_and_the_losses() -> None:
     variable = keras.Variable(1.0)
 
@@ -442,6 +477,19 @@ def test_clones_of_sequential_and_functional_models_are_made_where_the_mixin_loo
         clone = keras.models.clone_model(made)
         assert type(clone) is not type(made)
         assert clone.compiled
+
+
+def test_the_class_of_functional_models_is_known() -> None:
+    assert keras_private.is_functional(type(model()))
+    assert not keras_private.is_functional(keras.Sequential)
+    assert not keras_private.is_functional(keras.Model)
+
+
+def test_an_optimizer_wrapper_tracks_what_it_is_given_as_its_own() -> None:
+    variable = keras.Variable([1.0], name="v")
+    wrapper = keras_private.OptimizerWrapper(keras.optimizers.Adam(0.1), "wrapper")
+    wrapper.track([variable])
+    assert [id(v) for v in wrapper.own_variables()] == [id(variable)]
 
 
 def test_an_optimizer_wrapper_has_nothing_of_its_own_but_its_name() -> None:

@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import keras
 import numpy as np
+import pytest
 
 from keras_trainops.values import assign_copies, copies_of, copy_of, parts_of
+from tests.helpers import two_replicas
 
 
 def test_copy_does_not_follow_the_variable() -> None:
@@ -27,3 +29,12 @@ def test_variable_on_one_device_is_its_only_part() -> None:
     variable = keras.Variable(1.0)
     (part,) = parts_of(variable)
     assert part is variable
+
+
+@pytest.mark.backends("tensorflow")
+def test_variable_of_a_strategy_has_a_part_on_each_replica() -> None:
+    with two_replicas().scope():
+        variable = keras.Variable([1.0])
+    assert len(parts_of(variable)) == 2
+    assign_copies(variable, [np.array([2.0]), np.array([3.0])])
+    assert [float(copy[0]) for copy in copies_of(variable)] == [2, 3]

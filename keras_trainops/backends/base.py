@@ -252,7 +252,15 @@ class Backend:
         """Return the means over replicas of floating-point values; others as they are."""
         return values
 
+    def parts_of(self, variable: keras.Variable) -> list[Any]:
+        """Return a variable's part on each replica of a strategy, or the variable itself on one."""
+        return [variable]
+
     # The model before and after a step
+
+    def scope_of(self, model: Any) -> AbstractContextManager[Any]:
+        """Return the scope in which the model's variables are made, as that of its strategy."""
+        return nullcontext()
 
     def builds_models_itself(self, model: Any) -> bool:
         """Return whether Keras builds a lazy model before callbacks see it."""

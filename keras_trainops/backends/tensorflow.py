@@ -56,7 +56,7 @@ class TensorFlow(Backend):
 
         @functools.wraps(function)
         def run(iterator: Any) -> Any:
-            with _finite_on_all_replicas(model):
+            with _finite_on_all_replicas(self, model):
                 logs = run_step(iterator)
             if numerics is not None:
                 numerics.raise_if_bad(lambda v: ops.convert_to_numpy(ops.convert_to_tensor(v)))
@@ -92,8 +92,8 @@ class TensorFlow(Backend):
         *,
         changes: Sequence[keras.Variable],
     ) -> None:
-        replica = tf.distribute.get_replica_context()
-        if replica is None or replica.num_replicas_in_sync == 1:
+        replica = _replicas()
+        if replica is None:
             tf.cond(predicate, lambda: _then_zero(then, args), lambda: _then_zero(otherwise, args))
             return
 
@@ -178,8 +178,8 @@ class TensorFlow(Backend):
             )
 
     def any_over_replicas(self, flags: Any) -> Any:
-        replica = tf.distribute.get_replica_context()
-        if replica is None or replica.num_replicas_in_sync == 1:
+        replica = _replicas()
+        if replica is None:
             return flags
         return replica.all_reduce(tf.distribute.ReduceOp.SUM, tf.cast(flags, tf.float32)) > 0.5
 
@@ -189,12 +189,21 @@ class TensorFlow(Backend):
         Plain Keras lets each replica keep its own batch-norm statistics, and saves those of the
         first. Integers are counters or seeds, which are the same on all replicas anyway.
         """
-        replica = tf.distribute.get_replica_context()
+        replica = _replicas()
         floats = [value for value in values if value.dtype.is_floating]
-        if replica is None or replica.num_replicas_in_sync == 1 or not floats:
+        if replica is None or not floats:
             return values
         means = iter(replica.all_reduce(tf.distribute.ReduceOp.MEAN, floats))
         return [next(means) if value.dtype.is_floating else value for value in values]
+
+    def parts_of(self, variable: keras.Variable) -> list[Any]:
+        parts = getattr(variable.value, "values", None)
+        return list(parts) if isinstance(parts, tuple) and len(parts) > 1 else [variable]
+
+    def scope_of(self, model: Any) -> contextlib.AbstractContextManager[Any]:
+        if model._distribute_strategy is None:
+            return contextlib.nullcontext()
+        return model.distribute_strategy.scope()
 
     def builds_models_itself(self, model: Any) -> bool:
         """Under a strategy Keras builds the model early; otherwise the first traced step does."""
@@ -209,14 +218,14 @@ class TensorFlow(Backend):
             return ""
         try:
             batch = data_batch if iterator is None else _batch_spec(iterator)
-            with model.distribute_strategy.scope():
+            with self.scope_of(model):
                 model._symbolic_build(data_batch=batch)
         except Exception as error:  # the first step raises it again, if it is an error there too
             return str(error)
         return ""
 
     def build_metrics(self, model: Any, iterator: Any) -> None:
-        with model.distribute_strategy.scope():
+        with self.scope_of(model):
             keras_private.build_metrics(model, _batch_spec(iterator))
 
     def host_view(self, variable: keras.Variable) -> np.ndarray:
@@ -241,10 +250,16 @@ class TensorFlow(Backend):
         return (tensor, first) if usable else None
 
 
-def _sum_over_replicas(gradients: Sequence[Gradient]) -> Sequence[Gradient]:
+def _replicas() -> Any:
+    """Return TensorFlow's replica context; None outside of one, and with a single replica."""
     replica = tf.distribute.get_replica_context()
+    return None if replica is None or replica.num_replicas_in_sync == 1 else replica
+
+
+def _sum_over_replicas(gradients: Sequence[Gradient]) -> Sequence[Gradient]:
+    replica = _replicas()
     present = [g for g in gradients if g is not None]
-    if replica is None or replica.num_replicas_in_sync == 1 or not present:
+    if replica is None or not present:
         return gradients
     summed = iter(replica.all_reduce(tf.distribute.ReduceOp.SUM, present))
     return [None if g is None else next(summed) for g in gradients]
@@ -279,7 +294,9 @@ def _sum_duplicate_rows(gradient: Gradient) -> Gradient:
     return tf.IndexedSlices(summed, rows, gradient.dense_shape)
 
 
-def _finite_on_all_replicas(model: Any) -> contextlib.AbstractContextManager[None]:
+def _finite_on_all_replicas(
+    backend: Backend, model: Any
+) -> contextlib.AbstractContextManager[None]:
     """Make a LossScaleOptimizer skip a step if any replica's gradient is not finite.
 
     Keras checks each replica's gradients separately, but uses the first replica's result for all.
@@ -290,11 +307,7 @@ def _finite_on_all_replicas(model: Any) -> contextlib.AbstractContextManager[Non
     check = optimizer.check_finite  # Keras's, or user-defined
 
     def check_all(gradients: Any) -> Any:
-        replica = tf.distribute.get_replica_context()
-        bad = tf.cast(tf.logical_not(check(gradients)), tf.float32)
-        if replica is not None and replica.num_replicas_in_sync > 1:
-            bad = replica.all_reduce(tf.distribute.ReduceOp.SUM, bad)
-        return bad < 0.5
+        return tf.logical_not(backend.any_over_replicas(tf.logical_not(check(gradients))))
 
     return keras_private.shadowed(optimizer, "check_finite", check_all)
 

@@ -96,6 +96,7 @@ class TrainingSession(CallRepr, keras.callbacks.Callback):
         self._session = Session(self._settings)
         self._first_half = _FirstHalf(self)
         self._is_wrapped = False
+        self._announced_to: Any = None
         self._others: list[Any] = []
 
     @property
@@ -143,8 +144,8 @@ class TrainingSession(CallRepr, keras.callbacks.Callback):
 
     def _close(self, error: BaseException | None = None) -> None:
         self._session.close(error)
-        if self._model is not None:
-            withdraw(self._model)
+        if self._announced_to is not None:
+            withdraw(self._announced_to)
 
     def begin(self) -> Run:
         """Return the run; begin it first if no earlier callback in the list has done so."""
@@ -163,6 +164,7 @@ class TrainingSession(CallRepr, keras.callbacks.Callback):
         if not self._is_wrapped:
             self._close()  # in case an earlier `fit` failed without closing it
         super().set_model(model)
+        self._announced_to = model
         announce(model, self.begin)
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:

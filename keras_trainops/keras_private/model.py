@@ -9,6 +9,12 @@ from typing import Any
 
 import keras
 from keras.src.backend.common import global_state
+from keras.src.models.functional import Functional
+
+
+def is_functional(cls: type) -> bool:
+    """Return whether a class is Keras's own class of functional models."""
+    return cls is Functional
 
 
 def all_layers(model: keras.Model) -> list[keras.layers.Layer]:

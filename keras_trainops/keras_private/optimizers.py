@@ -43,6 +43,15 @@ class OptimizerWrapper(keras.optimizers.Optimizer):
         _store(self, [])
         self.inner_optimizer = inner_optimizer
 
+    def own_variables(self) -> list[keras.Variable]:
+        """Return the variables that it tracks itself."""
+        return list(self._variables)
+
+    def track(self, variables: Iterable[keras.Variable]) -> None:
+        """Track variables as its own."""
+        for variable in variables:
+            self._track_variable(variable)
+
     def __getattr__(self, name: str) -> Any:
         inner = self.__dict__.get("inner_optimizer")
         if inner is not None and (not name.startswith("_") or name in _EXPOSED):

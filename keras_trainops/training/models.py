@@ -70,7 +70,7 @@ def _extended(cls: type[keras.Model]) -> type[keras.Model]:
     """Return the class `cls` with the mixin."""
     if cls is keras.Sequential:
         return TrainOpsSequential
-    if cls.__module__.startswith("keras.") and cls.__name__ == "Functional":
+    if keras_private.is_functional(cls):
         return _functional_class()
     attributes = {
         "__module__": cls.__module__,

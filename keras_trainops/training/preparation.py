@@ -17,10 +17,7 @@ T = TypeVar("T")
 
 def in_scope(model: Any, make: Callable[[], T]) -> T:
     """Call `make` in the scope of the model's distribution strategy, if it has one."""
-    strategy = getattr(model, "_distribute_strategy", None)
-    if strategy is None:
-        return make()
-    with strategy.scope():
+    with backend().scope_of(model):
         return make()
 
 

@@ -102,8 +102,7 @@ class TransformedOptimizer(keras_private.OptimizerWrapper):
                 transform.bind_to(variables if model is None else model.weights)
         with owners_scope(keras_private.all_layers(model) if model is not None else []):
             self.chain.build(variables)
-        for variable in self.chain.variables:
-            self._track_variable(variable)
+        self.track(self.chain.variables)
 
     def apply(self, grads: Sequence[Any], trainable_variables: Any = None) -> None:
         """Apply the gradients of one batch through the inner optimizer."""
@@ -121,7 +120,7 @@ class TransformedOptimizer(keras_private.OptimizerWrapper):
     @property
     def variables(self) -> list[keras.Variable]:
         """The inner optimizer's variables, then the transforms' state."""
-        return [*self.inner_optimizer.variables, *self._variables]
+        return [*self.inner_optimizer.variables, *self.own_variables()]
 
     @property
     def learning_rate(self) -> Any:
@@ -202,7 +201,7 @@ class TransformedOptimizer(keras_private.OptimizerWrapper):
 
         Files of version 0.1 begin with two unused values, then the transforms' state.
         """
-        state = len(self._variables)
+        state = len(self.own_variables())
         if len(stored) != len(self.variables) + 2 or any(np.shape(stored[k]) for k in "01"):
             return stored
         values = [stored[str(i)] for i in range(2, len(stored))]
