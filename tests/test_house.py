@@ -50,10 +50,7 @@ ALLOWED: dict[str, set[str]] = {
         *("adapt", "checkpoints", "weight_names", "backends", "keras_private"),
         *("paths", "errors", "numbering", "values"),
     },
-    "session": {
-        *("training", "transforms", "backends", "keras_private"),
-        *("errors", "numbering", "values"),
-    },
+    "session": {"training", "backends", "keras_private", "errors", "numbering", "values"},
     "callbacks": {
         *("restoring", "adapt", "session", "training", "transforms", "updates"),
         *("paths", "errors", "scalars", "representation", "values"),

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 
 from keras_trainops.representation import CallRepr
-from keras_trainops.training.optimizers.transformed import engine_of
+from keras_trainops.training.optimizers.transformed import monitors_of
 from keras_trainops.transforms.monitoring import HISTOGRAM_EDGES, Monitor
 from keras_trainops.values import copy_of
 
@@ -53,9 +53,7 @@ class MonitorBoard(CallRepr, keras.callbacks.Callback):
         self._batches, self._last_step = 0, -1
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        engine = engine_of(self.model.optimizer)
-        parts = engine.chain.walk() if engine is not None else ()
-        self._monitors = [part for part in parts if isinstance(part, Monitor)]
+        self._monitors = monitors_of(self.model.optimizer)
         if not self._monitors:
             raise ValueError(
                 "There is no `keras_trainops.transforms.Monitor` among the gradient transforms of "

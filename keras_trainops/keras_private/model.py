@@ -27,13 +27,13 @@ def own_variables(layer: keras.layers.Layer) -> list[keras.Variable]:
     return [*layer._trainable_variables, *layer._non_trainable_variables]
 
 
-def unbuilt_layers(model: keras.Model) -> tuple[str, ...]:
-    """Return the names of layers that will have variables but have not been called yet."""
-    return tuple(
-        layer.name
+def unbuilt_layers(model: keras.Model) -> list[keras.layers.Layer]:
+    """Return the layers that will have variables but have not been called yet."""
+    return [
+        layer
         for layer in all_layers(model)
         if not layer.built and type(layer).build is not keras.layers.Layer.build
-    )
+    ]
 
 
 def forget_losses(model: keras.Model) -> None:

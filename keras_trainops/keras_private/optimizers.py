@@ -246,15 +246,15 @@ def all_of(optimizer: Any) -> list[Any]:
 
 
 @contextmanager
-def shadowed(optimizer: Any, method: str, function: Callable[..., Any]) -> Iterator[None]:
-    """Redirect calls of `optimizer.<method>` to `function`, on every thread.
+def shadowed(owner: Any, method: str, function: Callable[..., Any]) -> Iterator[None]:
+    """Redirect calls of `owner.<method>` to `function`, on every thread.
 
     Args:
-        optimizer: The optimizer.
+        owner: The object that has the method.
         method: Name of the method.
         function: Called with the same arguments.
     """
-    attributes, missing = vars(optimizer), object()
+    attributes, missing = vars(owner), object()
     own = attributes.get(method, missing)
     attributes[method] = function
     try:

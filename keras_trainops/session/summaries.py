@@ -13,8 +13,7 @@ import keras
 
 from keras_trainops.session.log import SessionLog
 from keras_trainops.session.settings import Settings
-from keras_trainops.training.optimizers.transformed import engine_of
-from keras_trainops.transforms.monitoring import Monitor
+from keras_trainops.training.optimizers.transformed import engine_of, monitors_of
 from keras_trainops.values import copy_of
 
 
@@ -159,10 +158,8 @@ def _number(value: Any) -> float:
 
 
 def _norms(optimizer: Any) -> dict[str, float]:
-    engine = engine_of(optimizer)
     norms: dict[str, float] = {}
-    for part in () if engine is None else engine.chain.walk():
-        if isinstance(part, Monitor):
-            values = map(float, copy_of(part.norms))
-            norms.update(zip(part.labels, values, strict=True))
+    for monitor in monitors_of(optimizer):
+        values = map(float, copy_of(monitor.norms))
+        norms.update(zip(monitor.labels, values, strict=True))
     return norms

@@ -72,12 +72,8 @@ def wrapped_fit(
             arranged = stack.enter_context(wrapper.wrap_fit(model, arranged))
         if users_list is not None:
             stack.enter_context(_listed(users_list, arranged, model))
-        state = model.train_ops.fit
-        state.follow_data = None if follower is None else follower.follow_data
-        try:
-            yield _with_callbacks(args, kwargs, arranged if users_list is None else users_list)
-        finally:
-            state.follow_data, state.follows = None, False
+        model.train_ops.fit.follow_data = None if follower is None else follower.follow_data
+        yield _with_callbacks(args, kwargs, arranged if users_list is None else users_list)
 
 
 def _require_callbacks(callbacks: Sequence[Any]) -> None:

@@ -16,13 +16,13 @@ from keras_trainops.training import own_step, preparation
 from keras_trainops.training.all_or_nothing import all_or_nothing
 from keras_trainops.training.fit_callbacks import evaluation_context, wrapped_fit
 from keras_trainops.training.numerics import NumericsGuard
-from keras_trainops.training.optimizers.transfer import trained_by, transferred, without
+from keras_trainops.training.optimizers.transfer import built_for, transferred
 from keras_trainops.training.optimizers.transformed import engine_of
 from keras_trainops.training.optimizers.weight_decay import EXCLUDED, exclude, exclusions
 from keras_trainops.training.optimizers.wrapping import owned_by, with_engine, with_transforms
 from keras_trainops.training.step import train_step
-from keras_trainops.training.train_ops import COMPILE_ARGUMENTS, Compiled, TrainOps
-from keras_trainops.training.trainability import Trainability, as_compiled
+from keras_trainops.training.train_ops import COMPILE_ARGUMENTS, Compiled, FitState, TrainOps
+from keras_trainops.training.trainability import Trainability, as_compiled, without
 from keras_trainops.updates.functions import as_update
 from keras_trainops.updates.policy import UpdatePolicy
 
@@ -161,7 +161,7 @@ class TrainOpsMixin:
         with all_or_nothing(self, state, *owned_by(optimizer)):
             state.registered = registered
             state.compiled = dataclasses.replace(
-                state.compiled, policy=policy, needs_our_step=needed
+                state.compiled, policy=policy, need_our_step_for=needed
             )
             if optimizer is not None and policy.after_weights:
                 self.optimizer = with_engine(optimizer)
@@ -208,11 +208,12 @@ class TrainOpsMixin:
 
     def fit(self, *args: Any, **kwargs: Any) -> Any:
         """Train as in Keras."""
+        self.train_ops.fit = FitState()
         try:
             with self._in_training(whole=True), wrapped_fit(self, args, kwargs) as (args, kwargs):
                 return super().fit(*args, **kwargs)  # type: ignore[misc]
         finally:
-            self.train_ops.fit.evaluation = None
+            self.train_ops.fit = FitState()
 
     def train_on_batch(self, *args: Any, **kwargs: Any) -> Any:
         """Train on one batch as in Keras."""
@@ -222,7 +223,7 @@ class TrainOpsMixin:
     @contextmanager
     def _in_training(self, *, whole: bool) -> Iterator[None]:
         backend().require_one_process()
-        needed = self.train_ops.compiled.needs_our_step
+        needed = self.train_ops.compiled.need_our_step_for
         with as_compiled(self), own_step.watched(self, TrainOpsMixin, needed, whole=whole):
             yield
 
@@ -323,7 +324,7 @@ class TrainOpsMixin:
         arguments["variables_to_train"] = paths.serializable(arguments["variables_to_train"])
         if self.optimizer is not None:  # `add_update` may have wrapped it since
             arguments["optimizer"] = self.optimizer
-            arguments.update(exclusions(self.optimizer, trained_by(self.optimizer)))
+            arguments.update(exclusions(self.optimizer, built_for(self.optimizer)))
         return {**config, **keras.saving.serialize_keras_object(arguments)}
 
     def compile_from_config(self, config: dict[str, Any]) -> None:

@@ -10,9 +10,13 @@ from typing import Any
 
 import keras
 
+from keras_trainops import keras_private
 from keras_trainops.backends import backend
-from keras_trainops.training.optimizers.transformed import TransformedOptimizer, engine_of
-from keras_trainops.transforms.monitoring import Monitor
+from keras_trainops.training.optimizers.transformed import (
+    TransformedOptimizer,
+    engine_of,
+    monitors_of,
+)
 from keras_trainops.updates.policy import UpdatePolicy
 from keras_trainops.values import copy_of
 
@@ -45,21 +49,20 @@ def arguments_that_need_it(
 ) -> tuple[str, ...]:
     """Return the arguments that only the mixin's training step supports, as users name them.
 
-    Gradient transforms and `variables_to_train` are not among them: they work in every step that
-    uses `self.optimizer` and `self.trainable_variables`, as Keras's steps do.
+    `Monitor` needs other methods of the mixin, which Keras's step calls; see
+    `TrainOps.needs_our_step`. Gradient transforms and `variables_to_train` are not among them: they
+    work in every step that uses `self.optimizer` and `self.trainable_variables`, as Keras's do.
 
     Args:
         policy: The updates.
         arguments: The `compile` arguments of the mixin.
         optimizer: The optimizer, with its transforms.
     """
-    engine = engine_of(optimizer)
-    transforms = engine.chain.walk() if engine is not None else ()
     asked = {
         "`updates`": arguments["updates"] is not None,
         _REGISTERED: arguments["updates"] is None and policy.after_weights,
         "`check_numerics`": arguments["check_numerics"],
-        _MONITOR: any(isinstance(transform, Monitor) for transform in transforms),
+        _MONITOR: bool(monitors_of(optimizer)),
     }
     return tuple(name for name, is_asked in asked.items() if is_asked)
 
@@ -114,21 +117,17 @@ def watched(model: Any, mixin: type, needed_by: Sequence[str], *, whole: bool) -
         yield
         return
     watch = _Watch(model, owner, needed_by, transforming)
-    of_object = vars(model).get(_STEP)
-    vars(model)[_STEP] = watch.around(model.train_step)
     model.train_ops.before_first_step = []
     try:
-        yield
+        with keras_private.shadowed(model, _STEP, watch.around(model.train_step)):
+            yield
         if whole:
             watch.refuse_if_unused()
     except BaseException:
         watch.undo_refused_step()
         raise
     finally:
-        del vars(model)[_STEP]
         model.train_ops.before_first_step = None
-        if of_object is not None:
-            vars(model)[_STEP] = of_object
 
 
 def _transforming(optimizer: Any) -> TransformedOptimizer | None:

@@ -6,6 +6,8 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
+import keras
+
 from keras_trainops import keras_private
 from keras_trainops.backends import Assignment, Gradient, backend
 from keras_trainops.updates.layer_updates import LayerUpdateScope
@@ -25,12 +27,14 @@ class Outcome(NamedTuple):
     Attributes:
         y_pred: The predictions.
         loss: The loss as the logs report it: unscaled, of this replica.
+        variables: The variables to train.
         gradients: One per variable to train, still scaled.
         assigned: The variables that layers assigned, and the values, none of them written yet.
     """
 
     y_pred: Any
     loss: Any
+    variables: list[keras.Variable]
     gradients: Sequence[Gradient]
     assigned: Sequence[Assignment]
 
@@ -53,9 +57,10 @@ def passes(model: Any, batch: Batch) -> Outcome:
         return model.optimizer.scale_loss(loss), (loss, y_pred, [value for _, value in assigned])
 
     keras_private.forget_losses(model)  # run eagerly, each step has new ones
-    gradients, (loss, y_pred, values) = here.differentiate(losses, model.trainable_variables)
+    variables = model.trainable_variables
+    gradients, (loss, y_pred, values) = here.differentiate(losses, variables)
     news = [(variable, value) for (variable, _), value in zip(assigned, values, strict=True)]
-    return Outcome(y_pred, here.reported_loss(loss), gradients, news)
+    return Outcome(y_pred, here.reported_loss(loss), variables, gradients, news)
 
 
 @contextlib.contextmanager

@@ -7,10 +7,9 @@ from typing import Any, TypeVar
 
 from keras_trainops.backends import backend
 from keras_trainops.training.norm_logs import NormLogs
-from keras_trainops.training.optimizers.transfer import is_built_for, trained_by, without
-from keras_trainops.training.optimizers.transformed import engine_of
-from keras_trainops.training.trainability import changed_since
-from keras_trainops.transforms.monitoring import Monitor
+from keras_trainops.training.optimizers.transfer import built_for, is_built_for
+from keras_trainops.training.optimizers.transformed import engine_of, monitors_of
+from keras_trainops.training.trainability import changed_since, without
 
 T = TypeVar("T")
 
@@ -24,10 +23,9 @@ def in_scope(model: Any, make: Callable[[], T]) -> T:
 def attach_optimizer(model: Any) -> None:
     """Connect the chain of transforms in the optimizer with the model and its logs."""
     engine = engine_of(model.optimizer)
-    monitors = []
     if engine is not None:
         engine.attach(model)
-        monitors = [t for t in engine.chain.walk() if isinstance(t, Monitor)]
+    monitors = monitors_of(model.optimizer)
     model.train_ops.norms = in_scope(model, lambda: NormLogs(monitors))
 
 
@@ -37,8 +35,8 @@ def require_same_variables(model: Any) -> None:
     Raises:
         ValueError: If the variables to train have changed since; the message names them.
     """
-    now, before = model.trainable_variables, trained_by(model.optimizer)
-    if not is_built_for(model.optimizer, now):
+    now, before = model.trainable_variables, built_for(model.optimizer)
+    if not is_built_for(before, now):
         changed = [*without(before, now), *without(now, before)]
         raise changed_since([variable.path for variable in changed])
 

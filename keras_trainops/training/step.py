@@ -28,7 +28,6 @@ def train_step(model: Any, data: Any) -> dict[str, Any]:
     batch = Batch(*keras.utils.unpack_x_y_sample_weight(data))
     outcome = passes(model, batch)
     options: TrainOps = model.train_ops
-    trainable = model.trainable_variables
     size = ops.shape(next(leaf for leaf in keras.tree.flatten(batch.x) if leaf is not None))[0]
     keras_private.track_loss(model, outcome.loss, size)
     kept = options.policy.chosen(outcome.assigned)
@@ -39,8 +38,8 @@ def train_step(model: Any, data: Any) -> dict[str, Any]:
         for (variable, _), value in zip(kept, means, strict=True):
             variable.assign(value)
         before = ops.copy(ops.convert_to_tensor(model.optimizer.iterations))
-        if trainable:
-            backend().apply_gradients(model.optimizer, gradients, trainable)
+        if outcome.variables:
+            backend().apply_gradients(model.optimizer, gradients, outcome.variables)
         options.policy.run(model, loss, before)
 
     loss = outcome.loss

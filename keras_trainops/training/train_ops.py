@@ -26,14 +26,14 @@ class Compiled:
         arguments: The `compile` arguments of the mixin that the optimizer does not keep.
         policy: The updates that run.
         numerics: The guard of `check_numerics=True`.
-        needs_our_step: The arguments that only our training step supports, as users name them.
+        need_our_step_for: The arguments that only our training step supports, as users name them.
         trainability: The layers and weights that were trainable; None before the first `compile`.
     """
 
     arguments: Mapping[str, Any] = field(default_factory=lambda: dict.fromkeys(COMPILE_ARGUMENTS))
     policy: UpdatePolicy = field(default_factory=lambda: UpdatePolicy(None, []))
     numerics: NumericsGuard | None = None
-    needs_our_step: tuple[str, ...] = ()
+    need_our_step_for: tuple[str, ...] = ()
     trainability: Trainability | None = None
 
 
@@ -102,6 +102,10 @@ class TrainOps:
         return self.compiled.numerics
 
     def needs_our_step(self) -> bool:
-        """Return whether a policy or a check needs the mixin's training step instead of Keras's."""
+        """Return whether a policy or a check needs the mixin's training step instead of Keras's.
+
+        The arguments that do are among `Compiled.need_our_step_for`. `Monitor` is there too, but
+        not counted here: with it Keras's step works, as it calls the mixin's `compute_metrics`.
+        """
         policy = self.policy
         return bool(self.numerics or policy.after_weights or not policy.keeps_layer_updates)

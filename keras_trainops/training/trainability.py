@@ -9,7 +9,6 @@ from typing import Any
 import keras
 
 from keras_trainops import keras_private
-from keras_trainops.training.optimizers.transfer import without
 
 
 class Trainability:
@@ -33,8 +32,8 @@ class Trainability:
 
     def changed_unbuilt(self, model: Any) -> list[str]:
         """Return the names of changed layers that will have weights but have none yet."""
-        unbuilt = set(keras_private.unbuilt_layers(model))
-        return [layer.name for layer, _ in self._changed(self._layers) if layer.name in unbuilt]
+        unbuilt = set(map(id, keras_private.unbuilt_layers(model)))
+        return [layer.name for layer, _ in self._changed(self._layers) if id(layer) in unbuilt]
 
     @staticmethod
     def _changed(flags: list[tuple[Any, bool]]) -> list[tuple[Any, bool]]:
@@ -70,7 +69,7 @@ def as_compiled(model: Any) -> Iterator[None]:
     if not changed:
         yield
         return
-    if trainable_now or any(layer.trainable for layer in _unbuilt(model)):
+    if trainable_now or any(layer.trainable for layer in keras_private.unbuilt_layers(model)):
         raise changed_since(changed)
     compiled.restore()
     try:
@@ -93,6 +92,7 @@ def _trainable(model: Any) -> list[keras.Variable]:
     return [weight for weight in model.weights if weight.trainable] if model.trainable else []
 
 
-def _unbuilt(model: Any) -> list[Any]:
-    names = set(keras_private.unbuilt_layers(model))
-    return [layer for layer in keras_private.all_layers(model) if layer.name in names]
+def without(variables: list[keras.Variable], others: list[keras.Variable]) -> list[keras.Variable]:
+    """Return the variables that are not among `others`."""
+    ids = {id(variable) for variable in others}
+    return [variable for variable in variables if id(variable) not in ids]

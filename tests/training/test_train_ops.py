@@ -21,7 +21,7 @@ def test_compile_and_add_update_replace_the_compiled_record() -> None:
     assert first == dataclasses.replace(first, arguments=dict.fromkeys(first.arguments))
     assert second.arguments["updates"] == []
     assert second.numerics is not None
-    assert second.needs_our_step == ("`updates`", "`check_numerics`")
+    assert second.need_our_step_for == ("`updates`", "`check_numerics`")
     model.compile("sgd", "mse")
     third, policy = state.compiled, state.policy
     model.add_update(kt.updates.MovingAverage())

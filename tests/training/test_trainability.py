@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import keras_trainops as kt
+from keras_trainops.training.trainability import Trainability
 from tests.helpers import assert_same, differ, refused, weights
 
 RNG = np.random.default_rng(0)
@@ -220,3 +221,21 @@ def test_layers_get_their_flags_back_after_errors() -> None:
     with pytest.raises(RuntimeError, match="stop here"):
         model.fit(X, Y, verbose=0, callbacks=[Stop()])
     assert not any(layer.trainable for layer in (model, *model.layers))
+
+
+def test_an_unbuilt_layer_is_told_from_a_built_one_of_the_same_name() -> None:
+    class Lazy(keras.Model):
+        def __init__(self) -> None:
+            super().__init__()
+            self.built_one = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2, name="a")])
+            self.lazy_one = keras.layers.Dense(2, name="a")
+
+        def call(self, x: Any) -> Any:
+            return self.lazy_one(self.built_one(x))
+
+    model = Lazy()
+    before = Trainability(model)
+    model.built_one.layers[0].trainable = False
+    assert before.changed_unbuilt(model) == []
+    model.lazy_one.trainable = False
+    assert before.changed_unbuilt(model) == ["a"]

@@ -124,7 +124,7 @@ def require_variables(model: keras.Model) -> tuple[str, ...]:
             "Call it on a batch before you restore, as in `model(x)`; or mix in `TrainOpsMixin`, "
             "which builds it before `WarmStart` runs."
         )
-    return keras_private.unbuilt_layers(model)
+    return tuple(layer.name for layer in keras_private.unbuilt_layers(model))
 
 
 def _empty_plan(findings: Findings, checkpoint: Checkpoint, targets: Sequence[Target]) -> list[str]:

@@ -11,13 +11,12 @@ from keras_trainops.training.optimizers.transformed import engine_of
 from keras_trainops.values import assign_copies, copies_of
 
 
-def is_built_for(optimizer: Any, variables: list[keras.Variable]) -> bool:
-    """Return whether an optimizer was built for exactly these variables, or not yet."""
-    built_for = trained_by(optimizer)
-    return not built_for or {id(v) for v in built_for} == {id(v) for v in variables}
+def is_built_for(before: list[keras.Variable], variables: list[keras.Variable]) -> bool:
+    """Return whether what an optimizer was `built_for` is exactly these variables, or nothing."""
+    return not before or {id(v) for v in before} == {id(v) for v in variables}
 
 
-def trained_by(optimizer: Any) -> list[keras.Variable]:
+def built_for(optimizer: Any) -> list[keras.Variable]:
     """Return the variables that an optimizer, or the one inside it, was built for."""
     while hasattr(optimizer, "inner_optimizer"):
         optimizer = optimizer.inner_optimizer
@@ -41,13 +40,14 @@ def transferred(optimizer: Any, model: Any) -> Any:
             carried over.
     """
     variables = model.trainable_variables if model.built else []
-    if not model.built or is_built_for(optimizer, variables):
+    before = built_for(optimizer)
+    if not model.built or is_built_for(before, variables):
         return optimizer
-    built_for, own = trained_by(optimizer), {id(v) for v in model.weights}
-    if not any(id(v) in own for v in built_for):
+    own = {id(v) for v in model.weights}
+    if not any(id(v) in own for v in before):
         raise ValueError(
             f"The optimizer {optimizer.name!r} has trained another model: it was built for "
-            f"{built_for[0].path!r} and other variables that do not belong to {model.name!r}. "
+            f"{before[0].path!r} and other variables that do not belong to {model.name!r}. "
             "Compile with a new optimizer."
         )
     new = keras_private.unbuilt(optimizer)
@@ -105,9 +105,3 @@ def _singles(optimizer: Any) -> list[keras.Variable]:
     """Return the optimizer's own variables that belong to no trained variable."""
     taken = {id(slot.variable) for slot in keras_private.slots(optimizer)}
     return [v for v in keras_private.optimizer_variables(optimizer) if id(v) not in taken]
-
-
-def without(variables: list[keras.Variable], others: list[keras.Variable]) -> list[keras.Variable]:
-    """Return the variables that are not among `others`."""
-    ids = {id(variable) for variable in others}
-    return [variable for variable in variables if id(variable) not in ids]

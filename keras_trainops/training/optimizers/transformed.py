@@ -17,6 +17,7 @@ from keras_trainops.training.optimizers.weight_decay import EXCLUDED, exclude, e
 from keras_trainops.training.optimizers.weight_update import WeightUpdate, is_multi, parts
 from keras_trainops.transforms.base import GradientTransform
 from keras_trainops.transforms.chain import Chain
+from keras_trainops.transforms.monitoring import Monitor
 from keras_trainops.transforms.scope import owners_scope
 from keras_trainops.values import copy_of
 
@@ -256,6 +257,12 @@ def engine_of(optimizer: Any) -> TransformedOptimizer | None:
     if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
         optimizer = optimizer.inner_optimizer
     return optimizer if isinstance(optimizer, TransformedOptimizer) else None
+
+
+def monitors_of(optimizer: Any) -> list[Monitor]:
+    """Return the monitors among an optimizer's transforms."""
+    engine = engine_of(optimizer)
+    return [t for t in engine.chain.walk() if isinstance(t, Monitor)] if engine is not None else []
 
 
 def _check_inner(inner: Any, chain: Chain) -> None:
