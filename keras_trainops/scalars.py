@@ -31,8 +31,10 @@ def is_number(number: Any) -> bool:
     return number == number and abs(number) != float("inf")  # NaN differs from itself
 
 
-def check_positive(name: str, number: Any, *, scheduled: bool = False) -> Any:
-    """Return a finite number above 0 or, if `scheduled`, a schedule.
+def check_positive(
+    name: str, number: Any, *, scheduled: bool = False, optional: bool = False
+) -> Any:
+    """Return a finite number above 0 or, if `scheduled`, a schedule or, if `optional`, None.
 
     Args:
         name: The argument's name, for the message.
@@ -42,7 +44,19 @@ def check_positive(name: str, number: Any, *, scheduled: bool = False) -> Any:
     Raises:
         ValueError: If `number` is neither.
     """
-    return check_number(name, number, "> 0", lambda value: value > 0, scheduled=scheduled)
+    return check_number(
+        name, number, "> 0", lambda value: value > 0, scheduled=scheduled, optional=optional
+    )
+
+
+def check_decay(decay: Any, *, scheduled: bool = False) -> Any:
+    """Return a decay or, if `scheduled`, a schedule.
+
+    Raises:
+        ValueError: If `decay` is neither.
+    """
+    must = "at least 0 and below 1"
+    return check_number("decay", decay, must, lambda d: 0 <= d < 1, scheduled=scheduled)
 
 
 def check_whole(name: str, number: Any, least: int, *, optional: bool = False) -> Any:

@@ -479,6 +479,17 @@ def test_clones_of_sequential_and_functional_models_are_made_where_the_mixin_loo
         assert clone.compiled
 
 
+def test_optimizers_inside_others_are_found_with_their_sums_of_gradients() -> None:
+    inner = keras.optimizers.SGD(gradient_accumulation_steps=2)
+    outer = keras.optimizers.LossScaleOptimizer(inner)
+    outer.build([keras.Variable([1.0], name="v")])
+    assert keras_private.innermost(outer) is inner
+    assert keras_private.all_of(outer) == [outer, inner]
+    assert [tuple(v.shape) for v in keras_private.gradient_sums(outer)] == [(1,)]
+    assert keras_private.gradient_sums(None) == []
+    assert not keras_private.is_multi(outer)
+
+
 def test_the_class_of_functional_models_is_known() -> None:
     assert keras_private.is_functional(type(model()))
     assert not keras_private.is_functional(keras.Sequential)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from keras_trainops.scalars import (
+    check_decay,
     check_number,
     check_positive,
     check_whole,
@@ -39,12 +40,15 @@ def test_checked_numbers_are_plain_python() -> None:
     assert type(check_whole("count", np.int64(3), 1)) is int
     assert check_whole("count", None, 1, optional=True) is None
     assert check_positive("limit", SCHEDULE, scheduled=True) is SCHEDULE
+    assert check_positive("limit", None, optional=True) is None
+    assert [check_decay(decay) for decay in (0, 0.5)] == [0, 0.5]
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
         (lambda: check_positive("limit", 0), r"`limit` must be > 0\. Received: limit=0"),
+        (lambda: check_decay(1), r"`decay` must be at least 0 and below 1\. Received: decay=1"),
         (lambda: check_positive("limit", SCHEDULE), r"`limit` must be > 0\. Received: limit=<"),
         (
             lambda: check_whole("count", 0, 1),

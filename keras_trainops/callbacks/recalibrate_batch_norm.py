@@ -7,6 +7,7 @@ from typing import Any
 import keras
 
 from keras_trainops.representation import CallRepr
+from keras_trainops.scalars import check_whole
 from keras_trainops.updates.recalibration import recalibrate_batch_norm
 
 
@@ -28,7 +29,7 @@ class RecalibrateBatchNorm(CallRepr, keras.callbacks.Callback):
         verbose: 1 shows a progress bar and the time taken.
 
     Raises:
-        ValueError: If `steps` is less than 1; when training ends, if there are no layers to
+        ValueError: If `steps` is not an integer >= 1; when training ends, if there are no layers to
             recalibrate, or no data.
 
     Example:
@@ -48,8 +49,7 @@ class RecalibrateBatchNorm(CallRepr, keras.callbacks.Callback):
         verbose: int = 0,
     ) -> None:
         super().__init__()
-        if steps is not None and steps < 1:
-            raise ValueError(f"`steps` must be >= 1, or None. Received: steps={steps!r}")
+        steps = check_whole("steps", steps, 1, optional=True)
         self._arguments = (data, steps, batch_size, layer_by_layer, verbose)
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import keras
 
 from keras_trainops.representation import CallRepr
-from keras_trainops.scalars import check_number, check_whole
+from keras_trainops.scalars import check_positive, check_whole
 from keras_trainops.session.run import Run
 from keras_trainops.session.session import Session, announce, withdraw
 from keras_trainops.session.settings import Settings
@@ -86,7 +86,7 @@ class TrainingSession(CallRepr, keras.callbacks.Callback):
             raise ValueError(f"`verbose` must be 0 or 1. Received: {verbose=}")
         self._settings = Settings(
             _absolute(logdir),
-            check_number("save_seconds", save_seconds, "> 0", lambda n: n > 0, optional=True),
+            check_positive("save_seconds", save_seconds, optional=True),
             check_whole("save_steps", save_steps, 1, optional=True),
             check_whole("summary_steps", summary_steps, 1, optional=True),
             check_whole("keep", keep, 1),
@@ -105,7 +105,7 @@ class TrainingSession(CallRepr, keras.callbacks.Callback):
         return self._session.step
 
     @contextmanager
-    def wrap_fit(self, model: keras.Model, callbacks: list[Any]) -> Iterator[list[Any]]:
+    def wrap_fit(self, callbacks: list[Any]) -> Iterator[list[Any]]:
         """Surround the `fit` of a model with the mixin.
 
         The other callbacks come between two halves of the session. So they find the state restored
@@ -113,7 +113,6 @@ class TrainingSession(CallRepr, keras.callbacks.Callback):
         epoch.
 
         Args:
-            model: The model.
             callbacks: The callbacks that `fit` was given.
 
         Returns:

@@ -10,6 +10,7 @@ from typing import Any
 import keras
 
 from keras_trainops.representation import CallRepr
+from keras_trainops.scalars import check_whole
 from keras_trainops.updates.averaging import WeightAverage
 from keras_trainops.updates.recalibration import batch_statistics, recalibrate_batch_norm
 from keras_trainops.updates.swap import Swap
@@ -45,8 +46,9 @@ class UseAverage(CallRepr, keras.callbacks.Callback):
             see the model's own weights as an epoch ends.
 
     Raises:
-        ValueError: If `average` is not a weight average; when training begins, if the model does
-            not have exactly one such average, or there are two of these callbacks.
+        ValueError: If `average` is not a weight average, or `steps` not an integer >= 1; when
+            training begins, if the model does not have exactly one such average, or there are two
+            of these callbacks.
 
     Example:
         >>> import keras, keras_trainops as kt
@@ -74,15 +76,15 @@ class UseAverage(CallRepr, keras.callbacks.Callback):
             )
         self.average, self.finalize = average, finalize
         self.only_validation = only_validation
-        self._data, self._steps = recalibrate, steps
+        self._data = recalibrate
+        self._steps = check_whole("steps", steps, 1, optional=True)
         self._swap = Swap()
 
     @contextmanager
-    def wrap_fit(self, model: keras.Model, callbacks: list[Any]) -> Iterator[list[Any]]:
+    def wrap_fit(self, callbacks: list[Any]) -> Iterator[list[Any]]:
         """Surround the `fit` of a model with the mixin with callbacks that swap the weights.
 
         Args:
-            model: The model.
             callbacks: The callbacks that `fit` was given.
 
         Returns:

@@ -33,21 +33,21 @@ from keras_trainops.keras_private.optimizer_steps import (
     accumulators,
     applying,
     batch_count,
-    gradient_sums,
     overwrite_with_averages,
     replaced,
     slots,
     step,
     trained_by,
-    untracked,
     update_averages,
-    variable_tracker,
 )
 from keras_trainops.keras_private.optimizers import (
     OptimizerWrapper,
     all_of,
     excluded_from_decay,
+    gradient_sums,
+    innermost,
     inside,
+    is_multi,
     optimizer_variables,
     shadowed,
     take_over,
@@ -56,19 +56,15 @@ from keras_trainops.keras_private.optimizers import (
     with_another_inside,
 )
 from keras_trainops.keras_private.saving import (
-    SavedEntry,
-    SavingWalk,
     keep_in_clones,
     saving_walk,
     serialized_function,
 )
-from keras_trainops.keras_private.version import TESTED_KERAS, warn_if_untested
+from keras_trainops.keras_private.version import warn_if_untested
 
 __all__ = [
-    "TESTED_KERAS",
     "EpochData",
     "OptimizerWrapper",
-    "SavedEntry",
     "SavingWalk",
     "accumulate",
     "accumulators",
@@ -86,8 +82,10 @@ __all__ = [
     "global_seed",
     "gradient_sums",
     "idf_of",
+    "innermost",
     "inside",
     "is_functional",
+    "is_multi",
     "keep_in_clones",
     "kernel_of",
     "operation_before",
@@ -109,9 +107,7 @@ __all__ = [
     "trained_by",
     "unbuilt",
     "unbuilt_layers",
-    "untracked",
     "update_averages",
-    "variable_tracker",
     "vocabulary_layers",
     "vocabulary_of",
     "warn_if_untested",

@@ -82,15 +82,6 @@ def accumulators(
     return [optimizer._accumulated_gradients[optimizer._get_variable_index(v)] for v in variables]
 
 
-def gradient_sums(optimizer: Any) -> list[keras.Variable]:
-    """Return the sums of gradients that an optimizer, or one inside it, keeps over batches."""
-    inside = [getattr(optimizer, "inner_optimizer", None), *getattr(optimizer, "optimizers", ())]
-    sums = list(getattr(optimizer, "_accumulated_gradients", ()))
-    for part in inside:
-        sums += [] if part is None else gradient_sums(part)
-    return sums
-
-
 def accumulate(
     optimizer: keras.optimizers.Optimizer, gradients: list[Any], sums: list[keras.Variable]
 ) -> None:

@@ -134,7 +134,7 @@ def unbuilt(optimizer: Any) -> Any:
     _store(new, [])
     if "inner_optimizer" in vars(new):
         new.inner_optimizer = unbuilt(optimizer.inner_optimizer)
-    if isinstance(optimizer, getattr(keras.optimizers, "MultiOptimizer", ())):
+    if is_multi(optimizer):
         new._inner_optimizers = [unbuilt(part) for part in inside(optimizer)]
         vars(new)["build"] = _BuildByParts(optimizer, new)
     return new
@@ -240,9 +240,26 @@ def inside(optimizer: Any) -> list[Any]:
     return list(getattr(optimizer, "optimizers", ())) if inner is None else [inner]
 
 
+def is_multi(optimizer: Any) -> bool:
+    """Return whether an optimizer is a `MultiOptimizer`, whose parts see only their variables."""
+    return isinstance(optimizer, getattr(keras.optimizers, "MultiOptimizer", ()))
+
+
 def all_of(optimizer: Any) -> list[Any]:
     """Return an optimizer and all optimizers inside it."""
     return [optimizer, *itertools.chain(*map(all_of, inside(optimizer)))]
+
+
+def innermost(optimizer: Any) -> Any:
+    """Return the optimizer that updates the weights, inside those that scale or transform."""
+    inner = getattr(optimizer, "inner_optimizer", None)
+    return optimizer if inner is None else innermost(inner)
+
+
+def gradient_sums(optimizer: Any) -> list[keras.Variable]:
+    """Return the sums of gradients that an optimizer, or one inside it, keeps over batches."""
+    everyone = [] if optimizer is None else all_of(optimizer)
+    return [total for each in everyone for total in getattr(each, "_accumulated_gradients", ())]
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 
 import keras
 
+from keras_trainops import keras_private
 from keras_trainops.adapt.base import Adapt
 from keras_trainops.checkpoints.checkpoint import Checkpoint
 from keras_trainops.checkpoints.formats.arrays import ArraysCheckpoint
@@ -23,7 +24,6 @@ from keras_trainops.restoring.loading.assign import assign
 from keras_trainops.restoring.loading.progress import progress_bar
 from keras_trainops.restoring.loading.tensors import overwritten_memory
 from keras_trainops.restoring.naming.rules import Rename
-from keras_trainops.restoring.planning.optimizer_state import innermost
 from keras_trainops.restoring.planning.options import Options, Reaction
 from keras_trainops.restoring.planning.plan import make_plan, refusal, require_variables
 from keras_trainops.restoring.planning.report import RestoreReport
@@ -201,7 +201,7 @@ def _of_model(source: keras.Model, target: keras.Model, with_optimizer: bool) ->
     optimizer = getattr(source, "optimizer", None) if with_optimizer else None
     return ModelCheckpoint(
         source,
-        None if optimizer is None else innermost(optimizer),
+        None if optimizer is None else keras_private.innermost(optimizer),
         copied=shares_variables(source, target),  # shared variables are about to be overwritten
     )
 

@@ -13,7 +13,7 @@ import keras
 
 from keras_trainops.session.log import SessionLog
 from keras_trainops.session.settings import Settings
-from keras_trainops.training.optimizers.transformed import engine_of, monitors_of
+from keras_trainops.training.optimizers.transformed import monitors_of, transformed_in
 from keras_trainops.values import copy_of
 
 
@@ -146,8 +146,9 @@ def _learning_rates(optimizer: Any) -> dict[str, float]:
 def _rates(optimizer: Any) -> dict[str, Any]:
     if optimizer is None:
         return {}
-    engine = engine_of(optimizer)
-    parts = getattr(optimizer if engine is None else engine.inner_optimizer, "optimizers", None)
+    transformed = transformed_in(optimizer)
+    inner = optimizer if transformed is None else transformed.inner_optimizer
+    parts = getattr(inner, "optimizers", None)
     if parts is None:
         return {"learning_rate": optimizer.learning_rate}
     return {f"learning_rate/{part.name}": part.learning_rate for part in parts}

@@ -17,13 +17,10 @@ _POSITION = 5  # of `callbacks` among the arguments of `fit`
 class FitWrapper(Protocol):
     """A callback that a model with the mixin gives access to the other callbacks of a `fit`."""
 
-    def wrap_fit(
-        self, model: keras.Model, callbacks: list[Any]
-    ) -> AbstractContextManager[list[Any]]:
+    def wrap_fit(self, callbacks: list[Any]) -> AbstractContextManager[list[Any]]:
         """Surround the whole `fit`, even if it fails.
 
         Args:
-            model: The model.
             callbacks: All callbacks that `fit` was given.
 
         Returns:
@@ -69,7 +66,7 @@ def wrapped_fit(
     with ExitStack() as stack:
         arranged = callbacks
         for wrapper in wrappers:
-            arranged = stack.enter_context(wrapper.wrap_fit(model, arranged))
+            arranged = stack.enter_context(wrapper.wrap_fit(arranged))
         if users_list is not None:
             stack.enter_context(_listed(users_list, arranged, model))
         model.train_ops.fit.follow_data = None if follower is None else follower.follow_data

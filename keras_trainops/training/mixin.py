@@ -17,9 +17,13 @@ from keras_trainops.training.all_or_nothing import all_or_nothing
 from keras_trainops.training.fit_callbacks import evaluation_context, wrapped_fit
 from keras_trainops.training.numerics import NumericsGuard
 from keras_trainops.training.optimizers.transfer import built_for, transferred
-from keras_trainops.training.optimizers.transformed import engine_of
+from keras_trainops.training.optimizers.transformed import transformed_in
 from keras_trainops.training.optimizers.weight_decay import EXCLUDED, exclude, exclusions
-from keras_trainops.training.optimizers.wrapping import owned_by, with_engine, with_transforms
+from keras_trainops.training.optimizers.wrapping import (
+    ensure_transformed,
+    owned_by,
+    with_transforms,
+)
 from keras_trainops.training.step import train_step
 from keras_trainops.training.train_ops import COMPILE_ARGUMENTS, Compiled, FitState, TrainOps
 from keras_trainops.training.trainability import Trainability, as_compiled, without
@@ -108,11 +112,12 @@ class TrainOpsMixin:
             optimizer = with_transforms(optimizer, gradient_transforms)
         policy = UpdatePolicy(updates, state.registered, state.policy)
         if policy.after_weights and optimizer is not None:
-            optimizer = with_engine(optimizer)  # it keeps the updates' state
+            optimizer = ensure_transformed(optimizer)  # it keeps the updates' state
         paths.as_list(variables_to_train)
         values = (updates, variables_to_train, check_numerics)
         arguments: dict[str, Any] = dict(zip(COMPILE_ARGUMENTS, values, strict=True))
-        needed = self._require_our_step(policy, arguments, optimizer)
+        needed = own_step.arguments_that_need_it(policy, arguments, optimizer)
+        own_step.refuse_without_our_step(self, TrainOpsMixin, needed)
         with all_or_nothing(self, state, *owned_by(optimizer)):
             guard = preparation.in_scope(self, NumericsGuard) if check_numerics else None
             state.compiled = Compiled(arguments, policy, guard, needed)
@@ -120,18 +125,6 @@ class TrainOpsMixin:
             super().compile(optimizer, *args, **kwargs)  # type: ignore[misc]
             state.compiled = dataclasses.replace(state.compiled, trainability=Trainability(self))
             preparation.attach_optimizer(self)
-
-    def _require_our_step(
-        self, policy: UpdatePolicy, arguments: dict[str, Any], optimizer: Any
-    ) -> tuple[str, ...]:
-        """Return the arguments that only the mixin's training step supports.
-
-        Raises:
-            ValueError: If there are some and that step cannot run.
-        """
-        needed = own_step.arguments_that_need_it(policy, arguments, optimizer)
-        own_step.refuse_without_our_step(self, TrainOpsMixin, needed)
-        return needed
 
     def add_update(self, update: Any = None, **options: Any) -> Any:
         """Register an update that runs after the weight update, unless `compile` says otherwise.
@@ -155,7 +148,7 @@ class TrainOpsMixin:
         state, optimizer = self.train_ops, getattr(self, "optimizer", None)
         registered = [*state.registered, as_update(update, **options)]
         policy = UpdatePolicy(state.arguments["updates"], registered, state.policy)
-        needed = own_step.arguments_that_need_it(policy, dict(state.arguments), optimizer)
+        needed = own_step.arguments_that_need_it(policy, state.arguments, optimizer)
         if self.compiled:
             own_step.refuse_without_our_step(self, TrainOpsMixin, needed)
         with all_or_nothing(self, state, *owned_by(optimizer)):
@@ -164,7 +157,7 @@ class TrainOpsMixin:
                 state.compiled, policy=policy, need_our_step_for=needed
             )
             if optimizer is not None and policy.after_weights:
-                self.optimizer = with_engine(optimizer)
+                self.optimizer = ensure_transformed(optimizer)
                 preparation.attach_optimizer(self)
         self.train_function: Any = None  # the next `fit` traces the step again
         return update
@@ -191,8 +184,8 @@ class TrainOpsMixin:
 
     def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> Any:
         """Return Keras's logs and, in training, the norms that monitors watch."""
-        norms, engine = self.train_ops.norms, engine_of(self.optimizer)
-        if engine is not None and engine.built:  # not in a symbolic build
+        norms, transformed = self.train_ops.norms, transformed_in(self.optimizer)
+        if transformed is not None and transformed.built:  # not in a symbolic build
             norms.update()
         logs = super().compute_metrics(x, y, y_pred, sample_weight)  # type: ignore[misc]
         return {**logs, **norms.result()}

@@ -14,8 +14,8 @@ from keras_trainops import keras_private
 from keras_trainops.backends import backend
 from keras_trainops.training.optimizers.transformed import (
     TransformedOptimizer,
-    engine_of,
     monitors_of,
+    transformed_in,
 )
 from keras_trainops.updates.policy import UpdatePolicy
 from keras_trainops.values import copy_of
@@ -131,8 +131,8 @@ def watched(model: Any, mixin: type, needed_by: Sequence[str], *, whole: bool) -
 
 
 def _transforming(optimizer: Any) -> TransformedOptimizer | None:
-    engine = engine_of(optimizer)
-    return engine if engine is not None and engine.chain.transforms else None
+    transformed = transformed_in(optimizer)
+    return transformed if transformed is not None and transformed.chain.transforms else None
 
 
 class _Watch:

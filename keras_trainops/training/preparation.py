@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from keras_trainops.backends import backend
 from keras_trainops.training.norm_logs import NormLogs
 from keras_trainops.training.optimizers.transfer import built_for, is_built_for
-from keras_trainops.training.optimizers.transformed import engine_of, monitors_of
+from keras_trainops.training.optimizers.transformed import monitors_of, transformed_in
 from keras_trainops.training.trainability import changed_since, without
 
 T = TypeVar("T")
@@ -22,9 +22,9 @@ def in_scope(model: Any, make: Callable[[], T]) -> T:
 
 def attach_optimizer(model: Any) -> None:
     """Connect the chain of transforms in the optimizer with the model and its logs."""
-    engine = engine_of(model.optimizer)
-    if engine is not None:
-        engine.attach(model)
+    transformed = transformed_in(model.optimizer)
+    if transformed is not None:
+        transformed.attach(model)
     monitors = monitors_of(model.optimizer)
     model.train_ops.norms = in_scope(model, lambda: NormLogs(monitors))
 
@@ -58,10 +58,10 @@ def build_optimizer(model: Any) -> None:
     if optimizer is not None and not optimizer.built:
         optimizer.build(model.trainable_variables)
     policy.build(model)
-    engine = engine_of(optimizer)
-    if engine is not None:
-        engine.build(model.trainable_variables)  # it may be new inside a built optimizer
-        engine.track_updates(policy)
+    transformed = transformed_in(optimizer)
+    if transformed is not None:
+        transformed.build(model.trainable_variables)  # it may be new inside a built optimizer
+        transformed.track_updates(policy)
 
 
 def _check_updates(model: Any) -> None:

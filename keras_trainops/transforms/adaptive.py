@@ -11,7 +11,7 @@ from keras import ops
 from keras_trainops import paths
 from keras_trainops.scalars import (
     Number,
-    check_number,
+    check_decay,
     check_positive,
     deserialize_number,
     serialize_number,
@@ -133,7 +133,7 @@ class AdaptiveNormClip(GradientTransform):
 
     def __init__(self, deviations: float = 2.0, decay: float = 0.95) -> None:
         self.deviations = check_positive("deviations", deviations)
-        self.decay = check_number("decay", decay, "at least 0 and below 1", lambda d: 0 <= d < 1)
+        self.decay = check_decay(decay)
 
     def build(self, variables: Sequence[keras.Variable]) -> None:
         self._updates = self.add_variable("updates", dtype="int32")

@@ -5,18 +5,38 @@ A kernel of shape `(3, 3, 8, 16)` has 16 output units in a `Conv2D` and 8 in a `
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import contextvars
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeAlias
 
 import keras
 
 from keras_trainops import paths
-from keras_trainops.transforms.scope import owner_of
 
 Axes: TypeAlias = "tuple[int, ...] | None"  # axes to reduce over; None: the tensor is one unit
 Overrides: TypeAlias = "Mapping[str, Any] | Iterable[tuple[paths.Pattern, Any]] | None"
 
 _L = keras.layers
+_owners: contextvars.ContextVar[Mapping[int, keras.layers.Layer]] = contextvars.ContextVar("owners")
+
+
+@contextmanager
+def owners_scope(layers: Sequence[keras.layers.Layer]) -> Iterator[None]:
+    """Set the owner of each variable, its innermost layer, while a chain is built."""
+    owners: dict[int, keras.layers.Layer] = {}
+    for layer in sorted(layers, key=lambda layer: -len(layer.variables)):
+        owners.update({id(variable): layer for variable in layer.variables})
+    token = _owners.set(owners)
+    try:
+        yield
+    finally:
+        _owners.reset(token)
+
+
+def owner_of(variable: keras.Variable) -> keras.layers.Layer | None:
+    """Return the layer that owns `variable`; None if unknown, or outside of `build`."""
+    return _owners.get({}).get(id(variable))
 
 
 def unit_axes(variables: Sequence[keras.Variable], overrides: Overrides = None) -> dict[int, Axes]:

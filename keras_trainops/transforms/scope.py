@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import contextvars
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-import keras
 from keras import ops
 
 from keras_trainops.scalars import Number, is_schedule, value_at
 
 
 @dataclass
-class UpdateScope:
+class WeightUpdateScope:
     """One weight update, while the chain runs for it.
 
     Attributes:
@@ -31,14 +30,13 @@ class UpdateScope:
         return ops.any(ops.stack(self.skips)) if self.skips else None
 
 
-_scope: contextvars.ContextVar[UpdateScope] = contextvars.ContextVar("update_scope")
-_owners: contextvars.ContextVar[Mapping[int, keras.layers.Layer]] = contextvars.ContextVar("owners")
+_scope: contextvars.ContextVar[WeightUpdateScope] = contextvars.ContextVar("update_scope")
 
 
 @contextmanager
-def update_scope(iterations: Callable[[], Any]) -> Iterator[UpdateScope]:
+def update_scope(iterations: Callable[[], Any]) -> Iterator[WeightUpdateScope]:
     """Set the weight update that the chain runs for."""
-    token = _scope.set(UpdateScope(iterations))
+    token = _scope.set(WeightUpdateScope(iterations))
     try:
         yield _scope.get()
     finally:
@@ -82,7 +80,7 @@ def value_of(number: Number) -> Any:
     return value_at(number, _current(why).iterations())
 
 
-def _current(complaint: str) -> UpdateScope:
+def _current(complaint: str) -> WeightUpdateScope:
     scope = _scope.get(None)
     if scope is None:
         raise RuntimeError(
@@ -90,21 +88,3 @@ def _current(complaint: str) -> UpdateScope:
             "`TransformedOptimizer`."
         )
     return scope
-
-
-@contextmanager
-def owners_scope(layers: Sequence[keras.layers.Layer]) -> Iterator[None]:
-    """Set the owner of each variable, its innermost layer, while a chain is built."""
-    owners: dict[int, keras.layers.Layer] = {}
-    for layer in sorted(layers, key=lambda layer: -len(layer.variables)):
-        owners.update({id(variable): layer for variable in layer.variables})
-    token = _owners.set(owners)
-    try:
-        yield
-    finally:
-        _owners.reset(token)
-
-
-def owner_of(variable: keras.Variable) -> keras.layers.Layer | None:
-    """Return the layer that owns `variable`; None if unknown, or outside of `build`."""
-    return _owners.get({}).get(id(variable))

@@ -15,7 +15,7 @@ from keras_trainops import paths
 from keras_trainops.representation import CallRepr
 from keras_trainops.scalars import (
     Number,
-    check_number,
+    check_decay,
     check_positive,
     check_whole,
     deserialize_number,
@@ -319,7 +319,7 @@ class WarmUp(CallRepr, keras.optimizers.schedules.LearningRateSchedule):
 
     def __init__(self, decay: float, power: float | None = None, gamma: float = 1.0) -> None:
         self.decay = check_decay(decay)
-        self.power = check_number("power", power, "> 0", lambda p: p > 0, optional=True)
+        self.power = check_positive("power", power, optional=True)
         self.gamma = check_positive("gamma", gamma)
 
     def __call__(self, step: Any) -> Any:
@@ -332,16 +332,6 @@ class WarmUp(CallRepr, keras.optimizers.schedules.LearningRateSchedule):
 
     def get_config(self) -> dict[str, Any]:
         return {"decay": self.decay, "power": self.power, "gamma": self.gamma}
-
-
-def check_decay(decay: Any, *, scheduled: bool = False) -> Any:
-    """Return a decay or, if `scheduled`, a schedule.
-
-    Raises:
-        ValueError: If `decay` is neither.
-    """
-    must = "at least 0 and below 1"
-    return check_number("decay", decay, must, lambda d: 0 <= d < 1, scheduled=scheduled)
 
 
 def _updates_before(model: keras.Model) -> Any:

@@ -14,6 +14,7 @@ from keras import ops
 
 from keras_trainops import keras_private
 from keras_trainops.backends import backend
+from keras_trainops.scalars import check_whole
 from keras_trainops.updates.layer_updates import LayerUpdateScope
 from keras_trainops.values import copy_of
 
@@ -46,9 +47,9 @@ def recalibrate_batch_norm(
         verbose: 1 shows progress and the time taken.
 
     Raises:
-        ValueError: If the model has no trainable `BatchNormalization`, if there is no data, or if
-            the data is a generator and several passes are needed. After any error the statistics
-            keep their values.
+        ValueError: If `steps` is not an integer >= 1, if the model has no trainable
+            `BatchNormalization`, if there is no data, or if the data is a generator and several
+            passes are needed. After any error the statistics keep their values.
 
     Example:
         >>> import keras, numpy as np, keras_trainops as kt
@@ -58,6 +59,7 @@ def recalibrate_batch_norm(
     References: Wu and Johnson 2021, 'Rethinking "Batch" in BatchNorm'; `update_bn_stats` of fvcore.
     """
     started = time.perf_counter()
+    steps = check_whole("steps", steps, 1, optional=True)
     layers = [layer for layer in _batch_norms(model) if layer.trainable]
     _require_layers(model, layers)
     if layer_by_layer:

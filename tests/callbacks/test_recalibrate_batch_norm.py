@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import keras
 import numpy as np
 import pytest
@@ -25,7 +27,8 @@ def test_replaces_the_statistics_after_training(steps: int | None) -> None:
     np.testing.assert_allclose(value(norm.moving_variance), used.var(0), rtol=1e-5)
 
 
-@pytest.mark.parametrize("steps", [0, -1])
-def test_rejects_steps_below_one(steps: int) -> None:
-    with pytest.raises(ValueError, match=rf"`steps` must be >= 1, or None\. .*steps={steps}"):
+@pytest.mark.parametrize("steps", [0, -1, True, 1.5])
+def test_rejects_steps_that_are_not_whole_or_below_one(steps: Any) -> None:
+    message = rf"`steps` must be an integer >= 1, or None\. Received: steps={steps}"
+    with pytest.raises(ValueError, match=message):
         kt.RecalibrateBatchNorm(X, steps)

@@ -386,3 +386,10 @@ def test_refuses_two_of_them(tmp_path: Path) -> None:
     model, _ = net()
     with pytest.raises(ValueError, match="only one of these: UseAverage and UseAverage"):
         fit(model, [kt.UseAverage(), kt.UseAverage()])
+
+
+@pytest.mark.parametrize("steps", [0, True, 1.5])
+def test_rejects_steps_that_are_not_whole_or_below_one(steps: Any) -> None:
+    message = rf"`steps` must be an integer >= 1, or None\. Received: steps={steps}"
+    with pytest.raises(ValueError, match=message):
+        kt.UseAverage(steps=steps)

@@ -8,7 +8,7 @@ import optax
 import pytest
 from keras import ops
 
-from keras_trainops.transforms.scope import owners_scope
+from keras_trainops.transforms.layouts import owners_scope
 from tests.gradients import GRADIENTS, T, close, each, run, variables
 from tests.helpers import numpy, value
 from tests.transforms.optax_oracle import by_optax

@@ -6,8 +6,7 @@ import keras
 import numpy as np
 import pytest
 
-from keras_trainops.transforms.layouts import unit_axes
-from keras_trainops.transforms.scope import owners_scope
+from keras_trainops.transforms.layouts import owner_of, owners_scope, unit_axes
 from tests.gradients import T, variables
 from tests.helpers import numpy, value
 
@@ -111,3 +110,14 @@ def test_unknown_layout_must_be_given() -> None:
     with pytest.raises(ValueError, match=r"must be axes of the shape \(4, 3\)\. Received: \(2,\)"):
         T.Centralize(axes={"trunk/kernel": (2,), "kernel": (0,)}).build(made)
     T.Centralize(axes={".*": None}).build(made)
+
+
+def test_owner_is_the_innermost_layer() -> None:
+    inputs = keras.Input((4,))
+    layers = [keras.layers.Dense(2, name="dense"), keras.layers.Dense(2, name="last")]
+    inner = keras.Sequential([keras.Input((4,)), *layers])
+    model = keras.Model(inputs, inner(inputs))
+    kernel = inner.get_layer("dense").kernel
+    with owners_scope([model, inner.get_layer("dense"), inner]):
+        assert owner_of(kernel) is inner.get_layer("dense")
+    assert owner_of(kernel) is None

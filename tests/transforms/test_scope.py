@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from keras import ops
 
-from keras_trainops.transforms.scope import owner_of, owners_scope, update_scope
+from keras_trainops.transforms.scope import update_scope
 from tests.gradients import GRADIENTS, T, close, each, run, variables
 
 GLOBAL = np.sqrt(sum((g**2).sum() for g in GRADIENTS if g is not None))
@@ -33,14 +33,3 @@ def test_update_is_skipped_if_any_condition_holds() -> None:
         assert bool(scope.skip())
     with pytest.raises(RuntimeError, match="Only a transform that an optimizer runs can skip"):
         T.skip_update_if(ops.convert_to_tensor(True))
-
-
-def test_owner_is_the_innermost_layer() -> None:
-    inputs = keras.Input((4,))
-    layers = [keras.layers.Dense(2, name="dense"), keras.layers.Dense(2, name="last")]
-    inner = keras.Sequential([keras.Input((4,)), *layers])
-    model = keras.Model(inputs, inner(inputs))
-    kernel = inner.get_layer("dense").kernel
-    with owners_scope([model, inner.get_layer("dense"), inner]):
-        assert owner_of(kernel) is inner.get_layer("dense")
-    assert owner_of(kernel) is None

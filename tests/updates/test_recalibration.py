@@ -154,11 +154,12 @@ def test_failures_change_nothing() -> None:
     with refused(without, "has no `keras.layers.BatchNormalization` that is not frozen"):
         kt.updates.recalibrate_batch_norm(without, np.zeros((2, 3)))
     with refused(model, "`data` contains nothing that reaches 'first'"):
-        kt.updates.recalibrate_batch_norm(model, X, steps=0)
+        kt.updates.recalibrate_batch_norm(model, iter_nothing())
+    for steps in (0, True, 1.5):
+        with refused(model, rf"`steps` must be an integer >= 1, or None\. Received: steps={steps}"):
+            kt.updates.recalibrate_batch_norm(model, X, steps=steps)
     with refused(model, "goes through the data several times, but `data` is a generator"):
         kt.updates.recalibrate_batch_norm(model, broken(), layer_by_layer=True)
-    with pytest.raises(ValueError, match=r"`steps` must be >= 1, or None\. Received: steps=0"):
-        kt.RecalibrateBatchNorm(X, steps=0)
     assert values(model)
 
 

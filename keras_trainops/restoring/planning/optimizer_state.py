@@ -22,12 +22,6 @@ from keras_trainops.restoring.planning.assignment import Assignment
 from keras_trainops.restoring.sources import ModelCheckpoint
 
 
-def innermost(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
-    """Return the optimizer that updates the weights, inside those that scale or transform."""
-    inner = getattr(optimizer, "inner_optimizer", None)
-    return optimizer if inner is None else innermost(inner)
-
-
 def plan_optimizer(
     model: keras.Model, checkpoint: Checkpoint, weights: Sequence[Assignment]
 ) -> tuple[list[Assignment], list[str]]:
@@ -79,7 +73,7 @@ class _State(Protocol):
 def _assignments(
     model: keras.Model, checkpoint: Checkpoint, weights: Sequence[Assignment]
 ) -> list[Assignment]:
-    optimizer = innermost(model.optimizer)
+    optimizer = keras_private.innermost(model.optimizer)
     slots = _slots(optimizer, weights)
     state = _state(model, checkpoint, slots)
     for slot in slots:
@@ -105,7 +99,7 @@ def _slots(optimizer: keras.optimizers.Optimizer, weights: Sequence[Assignment])
 def _state(model: keras.Model, checkpoint: Checkpoint, slots: Sequence[_Slot]) -> _State:
     if not checkpoint.training_state:
         raise _UnmatchedError(f"{checkpoint.location!r} contains no optimizer state.")
-    optimizer = innermost(model.optimizer)
+    optimizer = keras_private.innermost(model.optimizer)
     if isinstance(checkpoint, ModelCheckpoint):
         _require_same_class(checkpoint.optimizer_name, optimizer)
         return _OfModel(checkpoint)
@@ -156,7 +150,7 @@ class _ByPosition:
         keys = _keys_by_position(variables, checkpoint)
         key_of = {id(v): key for key, v in zip(keys, variables, strict=True)}
         self._weight_of = dict(names_in_weights_file(walk, checkpoint))
-        optimizer = innermost(model.optimizer)
+        optimizer = keras_private.innermost(model.optimizer)
         self._counter = key_of[id(optimizer.iterations)]
         self._slots = {
             (slot.attribute, id(slot.weight)): key_of.get(id(slot.variable), "")

@@ -7,7 +7,7 @@ from typing import Any
 import keras
 
 from keras_trainops import keras_private
-from keras_trainops.training.optimizers.transformed import engine_of
+from keras_trainops.training.optimizers.transformed import transformed_in
 from keras_trainops.values import assign_copies, copies_of
 
 
@@ -18,8 +18,7 @@ def is_built_for(before: list[keras.Variable], variables: list[keras.Variable]) 
 
 def built_for(optimizer: Any) -> list[keras.Variable]:
     """Return the variables that an optimizer, or the one inside it, was built for."""
-    while hasattr(optimizer, "inner_optimizer"):
-        optimizer = optimizer.inner_optimizer
+    optimizer = keras_private.innermost(optimizer)
     built = optimizer is not None and optimizer.built
     return keras_private.trained_by(optimizer) if built else []
 
@@ -51,9 +50,9 @@ def transferred(optimizer: Any, model: Any) -> Any:
             "Compile with a new optimizer."
         )
     new = keras_private.unbuilt(optimizer)
-    engine = engine_of(new)
-    if engine is not None:
-        engine.attach(model)
+    transformed = transformed_in(new)
+    if transformed is not None:
+        transformed.attach(model)
     new.build(variables)
     _copy(optimizer, new)
     return new

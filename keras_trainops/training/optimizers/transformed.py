@@ -14,11 +14,11 @@ from keras_trainops import keras_private
 from keras_trainops.backends import backend
 from keras_trainops.state import Stateful
 from keras_trainops.training.optimizers.weight_decay import EXCLUDED, exclude, exclusions
-from keras_trainops.training.optimizers.weight_update import WeightUpdate, is_multi, parts
+from keras_trainops.training.optimizers.weight_update import WeightUpdate, parts
 from keras_trainops.transforms.base import GradientTransform
 from keras_trainops.transforms.chain import Chain
+from keras_trainops.transforms.layouts import owners_scope
 from keras_trainops.transforms.monitoring import Monitor
-from keras_trainops.transforms.scope import owners_scope
 from keras_trainops.values import copy_of
 
 # Prefixes of keys that are saved next to the optimizer's own variables.
@@ -70,7 +70,7 @@ class TransformedOptimizer(keras_private.OptimizerWrapper):
     def attach(self, model: Any) -> None:
         """Remember the model, so that transforms can look up the layer of a variable."""
         self._attached = weakref.ref(model)
-        if engine_of(getattr(model, "optimizer", None)) is self:
+        if transformed_in(getattr(model, "optimizer", None)) is self:
             keras_private.track_apart(model)
 
     def track_updates(self, updates: Stateful) -> None:
@@ -92,7 +92,7 @@ class TransformedOptimizer(keras_private.OptimizerWrapper):
         if not inner.built:
             inner.build(variables)
         for part in parts(inner):
-            _check_part(part, self.chain, is_multi(inner))
+            _check_part(part, self.chain, keras_private.is_multi(inner))
         self._build_chain(variables)
         self._exclusions, self.built = [], True
 
@@ -252,7 +252,7 @@ def _assign_all(variables: Sequence[keras.Variable], values: Sequence[np.ndarray
         variable.assign(value)
 
 
-def engine_of(optimizer: Any) -> TransformedOptimizer | None:
+def transformed_in(optimizer: Any) -> TransformedOptimizer | None:
     """Return the `TransformedOptimizer` in an optimizer, or itself; None if there is none."""
     if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
         optimizer = optimizer.inner_optimizer
@@ -261,8 +261,9 @@ def engine_of(optimizer: Any) -> TransformedOptimizer | None:
 
 def monitors_of(optimizer: Any) -> list[Monitor]:
     """Return the monitors among an optimizer's transforms."""
-    engine = engine_of(optimizer)
-    return [t for t in engine.chain.walk() if isinstance(t, Monitor)] if engine is not None else []
+    transformed = transformed_in(optimizer)
+    transforms = transformed.chain.walk() if transformed is not None else ()
+    return [t for t in transforms if isinstance(t, Monitor)]
 
 
 def _check_inner(inner: Any, chain: Chain) -> None:

@@ -15,11 +15,6 @@ from keras_trainops.transforms.chain import Chain
 from keras_trainops.transforms.scope import update_scope
 
 
-def is_multi(optimizer: keras.optimizers.Optimizer) -> bool:
-    """Return whether an optimizer is a `MultiOptimizer`, whose parts see only their variables."""
-    return isinstance(optimizer, getattr(keras.optimizers, "MultiOptimizer", ()))
-
-
 def parts(optimizer: keras.optimizers.Optimizer) -> list[keras.optimizers.Optimizer]:
     """Return the optimizers that make the steps.
 
@@ -49,7 +44,7 @@ class WeightUpdate(NamedTuple):
             variables: The variables; None: those the optimizer was built for.
         """
         gradients = backend().dense_if_divided(gradients, self.inner)
-        if not is_multi(self.inner):
+        if not keras_private.is_multi(self.inner):
             with keras_private.applying(self.inner, self._apply_unscaled):
                 self.inner.apply(gradients, variables)
             return
@@ -118,7 +113,7 @@ class WeightUpdate(NamedTuple):
             [v for v, _ in scaled],
             [w + ops.cast(c, w.dtype) * (v - w) for w, (v, c) in zip(starts, scaled, strict=True)],
         )
-        if not is_multi(self.inner):
+        if not keras_private.is_multi(self.inner):
             self._update_averages()
 
     def _step_inner(
@@ -127,7 +122,7 @@ class WeightUpdate(NamedTuple):
         with contextlib.ExitStack() as reduced:
             for part in parts(self.inner):
                 reduced.enter_context(backend().without_reduction(part))
-            if not is_multi(self.inner):
+            if not keras_private.is_multi(self.inner):
                 keras_private.step(self.inner, list(gradients), list(variables))
                 return
             scale = self.inner.loss_scale_factor or 1.0
@@ -150,6 +145,6 @@ class WeightUpdate(NamedTuple):
 
     def _leave_uncounted(self, *_: Gradient) -> None:
         """Subtract the count that the optimizer is about to add for a skipped update."""
-        if not is_multi(self.inner):
+        if not keras_private.is_multi(self.inner):
             count = keras_private.batch_count(self.inner)
             count.assign_sub(self.inner.gradient_accumulation_steps or 1)

@@ -7,20 +7,21 @@ from typing import Any
 import keras
 
 from keras_trainops import keras_private
-from keras_trainops.training.optimizers.transformed import TransformedOptimizer, engine_of
+from keras_trainops.training.optimizers.transformed import TransformedOptimizer, transformed_in
 
 
-def with_engine(optimizer: Any) -> keras.optimizers.Optimizer:
+def ensure_transformed(optimizer: Any) -> keras.optimizers.Optimizer:
     """Return `optimizer` with a `TransformedOptimizer` inside; add an empty one if it has none."""
-    return optimizer if engine_of(optimizer) is not None else with_transforms(optimizer, [])
+    return optimizer if transformed_in(optimizer) is not None else with_transforms(optimizer, [])
 
 
 def owned_by(optimizer: Any) -> list[Any]:
     """Return the objects that users own: an optimizer, the ones inside it and its transforms."""
     if optimizer is None:
         return []
-    engine = engine_of(optimizer)
-    return [*keras_private.all_of(optimizer), *(engine.chain.walk() if engine is not None else ())]
+    transformed = transformed_in(optimizer)
+    transforms = transformed.chain.walk() if transformed is not None else ()
+    return [*keras_private.all_of(optimizer), *transforms]
 
 
 def with_transforms(optimizer: Any, transforms: Any) -> keras.optimizers.Optimizer:

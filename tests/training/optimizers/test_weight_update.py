@@ -252,8 +252,8 @@ def test_a_step_multiplier_is_a_learning_rate_multiplier(name: str) -> None:
 def test_step_multipliers_may_be_zero_or_schedules() -> None:
     schedule = O.schedules.PiecewiseConstantDecay([1], [0.0, 1.0])  # of the iterations before
     sequence = gradients_for(4)
-    engine = kt.TransformedOptimizer(O.Adam(0.1), T.ScaleStep({"bias": schedule, "kernel": 0.0}))
-    ours = apply_all(engine, sequence)
+    optimizer = kt.TransformedOptimizer(O.Adam(0.1), T.ScaleStep({"bias": schedule, "kernel": 0.0}))
+    ours = apply_all(optimizer, sequence)
     np.testing.assert_array_equal(ours[-1][0], np.ones((3, 2)))
     np.testing.assert_array_equal(ours[1][1], np.zeros(2))
     assert (ours[2][1] != 0).all()
