@@ -40,9 +40,10 @@ def check_positive(
         name: The argument's name, for the message.
         number: The argument's value.
         scheduled: If True, a schedule is valid as well.
+        optional: If True, None is valid as well.
 
     Raises:
-        ValueError: If `number` is neither.
+        ValueError: If `number` is none of these.
     """
     return check_number(
         name, number, "> 0", lambda value: value > 0, scheduled=scheduled, optional=optional

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -106,7 +107,9 @@ def test_backends_are_imported_where_they_are_needed(path: Path) -> None:
 
 def test_no_file_asks_which_backend_runs() -> None:
     """It asks the backend itself, as `backends.backend()` returns it."""
-    asking = {p for p in FILES if "keras.backend.backend()" in (HOUSE / p).read_text("utf-8")}
+    questions = ("keras.backend.backend()", "keras.config.backend()")
+    sources = {path: (HOUSE / path).read_text("utf-8") for path in FILES}
+    asking = {p for p, source in sources.items() if any(text in source for text in questions)}
     assert asking == {Path("backends/__init__.py")}
 
 
@@ -114,6 +117,48 @@ def test_no_file_asks_which_backend_runs() -> None:
 def test_keras_src_is_imported_in_one_room_only(path: Path) -> None:
     private = {name for name in imports(path) if name.startswith("keras.src")}
     assert not private or room(path) == "keras_private"
+
+
+def test_private_names_of_others_stay_in_two_rooms() -> None:
+    """Of Keras, TensorFlow and the rest: a name with an underscore that no file of ours defines."""
+    trees = {path: ast.parse((HOUSE / path).read_text("utf-8")) for path in FILES}
+    ours = {"_asdict", "_fields", "_replace"}  # public in NamedTuple
+    ours = ours.union(*(defined(tree) for tree in trees.values()))
+    for path, tree in trees.items():
+        if room(path) not in ("keras_private", "backends"):
+            assert not private_names(tree) - ours, path
+
+
+def defined(tree: ast.Module) -> set[str]:
+    """Names of classes and functions, and names and attributes that are assigned."""
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            names.add(node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            names.add(node.id)
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+            names.add(node.attr)
+    return names
+
+
+def private_names(tree: ast.Module) -> set[str]:
+    """Names of attributes that begin with an underscore, as text in `getattr` too."""
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute):
+            names.add(node.attr)
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) in ("getattr", "hasattr"):
+            names |= {str(arg.value) for arg in node.args if isinstance(arg, ast.Constant)}
+    return {name for name in names if name.startswith("_") and not name.endswith("__")}
+
+
+def test_only_the_package_imports_guesses() -> None:
+    """Restoring works without them."""
+    guessing = "keras_trainops.restoring.guessing"
+    importing = {p for p in FILES if any(name.startswith(guessing) for name in imports(p))}
+    others = {path for path in importing if "guessing" not in path.parts}
+    assert others <= {Path("__init__.py"), Path("restoring/__init__.py"), Path("cli/suggest.py")}
 
 
 def test_no_files_import_each_other() -> None:
@@ -179,7 +224,10 @@ def test_every_public_name_stands_in_the_api_pages() -> None:
         "transforms",
         "updates",
     }:
-        assert name in page
+        assert re.search(rf"^\.\. auto\w+:: {name}$", page, re.MULTILINE), name
+    for room in (keras_trainops.checkpoints, keras_trainops.callbacks):
+        for name in room.__all__:
+            assert re.search(rf"(:: |:: .*\.|members:.* ){name}\b", page), name
 
 
 def test_importing_the_package_imports_no_optional_library() -> None:

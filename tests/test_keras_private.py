@@ -542,3 +542,15 @@ def test_what_is_excluded_from_weight_decay_is_read_back() -> None:
     optimizer.exclude_from_weight_decay([second], ["bias"])
     assert keras_private.excluded_from_decay(optimizer, [first, second]) == ([1], "bias", False)
     assert keras_private.excluded_from_decay(optimizer, [first]) == ([], "bias", True)
+
+
+@pytest.mark.backends("tensorflow")
+def test_a_dataset_that_shuffles_without_a_seed_has_seeds_of_zero() -> None:
+    import tensorflow as tf
+
+    numbers = tf.data.Dataset.range(8)
+    keras.src.backend.common.global_state.set_global_attribute("global_random_seed", None)
+    tf.random.set_seed(None)
+    assert keras_private.has_unseeded_shuffle(numbers.shuffle(8).map(lambda x: x).batch(2))
+    assert not keras_private.has_unseeded_shuffle(numbers.shuffle(8, seed=1).batch(2))
+    assert not keras_private.has_unseeded_shuffle(numbers.batch(2))

@@ -4,7 +4,7 @@ Private API that only one backend needs is in `backends`. `tests/test_keras_priv
 descriptively named test for each use, which fails if a new Keras changes the behaviour.
 """
 
-from keras_trainops.keras_private.data import EpochData, batches
+from keras_trainops.keras_private.data import EpochData, batches, has_unseeded_shuffle
 from keras_trainops.keras_private.graph import (
     first_variables_after,
     idf_of,
@@ -56,6 +56,7 @@ from keras_trainops.keras_private.optimizers import (
     with_another_inside,
 )
 from keras_trainops.keras_private.saving import (
+    SavingWalk,
     keep_in_clones,
     saving_walk,
     serialized_function,
@@ -81,6 +82,7 @@ __all__ = [
     "forget_losses",
     "global_seed",
     "gradient_sums",
+    "has_unseeded_shuffle",
     "idf_of",
     "innermost",
     "inside",

@@ -205,3 +205,11 @@ def batches(data: Any, batch_size: int | None = None) -> Iterator[Any]:
     adapter = data_adapters.get_data_adapter(data, batch_size=batch_size)
     for batch in adapter.get_numpy_iterator():
         yield keras.utils.unpack_x_y_sample_weight(batch)[0]
+
+
+def has_unseeded_shuffle(dataset: Any) -> bool:
+    """Return True if a `tf.data.Dataset` shuffles without a seed: both its seeds are then 0."""
+    is_shuffle = hasattr(dataset, "_seed") and hasattr(dataset, "_seed2")
+    if is_shuffle and int(dataset._seed) == 0 and int(dataset._seed2) == 0:
+        return True
+    return any(map(has_unseeded_shuffle, getattr(dataset, "_inputs", list)()))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from keras_trainops import keras_private
 from keras_trainops.backends import backend
@@ -32,7 +31,7 @@ def _array_warning(epochs: keras_private.EpochData) -> str | None:
 
 
 def _dataset_warning(epochs: keras_private.EpochData) -> str | None:
-    if _has_unseeded_shuffle(epochs.source):
+    if keras_private.has_unseeded_shuffle(epochs.source):
         return "the dataset is shuffled without a seed"
     return None
 
@@ -47,11 +46,3 @@ def _loader_warning(epochs: keras_private.EpochData) -> str | None:
 
 def _generator_warning(epochs: keras_private.EpochData) -> str | None:
     return "a generator must yield the same batches again"
-
-
-def _has_unseeded_shuffle(dataset: Any) -> bool:
-    """Return True if a TensorFlow dataset shuffles without a seed: both its seeds are then 0."""
-    is_shuffle = hasattr(dataset, "_seed") and hasattr(dataset, "_seed2")
-    if is_shuffle and int(dataset._seed) == 0 and int(dataset._seed2) == 0:
-        return True
-    return any(map(_has_unseeded_shuffle, getattr(dataset, "_inputs", list)()))
