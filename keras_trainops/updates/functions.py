@@ -24,7 +24,7 @@ class Function(Update):
             used. It is traced with the step, so Python side effects do not happen in every step.
             To be saved in a `.keras` file it must be registered with
             `keras.saving.register_keras_serializable`.
-        variables: All `keras.Variable`s that it assigns, except the model's. They are saved and
+        variables: All Keras variables that it assigns, except the model's. They are saved and
             resumed with the optimizer.
         every: The number of weight updates or batches from one run to the next.
         on: `"update"` or `"batch"`, the unit of `every`; see `Update`.
