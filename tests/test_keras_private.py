@@ -240,19 +240,6 @@ def test_fit_takes_the_logs_of_an_epoch_from_this_method() -> None:
     assert spied.fit(np.ones((4, 3)), np.ones((4, 2)), verbose=0).history["own"] == [1.0]
 
 
-@pytest.mark.parametrize("seed", [None, 3])
-@pytest.mark.backends("tensorflow")
-def test_datasets_know_whether_they_shuffle_by_a_seed(seed: int | None) -> None:
-    import tensorflow as tf
-
-    keras.utils.set_random_seed(7)
-    tf.random.set_seed(None)
-    data = tf.data.Dataset.range(4).shuffle(4, seed=seed).batch(2).prefetch(1)
-    (batched,) = data._inputs()
-    (shuffled,) = batched._inputs()
-    assert [int(each) == 0 for each in (shuffled._seed, shuffled._seed2)] == [seed is None] * 2
-
-
 @pytest.mark.backends("tensorflow")
 def test_a_model_knows_the_strategy_that_it_was_made_under() -> None:
     assert model()._distribute_strategy is None
