@@ -32,7 +32,7 @@ def test_variable_on_one_device_is_its_only_part() -> None:
 
 
 @pytest.mark.backends("tensorflow")
-def test_variable_of_a_strategy_has_a_part_on_each_replica() -> None:
+def test_a_variable_has_a_part_on_each_replica() -> None:
     with two_replicas().scope():
         variable = keras.Variable([1.0])
     assert len(parts_of(variable)) == 2

@@ -259,7 +259,8 @@ def innermost(optimizer: Any) -> Any:
 def gradient_sums(optimizer: Any) -> list[keras.Variable]:
     """Return the sums of gradients that an optimizer, or one inside it, keeps over batches."""
     everyone = [] if optimizer is None else all_of(optimizer)
-    return [total for each in everyone for total in getattr(each, "_accumulated_gradients", ())]
+    sums = (getattr(each, "_accumulated_gradients", ()) for each in everyone)
+    return list(itertools.chain.from_iterable(sums))
 
 
 @contextmanager

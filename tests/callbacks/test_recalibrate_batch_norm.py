@@ -28,7 +28,7 @@ def test_replaces_the_statistics_after_training(steps: int | None) -> None:
 
 
 @pytest.mark.parametrize("steps", [0, -1, True, 1.5])
-def test_rejects_steps_that_are_not_whole_or_below_one(steps: Any) -> None:
+def test_rejects_steps_that_are_no_positive_integer(steps: Any) -> None:
     message = rf"`steps` must be an integer >= 1, or None\. Received: steps={steps}"
     with pytest.raises(ValueError, match=message):
         kt.RecalibrateBatchNorm(X, steps)

@@ -126,7 +126,7 @@ def test_a_plain_model_resumes_at_an_epoch() -> None:
     assert "epoch 1 starts over, although 4 of its batches were trained: a plain" in log("early")
 
 
-def test_a_session_is_used_again_after_a_plain_model_failed() -> None:
+def test_a_session_works_again_after_a_failed_fit() -> None:
     class Fail(keras.callbacks.Callback):
         def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
             raise RuntimeError("disk full")

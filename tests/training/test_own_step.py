@@ -292,7 +292,7 @@ def test_refuses_steps_that_mention_ours_without_calling_it(
     assert "train_step" not in vars(model)
 
 
-def test_a_replacement_may_call_the_step_it_closes_over() -> None:
+def test_a_replacement_may_close_over_the_step() -> None:
     model = net(kt.TrainOpsModel)
     original = model.train_step
 

@@ -223,7 +223,7 @@ def test_layers_get_their_flags_back_after_errors() -> None:
     assert not any(layer.trainable for layer in (model, *model.layers))
 
 
-def test_an_unbuilt_layer_is_told_from_a_built_one_of_the_same_name() -> None:
+def test_layers_of_one_name_are_told_apart() -> None:
     class Lazy(keras.Model):
         def __init__(self) -> None:
             super().__init__()

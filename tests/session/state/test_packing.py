@@ -11,7 +11,7 @@ from keras_trainops.session.state.packing import is_attribute, packed, reference
 pytestmark = pytest.mark.once
 
 
-def test_arrays_are_moved_out_of_the_document_and_back() -> None:
+def test_arrays_leave_the_document_and_come_back() -> None:
     arrays: dict[str, np.ndarray] = {}
     value = {"best": np.float32(0.5), "weights": [np.ones(2), {"bias": np.zeros(1)}], "on": True}
     document = json.loads(json.dumps(packed(value, "Stop/0/best", arrays)))
@@ -38,5 +38,5 @@ def test_other_dictionaries_are_no_references(plain: dict[str, Any]) -> None:
     ("name", "expected"),
     [("best", True), ("_model", False), ("a b", False), ("set_model", False), ("model", False)],
 )
-def test_state_is_in_public_attributes_of_the_callback_itself(name: str, expected: bool) -> None:
+def test_state_is_in_public_attributes_of_a_callback(name: str, expected: bool) -> None:
     assert is_attribute(name) is expected

@@ -28,7 +28,7 @@ pytestmark = pytest.mark.once
         ("layers/my_layer", [(2, 3), (3,)], ["kernel", "bias"]),
     ],
 )
-def test_variables_are_named_by_class_or_else_by_shapes(
+def test_variables_are_named_by_class_or_shapes(
     group: str, shapes: list[tuple[int, ...]], names: list[str]
 ) -> None:
     stored = [StoredVariable(group, str(i), shape) for i, shape in enumerate(shapes)]
@@ -36,13 +36,13 @@ def test_variables_are_named_by_class_or_else_by_shapes(
     assert list(variable_keys(stored, {}).values()) == [f"{group}/{n}" for n in names]
 
 
-def test_a_layer_that_chose_its_own_names_keeps_them() -> None:
+def test_a_layer_keeps_the_names_it_chose() -> None:
     stored = [StoredVariable("layers/dense", key, (3, 2)) for key in ("matrix", "offset")]
     keys = variable_keys(stored, {"layers/dense": "mine"})
     assert list(keys.values()) == ["mine/matrix", "mine/offset"]
 
 
-def test_owners_of_one_name_are_numbered_in_natural_order() -> None:
+def test_owners_of_one_name_are_numbered_in_order() -> None:
     groups = ["layers/dense_10", "layers/dense_2", "layers/net/layers/dense"]
     owners = {**dict.fromkeys(groups, "same"), "layers/net": "net"}
     prefixes = owner_prefixes(groups, owners)
