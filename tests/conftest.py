@@ -26,7 +26,8 @@ def fresh_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     from keras_trainops.checkpoints import open as opening
 
-    keras.backend.clear_session(free_memory=False)  # a collection of garbage costs 0.3 s
+    keras.backend.clear_session(free_memory=False)
+    _collect()  # the graphs of the test before: the more are alive, the slower others are traced
     keras.utils.set_random_seed(7)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(opening, "_registered", [])  # formats of other tests
@@ -46,11 +47,6 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 def pytest_collection_finish() -> None:
     _collect()
     gc.set_threshold(1_000_000, 10, 10)
-
-
-def pytest_runtest_teardown() -> None:
-    """Free the graphs of a test at once: the more are alive, the slower others are traced."""
-    _collect()
 
 
 def _collect() -> None:

@@ -94,7 +94,9 @@ def test_leaves_models_that_shapes_cannot_build_alone() -> None:
 def test_updates_of_an_unbuilt_model_are_refused() -> None:
     model = LooksAtValues()
     model.compile("sgd", "mse", run_eagerly=True, updates=[kt.updates.LayerUpdates()])
-    with pytest.raises(ValueError, match=r"(?s)need a model that is built.*`model\(x\)`. Why"):
+    with pytest.raises(
+        ValueError, match=r"(?s)need a model that is built.*`model\(x\)`. The reason: "
+    ):
         model.fit(X, Y, verbose=0)
     model(X)
     model.fit(X, Y, verbose=0)

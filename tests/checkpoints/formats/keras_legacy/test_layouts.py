@@ -119,7 +119,7 @@ def test_refuses_keras_1_kernels_of_unknown_order() -> None:
     write("keras1.h5", {"conv_1": {"conv_1_W": kernel, "conv_1_b": np.ones(5)}})
     with kt.open_checkpoint("keras1.h5") as checkpoint:
         assert checkpoint["conv_1/bias"].tolist() == [1] * 5
-        with pytest.raises(kt.RestoreError, match="'conv_1/kernel' may be in the order of Theano"):
+        with pytest.raises(kt.RestoreError, match="'conv_1/kernel' may be in Theano's axis order"):
             checkpoint["conv_1/kernel"]
 
 
