@@ -13,11 +13,11 @@ Numbers: TypeAlias = tuple[str, ...]
 Place: TypeAlias = tuple[str, str]
 
 
-def parts(name: str) -> list[str]:
-    """Return texts and numbers of a name in turns; a text comes first and last.
+def texts_and_numbers(name: str) -> list[str]:
+    """Return the texts and numbers of a name in turns; a text comes first and last.
 
     Example:
-        >>> parts("conv2")
+        >>> texts_and_numbers("conv2")
         ['conv', '2', '']
     """
     return re.split(r"(\d+)", name)
@@ -30,7 +30,7 @@ def split(name: str) -> tuple[tuple[str, ...], Numbers]:
         >>> split("layer1.0.conv2")
         (('layer', '.', '.conv', ''), ('1', '0', '2'))
     """
-    found = parts(name)
+    found = texts_and_numbers(name)
     return tuple(found[::2]), tuple(found[1::2])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -239,7 +240,8 @@ def _fold_at(groups: Sequence[_Group], place: int) -> list[_Group]:
 def _tokens(name: str) -> list[frozenset[str]]:
     """Split a name into numbers and the texts between them, and at the last component."""
     leaf = re.split("[/.]", name)[-1]  # PyTorch's names are dotted
-    parts = [*numbering.parts(name[: len(name) - len(leaf)]), *numbering.parts(leaf)]
+    halves = (name[: len(name) - len(leaf)], leaf)
+    parts = itertools.chain.from_iterable(map(numbering.texts_and_numbers, halves))
     return [frozenset([part]) for part in parts if part]
 
 
