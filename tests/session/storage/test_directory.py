@@ -94,7 +94,7 @@ def test_reports_a_directory_deleted_during_training(
         ),
         pytest.raises(OSError, match=rf"The final checkpoint, at step 10, could not .*{message}"),
     ):
-        run(model(), At(6, delete), save_steps=2, epochs=1)
+        run(model(), At(3, delete), save_steps=2, epochs=1)
     assert not Path("run").exists()
 
 
