@@ -1,4 +1,4 @@
-"""What all tests share: quiet backends, fixed seeds, and a fresh Keras state."""
+"""Fixtures of all tests: quiet backends, fixed seeds, and a fresh Keras state."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import gc
 import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-BACKEND = os.environ.get("KERAS_BACKEND", "tensorflow")
+BACKEND = os.environ.setdefault("KERAS_BACKEND", "tensorflow")  # whatever keras.json names
 if BACKEND == "jax":  # devices for tests of distribution; the others use the first
     flags = os.environ.get("XLA_FLAGS", "")
     os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count=4".strip()

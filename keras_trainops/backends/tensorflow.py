@@ -98,7 +98,7 @@ class TensorFlow(Backend):
             return
 
         # Replicas synchronise inside the branches, and TensorFlow rejects that inside a condition
-        # of a single replica. As in LossScaleOptimizer, one condition surrounds all replicas.
+        # of a single replica. So put one condition around all replicas, as LossScaleOptimizer does.
         def run(strategy: tf.distribute.Strategy, predicate: Any, *args: Any) -> None:
             def each(branch: Callable[..., Any]) -> tf.Tensor:
                 zeros = strategy.extended.call_for_each_replica(_then_zero, args=(branch, args))

@@ -125,7 +125,7 @@ class EpochData:
 
     @property
     def shuffled(self) -> bool | str:
-        """Whether `fit` shuffles the data; "batch" if within each batch."""
+        """The `shuffle` argument of `fit`: True, False, or "batch" to shuffle within batches."""
         return getattr(self._adapter, "_shuffle", False)
 
     @property

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import keras
 import ml_dtypes
 import numpy as np
+import pytest
 
 import keras_trainops as kt
 from keras_trainops.checkpoints.checkpoint import Checkpoint
@@ -14,6 +16,12 @@ from tests.helpers import refused, two_layers, value
 
 ARRAY = np.arange(24.0).reshape(2, 3, 4)
 KEPT = np.nan  # marks elements at which the variable keeps its value
+
+
+def each_case(cases: Sequence[tuple[kt.adapt.Adapter, Any, Any]]) -> Any:
+    """Parametrize a test with `adapter`, `arrays` and `expected`."""
+    names = [repr(adapter) for adapter, *_ in cases]
+    return pytest.mark.parametrize(("adapter", "arrays", "expected"), cases, ids=names)
 
 
 def assert_same_as_numpy(

@@ -14,6 +14,7 @@ from tests.adapt.helpers import (
     assert_not_combined,
     assert_refused_unread,
     assert_same_as_numpy,
+    each_case,
     one_variable,
     restored,
 )
@@ -38,9 +39,7 @@ CASES: list[tuple[Any, list[np.ndarray], np.ndarray]] = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("adapter", "arrays", "expected"), CASES, ids=[repr(case[0]) for case in CASES]
-)
+@each_case(CASES)
 def test_equals_numpy(
     adapter: kt.adapt.Adapter, arrays: list[np.ndarray], expected: np.ndarray
 ) -> None:

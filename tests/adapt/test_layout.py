@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import keras_trainops as kt
-from tests.adapt.helpers import ARRAY, assert_refused_unread, assert_same_as_numpy
+from tests.adapt.helpers import ARRAY, assert_refused_unread, assert_same_as_numpy, each_case
 from tests.helpers import value
 
 CASES: list[tuple[Any, list[np.ndarray], np.ndarray]] = [
@@ -26,9 +26,7 @@ CASES: list[tuple[Any, list[np.ndarray], np.ndarray]] = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("adapter", "arrays", "expected"), CASES, ids=[repr(case[0]) for case in CASES]
-)
+@each_case(CASES)
 def test_equals_numpy(
     adapter: kt.adapt.Adapter, arrays: list[np.ndarray], expected: np.ndarray
 ) -> None:

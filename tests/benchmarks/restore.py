@@ -1,4 +1,4 @@
-"""What a restore costs beside the tools each format comes from, and beside the bare minimum.
+"""Cost of a restore, compared with the original tool of each format and the bare minimum.
 
 The model has 128 variables of 8 MB, 1 GB in all; the files are in the page cache. Everything is
 paired: a round runs every variant once, one after the other in one process, the next round in the
@@ -170,7 +170,7 @@ def floor(path: str, model: keras.Model) -> None:
 
 
 def load_and_assign(path: str, model: keras.Model) -> None:
-    """What users of safetensors do."""
+    """Read and assign as users of safetensors do."""
     arrays = safetensors.numpy.load_file(path)
     for variable in model.weights:
         variable.assign(arrays[variable.path])
@@ -376,7 +376,7 @@ def planning(rounds: int, most: int) -> None:
 
 
 def importing(rounds: int) -> None:
-    """What `import keras_trainops` takes once Keras is imported."""
+    """Time `import keras_trainops` after Keras is imported."""
     code = (
         "import keras, time; t = time.perf_counter(); import keras_trainops; "
         "print(time.perf_counter() - t)"

@@ -1,11 +1,11 @@
-"""What a save holds training up: `TrainingSession` beside Keras's callbacks, for a 500 MB model.
+"""Cost of a save: `TrainingSession` compared with Keras's callbacks, for a 500 MB model.
 
 A small head is trained on 500 MB of weights that stay: steps are cheap, and the saving shows. Each
 round trains every variant once, one after the other in one process, the next round in the
-opposite order; the first round is dropped. A variant saves once an epoch. Two numbers a
-save: *held up*, the time within the callback; and *in all*, by how much longer the epochs took than
-those of the variant that saves nothing, so that writing in the background counts where it slows the
-steps down that go on meanwhile. Printed are medians of the rounds, with their quartiles.
+opposite order; the first round is dropped. A variant saves once an epoch. Two numbers a save:
+*in the callback*, the time that the steps wait; and *in all*, by how much longer the epochs took
+than those of the variant that saves nothing, which includes the steps that writing in the
+background slows down. Printed are medians of the rounds, with their quartiles.
 
     python tests/benchmarks/saving.py [--megabytes 500] [--rounds 5] [--epochs 2] [--steps 400]
 """
@@ -60,7 +60,7 @@ def net(megabytes: int) -> Any:
 
 
 def savers(folder: Path, steps: int) -> dict[str, Callable[[], Any]]:
-    """What is compared, made anew for each run."""
+    """Create the variants to compare; each run needs new ones."""
     options = {"save_seconds": None, "save_steps": steps, "summary_steps": None, "verbose": 0}
     keras_callbacks = keras.callbacks
     return {
@@ -143,7 +143,7 @@ def main() -> None:
             for name in names:
                 more[name].append(epochs[name] - epochs[NOTHING])
     print(f"Keras {keras.__version__} on {keras.backend.backend()}, {arguments.megabytes} MB")
-    print("| | held up, a save | in all, a save |\n|---|---|---|")
+    print("| | in the callback, a save | in all, a save |\n|---|---|---|")
     for name in names[1:]:
         print(f"| `{name}` | {argument_repr(held[name])} | {argument_repr(more[name])} |")
     ours, *others = [statistics.median(held[name]) for name in names[1:]]

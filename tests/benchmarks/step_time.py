@@ -1,9 +1,9 @@
-"""What a training step costs beside stock Keras, and beside optax (JAX) or tf_slim (TensorFlow).
+"""Cost of a training step, compared with stock Keras and with optax (JAX) or tf_slim (TensorFlow).
 
 Everything is paired: a round runs every variant once, one after the other in one process, the next
 round in the opposite order; the first round is dropped. Printed are medians: of the seconds, and of
 the rounds' ratios to the variant in the first row, with their quartiles. "Keras again" is that
-variant a second time: what its ratio differs from 1 is noise.
+variant a second time: the distance of its ratio from 1 is noise.
 
     python tests/benchmarks/step_time.py [--quick] [--case mlp] [step] [average] [first-fit]
         [optax] [slim]
@@ -164,7 +164,7 @@ def epoch_in_fit(model: keras.Model, x: Any, y: Any, batch_size: int = 16) -> fl
 
 
 def interleave(runs: dict[str, Callable[[], T]], rounds: int, label: str) -> dict[str, list[T]]:
-    """What every round's runs gave, by the variant's name."""
+    """Return the results of all rounds by the name of the variant."""
     results: dict[str, list[T]] = {name: [] for name in runs}
     progress = tqdm(total=(rounds + 1) * len(runs), desc=label, leave=False)
     for i in range(rounds + 1):

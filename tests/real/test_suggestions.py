@@ -43,7 +43,7 @@ def run(script: Path | str, *arguments: str) -> None:
 
 
 def pasted(suggestion: Any, model: keras.Model) -> dict[str, Any]:
-    """What is in a program after the printed suggestion was pasted into it."""
+    """Return the variables of a program after pasting the printed suggestion into it."""
     scope: dict[str, Any] = {"kt": kt, "model": model}
     exec(str(suggestion), scope)
     return scope
@@ -144,7 +144,7 @@ def torch_resnet50() -> Any:
 
 
 def resnet_by_hand(state: Any) -> dict[str, str]:
-    """Where the tensors go, as somebody would write it who knows both networks."""
+    """Return the target of each tensor, as an expert on both networks would write it."""
     pairs = {
         "conv1.weight": "conv1_conv/kernel",
         "fc.weight": "predictions/kernel",

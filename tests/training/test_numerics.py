@@ -17,6 +17,17 @@ X = RNG.normal(size=(24, 6)).astype("float32")
 Y = RNG.normal(size=(24, 2)).astype("float32")
 
 
+in_each_mode = pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param({}, id="default"),
+        pytest.param({"run_eagerly": True}, id="eager"),
+        pytest.param({"jit_compile": True}, id="xla", marks=TRACED),
+        pytest.param({"steps_per_execution": 4}, id="steps", marks=TRACED),
+    ],
+)
+
+
 def checked(**options: Any) -> Any:
     model = functional(kt.TrainOpsModel, 0.0)
     model.compile(keras.optimizers.Adam(0.01), "mse", check_numerics=True, **options)
@@ -37,15 +48,7 @@ def poisoned(batch: int) -> np.ndarray:
     return y
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        pytest.param({}, id="default"),
-        pytest.param({"run_eagerly": True}, id="eager"),
-        pytest.param({"jit_compile": True}, id="xla", marks=TRACED),
-        pytest.param({"steps_per_execution": 4}, id="steps", marks=TRACED),
-    ],
-)
+@in_each_mode
 def test_a_bad_loss_restores_the_last_good_step(options: dict[str, Any]) -> None:
     model = checked(**options)
     clean = {k: v for k, v in options.items() if k != "steps_per_execution"}
@@ -85,15 +88,7 @@ class Root(keras.layers.Layer):
         return x + keras.ops.sqrt(self.w * (1 - small))
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        pytest.param({}, id="default"),
-        pytest.param({"run_eagerly": True}, id="eager"),
-        pytest.param({"jit_compile": True}, id="xla", marks=TRACED),
-        pytest.param({"steps_per_execution": 4}, id="steps", marks=TRACED),
-    ],
-)
+@in_each_mode
 def test_names_the_variable_of_a_bad_gradient(options: dict[str, Any]) -> None:
     keras.utils.set_random_seed(3)
     inputs = keras.Input((6,))

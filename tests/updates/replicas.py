@@ -29,7 +29,7 @@ def fit(model: Any, **options: Any) -> None:
 
 
 def run(devices: int) -> dict[str, np.ndarray]:
-    """What two devices, or one, leave in weights and updates."""
+    """Return the weights and the state of updates after training on one or two devices."""
     arrays: dict[str, np.ndarray] = {}
     scope: Any = two_replicas().scope() if devices == 2 else contextlib.nullcontext()
     with scope:

@@ -146,17 +146,10 @@ def write(
     keys: Mapping[str, str],
     progress: Callable[[int], None] = lambda nbytes: None,
 ) -> None:
-    """Write tensors to an archive that `numpy.load` can read; see `Writer`.
-
-    Args:
-        path: The new file.
-        checkpoint: The source of the tensors.
-        keys: Mapping from the name in the new file to the key in `checkpoint`.
-        progress: Called with the number of bytes after each piece.
+    """Write tensors to an archive that `numpy.load` can read; `Writer` describes the arguments.
 
     Raises:
         UnwritableError: If NumPy has no such dtype (bfloat16); nothing is written.
-        RestoreError: If a tensor cannot be read.
     """
     for name, key in keys.items():
         dtype = checkpoint.dtype(key)

@@ -107,18 +107,11 @@ def write(
     keys: Mapping[str, str],
     progress: Callable[[int], None] = lambda nbytes: None,
 ) -> None:
-    """Write tensors to a `.safetensors` file; see `Writer`.
-
-    Args:
-        path: The new file.
-        checkpoint: The source of the tensors.
-        keys: Mapping from the name in the new file to the key in `checkpoint`.
-        progress: Called with the number of bytes after each piece.
+    """Write tensors to a `.safetensors` file; `Writer` describes the arguments.
 
     Raises:
         UnwritableError: If the format has no such dtype, or reserves a name for its metadata;
             nothing is written.
-        RestoreError: If a tensor cannot be read.
     """
     dtypes = _writable_dtypes(checkpoint, keys)
     # Larger elements first, so that every tensor is aligned.

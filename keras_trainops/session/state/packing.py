@@ -69,7 +69,7 @@ def references(value: Any, depth: int = 0) -> Iterator[str]:
 
 
 def _reference(value: Mapping[str, Any]) -> str:
-    """Return the key of the array that a packed dictionary stands for; empty if for none."""
+    """Return the key of the array that a packed dictionary replaces; empty if it replaces none."""
     key = value.get("array")
     is_key = isinstance(key, str) and key.startswith(_ARRAYS)
     return str(key) if is_key and set(value) == {"array"} else ""

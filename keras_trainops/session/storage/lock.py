@@ -81,7 +81,7 @@ class DirectoryLock:
         other._on_takeover()
 
     def require_held(self) -> None:
-        """Raise if the directory is no longer the one that was locked.
+        """Check that the locked directory still exists at its path.
 
         Raises:
             FileNotFoundError: If it was deleted, moved or replaced.

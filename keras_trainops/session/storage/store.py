@@ -92,7 +92,7 @@ class Store:
                     yield path
 
     def newest(self, warn: Callable[[str], None]) -> SavedStep | None:
-        """Return the newest intact checkpoint, None if there are no checkpoints.
+        """Return the newest intact checkpoint, or None without any checkpoint.
 
         Args:
             warn: Function called with a message about each damaged checkpoint.

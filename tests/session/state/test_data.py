@@ -87,20 +87,23 @@ def watcher(**options: Any) -> Any:
     return model
 
 
-@pytest.mark.filterwarnings("ignore:Your input ran out of data")
-@pytest.mark.parametrize("kind", ["arrays", "unknown"])
-def test_resumes_between_last_batch_and_epoch_end(kind: str) -> None:
-    """If the number of batches is unknown, the last one is not known to be the last."""
-
+def assert_resumes_equal(kind: str, interrupt: keras.callbacks.Callback, message: str) -> None:
     def run(name: str, *more: Any) -> Any:
         return train(name, *more, model=watcher(), data=DATA[kind](), epochs=3, beside=[])
 
     whole = run("whole")
-    with pytest.raises(Interrupted, match="as epoch 1 ends"):
-        run("run", InterruptEnd(1))
+    with pytest.raises(Interrupted, match=message):
+        run("run", interrupt)
     resumed = run("run")
     assert_same(state(resumed), state(whole))
     assert resumed.history.history == whole.history.history
+
+
+@pytest.mark.filterwarnings("ignore:Your input ran out of data")
+@pytest.mark.parametrize("kind", ["arrays", "unknown"])
+def test_resumes_between_last_batch_and_epoch_end(kind: str) -> None:
+    """If the number of batches is unknown, the last one is not known to be the last."""
+    assert_resumes_equal(kind, InterruptEnd(1), "as epoch 1 ends")
 
 
 # Each kind of data on the backends that are most likely to get it wrong.
@@ -115,16 +118,7 @@ HERE = {
 @pytest.mark.filterwarnings("ignore:.shuffle=True. was passed")
 @pytest.mark.parametrize("kind", HERE[keras.backend.backend()])
 def test_data_continue_where_they_were(kind: str) -> None:
-    def run(name: str, *more: Any) -> Any:
-        model = watcher()
-        return train(name, *more, model=model, data=DATA[kind](), epochs=3, beside=[])
-
-    whole = run("whole")
-    with pytest.raises(Interrupted, match="before batch"):
-        run("run", Interrupt(14))
-    resumed = run("run")
-    assert_same(state(resumed), state(whole))
-    assert resumed.history.history == whole.history.history
+    assert_resumes_equal(kind, Interrupt(14), "before batch")
 
 
 @pytest.mark.backends("tensorflow")

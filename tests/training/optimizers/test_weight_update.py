@@ -1,4 +1,4 @@
-"""Where the chain of transforms runs, skipped updates, scaled steps and several optimizers."""
+"""The position of the chain of transforms, skipped updates, scaled steps, several optimizers."""
 
 from __future__ import annotations
 
