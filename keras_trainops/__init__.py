@@ -28,17 +28,21 @@ if TYPE_CHECKING:
     from keras_trainops.training.mixin import TrainOpsMixin
     from keras_trainops.training.models import TrainOpsModel, with_train_ops
     from keras_trainops.training.numerics import NonFiniteLossError
+    from keras_trainops.training.optimizers.group import OptimizerGroup
     from keras_trainops.training.optimizers.transformed import TransformedOptimizer
+    from keras_trainops.training.step import Step
 
 _SUBPACKAGES = ("adapt", "callbacks", "checkpoints", "transforms", "updates")
 _WITHOUT_KERAS = ("checkpoints", "checkpoints.open", "errors")
 _HOMES = {
     "MonitorBoard": "callbacks",
     "NonFiniteLossError": "training.numerics",
+    "OptimizerGroup": "training.optimizers.group",
     "RecalibrateBatchNorm": "callbacks",
     "RestoreError": "errors",
     "RestoreReport": "restoring.planning.report",
     "SessionInterrupted": "session.interruption",
+    "Step": "training.step",
     "TrainOpsMixin": "training.mixin",
     "TrainOpsModel": "training.models",
     "TrainingSession": "callbacks",
@@ -56,10 +60,12 @@ _HOMES = {
 __all__ = [
     "MonitorBoard",
     "NonFiniteLossError",
+    "OptimizerGroup",
     "RecalibrateBatchNorm",
     "RestoreError",
     "RestoreReport",
     "SessionInterrupted",
+    "Step",
     "TrainOpsMixin",
     "TrainOpsModel",
     "TrainingSession",

@@ -15,6 +15,7 @@ from keras_trainops import keras_private
 T = TypeVar("T")
 Gradient: TypeAlias = Any  # a backend tensor, or None where the loss does not depend on a variable
 Assignment: TypeAlias = "tuple[keras.Variable, Any]"  # a variable and its new value
+Differentiable: TypeAlias = "Callable[[Sequence[Assignment], Sequence[Any]], tuple[Any, T]]"
 StepFunction: TypeAlias = "Callable[[Any, Any], dict[str, Any]]"  # (model, data) -> logs
 
 
@@ -101,7 +102,7 @@ class Backend:
         Args:
             step: Called with the model and the data; it assigns variables and returns the logs.
             model: The model.
-            *args: The data; on JAX the training state and the data.
+            *args: The data; on JAX the state of training or evaluation, and the data.
 
         Returns:
             The logs; on JAX the logs and the new state.
@@ -147,42 +148,60 @@ class Backend:
     # Gradients
 
     def differentiate(
-        self, function: Callable[[], tuple[Any, T]], variables: Sequence[keras.Variable]
+        self, function: Differentiable[T], sources: Sequence[Any], *, nested: bool = False
     ) -> tuple[Sequence[Gradient], T]:
-        """Differentiate a scalar by variables.
+        """Differentiate a scalar by variables and tensors.
 
         Args:
-            function: Returns the scalar and auxiliary tensors. It must assign no variable.
-            variables: The variables.
+            function: Takes the values of variables that have others than before, and those sources
+                that are tensors, in order. Returns the scalar and auxiliary tensors. It assigns
+                variables at most where `assigns_in_forward`.
+            sources: The variables and tensors.
+            nested: Whether the results are differentiated in turn; otherwise they are constants.
 
         Returns:
-            The gradients, None for variables the scalar does not depend on, and the auxiliary
+            The gradients, None for sources the scalar does not depend on, and the auxiliary
             tensors.
         """
         self._refuse()
 
-    def forward(self, model: Any, x: Any, y: Any, sample_weight: Any) -> tuple[Any, Any]:
-        """Call the model on a batch as Keras's training step does.
+    def differentiate_each(
+        self,
+        function: Callable[[Sequence[Assignment], Sequence[Any]], tuple[Any, tuple[T, Any]]],
+        variables: Sequence[keras.Variable],
+        batch: Sequence[Any],
+    ) -> tuple[Any, Sequence[Gradient], T, Any]:
+        """Differentiate the loss of each example of a batch by variables.
+
+        Args:
+            function: Takes the values of the variables and the parts of one example, without the
+                axis of the batch. Returns the loss, and auxiliary tensors: those of the example,
+                and those that are the same for all.
+            variables: The variables.
+            batch: Tensors, whose first axis is that of the batch.
+
+        Returns:
+            The losses, the gradients and the auxiliary tensors of the examples, each with a first
+            axis for the examples; and the other auxiliary tensors.
+        """
+        self._refuse()
+
+    def forward(self, model: Any, x: Any, *, training: bool) -> Any:
+        """Call the model on a batch as Keras's steps do on this backend.
 
         Args:
             model: The model.
             x: The inputs.
-            y: The targets, or None.
-            sample_weight: The weights of the samples, or None.
+            training: Whether it is a training step.
 
         Returns:
-            The loss, with the layers' own losses, and the predictions.
+            The predictions; the losses that layers added are among the model's `losses`.
         """
-        y_pred = keras_private.call_in_training(model, x)
-        return keras_private.compute_loss(model, x, y, sample_weight, y_pred), y_pred
+        return keras_private.call_model(model, x, training=training)
 
     def no_gradients(self) -> AbstractContextManager[Any]:
         """Disable gradient recording."""
         return nullcontext()
-
-    def reported_loss(self, loss: Any) -> Any:
-        """Return the loss as the logs show it."""
-        return loss
 
     def require_collectable(self, assignments: Iterable[Assignment]) -> None:
         """Check that values which layers assigned can be used after the forward pass.
@@ -221,6 +240,10 @@ class Backend:
         """Keep `optimizer` from summing gradients over replicas: that has been done."""
         return nullcontext()
 
+    def dense(self, gradient: Gradient) -> Gradient:
+        """Return a gradient as one dense tensor of its variable's shape."""
+        return gradient
+
     def elements(self, gradient: Gradient) -> Any:
         """Return the elements of a gradient; of a sparse one, those of its rows."""
         return gradient
@@ -244,6 +267,10 @@ class Backend:
 
     # Replicas
 
+    def replicas(self) -> int:
+        """Return the number of replicas that train at the same time, each on a part of a batch."""
+        return 1
+
     def any_over_replicas(self, flags: Any) -> Any:
         """Return which boolean flags are set on any replica."""
         return flags
@@ -266,13 +293,16 @@ class Backend:
         """Return whether Keras builds a lazy model before callbacks see it."""
         return True
 
-    def build_model(self, model: Any, iterator: Any, data_batch: Any) -> str:
+    def build_model(
+        self, model: Any, iterator: Any, data_batch: Any, *, required: bool = False
+    ) -> str:
         """Build a lazy model before callbacks see it, without taking data from `iterator`.
 
         Args:
             model: The model.
             iterator: Keras's iterator over epochs, or None.
             data_batch: A batch, if there is no iterator.
+            required: If True, it is built even if all layers are, and its error is raised.
 
         Returns:
             The reason why that failed; empty if the model is built.
@@ -315,3 +345,12 @@ class Backend:
             f"Training steps run on TensorFlow, JAX and PyTorch; this is {self.name!r}. Restoring "
             "works on every backend."
         )
+
+
+def split_sources(
+    sources: Sequence[Any], values: Sequence[Any]
+) -> tuple[list[Assignment], list[Any]]:
+    """Return the values of those sources that are variables, with them, and those of tensors."""
+    pairs = list(zip(sources, values, strict=True))
+    variables = [(source, value) for source, value in pairs if isinstance(source, keras.Variable)]
+    return variables, [value for source, value in pairs if not isinstance(source, keras.Variable)]

@@ -12,7 +12,16 @@ import keras
 import numpy as np
 
 from keras_trainops import keras_private
-from keras_trainops.backends.base import Backend, Gradient, NumericsCheck, StepFunction, T
+from keras_trainops.backends.base import (
+    Assignment,
+    Backend,
+    Differentiable,
+    Gradient,
+    NumericsCheck,
+    StepFunction,
+    T,
+    split_sources,
+)
 
 
 class Jax(Backend):
@@ -31,7 +40,7 @@ class Jax(Backend):
     def run_step(self, step: StepFunction, model: Any, *args: Any) -> Any:
         """Run a stateless step: the values that it assigns become the state that it returns."""
         state, data = args
-        groups = _groups(model)
+        groups = _groups(model) if len(state) == _TRAINING_GROUPS else _groups_to_evaluate(model)
         with keras.StatelessScope(_mapping(groups, state)) as scope:
             logs = step(model, data)
         return logs, tuple([scope.get_current_value(v) for v in group] for group in groups)
@@ -91,35 +100,49 @@ class Jax(Backend):
                 variable.assign(jax.numpy.where(predicate, value, variable.value))
 
     def differentiate(
-        self, function: Callable[[], tuple[Any, T]], variables: Sequence[keras.Variable]
+        self, function: Differentiable[T], sources: Sequence[Any], *, nested: bool = False
     ) -> tuple[Sequence[Gradient], T]:
         def of_values(values: Any) -> tuple[Any, T]:
-            with _ValueOverrides(zip(variables, values, strict=True)):
-                return function()
+            return function(*split_sources(sources, values))
 
-        values = [v.value for v in variables]
+        values = [s.value if isinstance(s, keras.Variable) else s for s in sources]
         (_, rest), gradients = jax.value_and_grad(of_values, has_aux=True)(values)
         return gradients, rest
 
-    def forward(self, model: Any, x: Any, y: Any, sample_weight: Any) -> tuple[Any, Any]:
+    def differentiate_each(
+        self,
+        function: Callable[[Sequence[Assignment], Sequence[Any]], tuple[Any, tuple[T, Any]]],
+        variables: Sequence[keras.Variable],
+        batch: Sequence[Any],
+    ) -> tuple[Any, Sequence[Gradient], T, Any]:
+        def of_values(values: Any, example: Any) -> Any:
+            return function(list(zip(variables, values, strict=True)), example)
+
+        def of_example(example: Any) -> Any:
+            values = [v.value for v in variables]
+            (loss, (own, shared)), gradients = jax.value_and_grad(of_values, has_aux=True)(
+                values, example
+            )
+            return loss, gradients, own, shared
+
+        return jax.vmap(of_example, out_axes=(0, 0, 0, None))(list(batch))
+
+    def forward(self, model: Any, x: Any, *, training: bool) -> Any:
         """Call the model statelessly, which clears a layer's losses each time the layer is called.
 
         Values that a layer assigns to a trainable weight are lost. Both are as in Keras on JAX.
         """
         others = model.non_trainable_variables
         before = [v.value for v in others]
-        training = {"training": True} if model._call_has_training_arg else {}
+        options = {"training": training} if model._call_has_training_arg else {}
         y_pred, after, losses = model.stateless_call(
-            [v.value for v in model.trainable_variables], before, x, return_losses=True, **training
+            [v.value for v in model.trainable_variables], before, x, return_losses=True, **options
         )
         for variable, old, new in zip(others, before, after, strict=True):
             if new is not old:
-                variable.assign(new)
+                keras_private.assign(keras_private.Assigned(variable, new, by_layer=True))
         model._losses_override = losses
-        try:
-            return keras_private.compute_loss(model, x, y, sample_weight, y_pred), y_pred
-        finally:
-            model._losses_override = []
+        return y_pred
 
     def apply_gradients(
         self, optimizer: Any, gradients: Sequence[Gradient], variables: Sequence[keras.Variable]
@@ -152,18 +175,7 @@ class Jax(Backend):
         return np.asarray(variable.value)
 
 
-class _ValueOverrides(keras.StatelessScope):
-    """Overrides the values of some variables; the others read as in the enclosing scope."""
-
-    def __init__(self, mapping: Any) -> None:
-        super().__init__(list(mapping))
-
-    def get_current_value(self, variable: keras.Variable) -> Any:
-        value = super().get_current_value(variable)
-        enclosing = self.original_scope  # set as Keras enters this one
-        if value is not None or enclosing is None:
-            return value
-        return enclosing.get_current_value(variable)
+_TRAINING_GROUPS = 4  # of the parts of Keras's training state; evaluation has no optimizer's
 
 
 def _groups(model: Any) -> tuple[list[keras.Variable], ...]:
@@ -174,6 +186,11 @@ def _groups(model: Any) -> tuple[list[keras.Variable], ...]:
         model.optimizer.variables,
         model.metrics_variables,
     )
+
+
+def _groups_to_evaluate(model: Any) -> tuple[list[keras.Variable], ...]:
+    """Return the variables in the three parts of Keras's state of an evaluation."""
+    return (model.trainable_variables, model.non_trainable_variables, model.metrics_variables)
 
 
 def _mapping(groups: Sequence[Any], values: Sequence[Any]) -> list[tuple[keras.Variable, Any]]:

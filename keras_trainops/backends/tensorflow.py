@@ -19,10 +19,12 @@ from keras_trainops import keras_private
 from keras_trainops.backends.base import (
     Assignment,
     Backend,
+    Differentiable,
     Gradient,
     GradientChain,
     NumericsCheck,
     T,
+    split_sources,
 )
 
 
@@ -110,15 +112,37 @@ class TensorFlow(Backend):
         replica.merge_call(run, args=(predicate, *args))
 
     def differentiate(
-        self, function: Callable[[], tuple[Any, T]], variables: Sequence[keras.Variable]
+        self, function: Differentiable[T], sources: Sequence[Any], *, nested: bool = False
     ) -> tuple[Sequence[Gradient], T]:
-        with tf.GradientTape() as tape:
-            value, rest = function()
-        return tape.gradient(value, list(variables)), rest
+        """Differentiate with a tape, which watches a variable itself: its rows stay sparse.
 
-    def reported_loss(self, loss: Any) -> Any:
-        """Undo Keras's division by the number of replicas, which prepares for a sum over them."""
-        return loss * tf.cast(tf.distribute.get_strategy().num_replicas_in_sync, loss.dtype)
+        A variable that has another value in a scope is watched as that tensor.
+        """
+        watched = [s.value if isinstance(s, keras.Variable) else tf.identity(s) for s in sources]
+        _, tensors = split_sources(sources, watched)
+        with tf.GradientTape() as tape:
+            tape.watch(watched)
+            value, rest = function([], tensors)
+        return tape.gradient(value, watched), rest
+
+    def differentiate_each(
+        self,
+        function: Callable[[Sequence[Assignment], Sequence[Any]], tuple[Any, tuple[T, Any]]],
+        variables: Sequence[keras.Variable],
+        batch: Sequence[Any],
+    ) -> tuple[Any, Sequence[Gradient], T, Any]:
+        values = [v.value for v in variables]
+
+        def of_example(example: Any) -> Any:
+            copies = [tf.identity(value) for value in values]
+            with tf.GradientTape() as tape:
+                tape.watch(copies)
+                loss, (own, shared) = function(list(zip(variables, copies, strict=True)), example)
+            gradients = tape.gradient(loss, copies, unconnected_gradients="zero")
+            return loss, [_dense(g) for g in gradients], own, shared
+
+        losses, gradients, own, shared = tf.vectorized_map(of_example, list(batch))
+        return losses, gradients, own, tf.nest.map_structure(lambda each: each[0], shared)
 
     def require_collectable(self, assignments: Iterable[Assignment]) -> None:
         """Raise if a layer assigns inside a `while` loop: the tensor does not exist outside it."""
@@ -162,6 +186,9 @@ class TensorFlow(Backend):
     ) -> contextlib.AbstractContextManager[None]:
         return keras_private.replaced(optimizer, "_all_reduce_sum_gradients", list)
 
+    def dense(self, gradient: Gradient) -> Gradient:
+        return _dense(gradient)
+
     def elements(self, gradient: Gradient) -> Any:
         return gradient.values if isinstance(gradient, tf.IndexedSlices) else gradient
 
@@ -176,6 +203,9 @@ class TensorFlow(Backend):
             tf.__internal__.distribute.interim.maybe_merge_call(
                 assign, tf.distribute.get_strategy(), [v.value for v in variables], list(values)
             )
+
+    def replicas(self) -> int:
+        return tf.distribute.get_strategy().num_replicas_in_sync
 
     def any_over_replicas(self, flags: Any) -> Any:
         replica = _replicas()
@@ -209,18 +239,22 @@ class TensorFlow(Backend):
         """Under a strategy Keras builds the model early; otherwise the first traced step does."""
         return model._distribute_strategy is not None
 
-    def build_model(self, model: Any, iterator: Any, data_batch: Any) -> str:
+    def build_model(
+        self, model: Any, iterator: Any, data_batch: Any, *, required: bool = False
+    ) -> str:
         """Build the model from the shapes of a batch, so that a warm start finds its variables.
 
         A model that cannot be built from shapes alone is built in the first step, as in Keras.
         """
-        if all(layer.built for layer in model._flatten_layers()):
+        if all(layer.built for layer in model._flatten_layers()) and not required:
             return ""
         try:
             batch = data_batch if iterator is None else _batch_spec(iterator)
             with self.scope_of(model):
                 model._symbolic_build(data_batch=batch)
         except Exception as error:  # the first step raises it again, if it is an error there too
+            if required:
+                raise
             return str(error)
         return ""
 

@@ -11,7 +11,16 @@ import keras
 import numpy as np
 import torch
 
-from keras_trainops.backends.base import Backend, Gradient, NumericsCheck, StepFunction, T
+from keras_trainops.backends.base import (
+    Assignment,
+    Backend,
+    Differentiable,
+    Gradient,
+    NumericsCheck,
+    StepFunction,
+    T,
+    split_sources,
+)
 
 
 class Torch(Backend):
@@ -78,20 +87,37 @@ class Torch(Backend):
         (then if bool(predicate) else otherwise)(*args)
 
     def differentiate(
-        self, function: Callable[[], tuple[Any, T]], variables: Sequence[keras.Variable]
+        self, function: Differentiable[T], sources: Sequence[Any], *, nested: bool = False
     ) -> tuple[Sequence[Gradient], T]:
         with torch.enable_grad():
-            value, rest = function()
-        weights = [v.value for v in variables]
-        gradients = torch.autograd.grad(value, weights, allow_unused=True) if weights else ()
-        return gradients, rest
+            leaves = [_leaf(source, nested) for source in sources]
+            variables, tensors = split_sources(sources, leaves)
+            value, rest = function([(v, t) for v, t in variables if t is not v.value], tensors)
+            gradients: Sequence[Gradient] = [None] * len(leaves)
+            if leaves and value.requires_grad:  # otherwise it depends on none of them
+                gradients = torch.autograd.grad(
+                    value, leaves, create_graph=nested, allow_unused=True
+                )
+        return gradients, rest if nested else keras.tree.map_structure(_detached, rest)
+
+    def differentiate_each(
+        self,
+        function: Callable[[Sequence[Assignment], Sequence[Any]], tuple[Any, tuple[T, Any]]],
+        variables: Sequence[keras.Variable],
+        batch: Sequence[Any],
+    ) -> tuple[Any, Sequence[Gradient], T, Any]:
+        def of_values(values: Any, *example: Any) -> Any:
+            return function(list(zip(variables, values, strict=True)), list(example))
+
+        values = [v.value.detach() for v in variables]
+        with torch.enable_grad():
+            one = torch.func.grad_and_value(of_values, has_aux=True)
+            each = torch.func.vmap(one, in_dims=(None, *[0] * len(batch)), randomness="same")
+            gradients, (losses, (own, shared)) = each(values, *batch)
+        return losses, list(gradients), own, keras.tree.map_structure(lambda s: s[0], shared)
 
     def no_gradients(self) -> AbstractContextManager[Any]:
         return torch.no_grad()
-
-    def reported_loss(self, loss: Any) -> Any:
-        """Detach the loss from the graph of its gradients."""
-        return loss.detach()
 
     def host_view(self, variable: keras.Variable) -> np.ndarray:
         tensor = variable.value.detach().cpu()
@@ -103,3 +129,19 @@ class Torch(Backend):
         """Return the memory of parameters: PyTorch assigns them in place, other backends do not."""
         tensors = [variable.value for variable in variables]
         return sorted((t.data_ptr(), t.data_ptr() + t.nbytes) for t in tensors if not t.is_meta)
+
+
+def _leaf(source: Any, nested: bool) -> Any:
+    """Return the tensor to differentiate by.
+
+    In a function that is differentiated, tensors of the outer one may depend on the source. It gets
+    a node of its own, or the inner gradient would count their paths too.
+    """
+    tensor = source.value if isinstance(source, keras.Variable) else source
+    if isinstance(source, keras.Variable) and tensor.is_leaf and tensor.requires_grad and not nested:
+        return tensor  # a parameter, at the top: no graph comes before it
+    return tensor.view_as(tensor) if tensor.requires_grad else tensor.detach().requires_grad_()
+
+
+def _detached(tensor: Any) -> Any:
+    return tensor.detach() if isinstance(tensor, torch.Tensor) else tensor

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 
 from keras_trainops.representation import CallRepr
-from keras_trainops.training.optimizers.transformed import monitors_of
+from keras_trainops.training.optimizers.group import monitors_of
 from keras_trainops.transforms.monitoring import HISTOGRAM_EDGES, Monitor
 from keras_trainops.values import copy_of
 

@@ -22,6 +22,18 @@ def all_layers(model: keras.Model) -> list[keras.layers.Layer]:
     return list(model._flatten_layers())
 
 
+def inner_layers(model: keras.Model) -> list[keras.layers.Layer]:
+    """Return all layers in a model, however deep, without the model itself."""
+    return list(model._flatten_layers(include_self=False))
+
+
+def first_batch(iterator: Any) -> Any:
+    """Return the first batch of Keras's iterator over epochs, as its symbolic build takes it."""
+    for _, _, data in iterator:
+        return data[0] if isinstance(data, (list, tuple)) else next(data)
+    raise ValueError("The data are empty: there is no batch to train on.")
+
+
 def own_variables(layer: keras.layers.Layer) -> list[keras.Variable]:
     """Return a layer's own weights, without those of inner layers, in the order it saves them."""
     return [*layer._trainable_variables, *layer._non_trainable_variables]
@@ -43,6 +55,7 @@ def forget_losses(model: keras.Model) -> None:
     loss, and would then be dropped.
     """
     model._clear_losses()
+    model._losses_override = []
 
 
 def kernel_of(layer: Any) -> keras.Variable:
@@ -56,9 +69,20 @@ def seeds(model: keras.Model) -> list[keras.Variable]:
     return [v for v in model.variables if id(v) not in weights and v.name == "seed_generator_state"]
 
 
-def call_in_training(model: Any, x: Any) -> Any:
-    """Make a forward pass as Keras's training step does."""
-    return model(x, training=True) if model._call_has_training_arg else model(x)
+def call_model(model: Any, x: Any, *, training: bool) -> Any:
+    """Make a forward pass as Keras's steps do."""
+    return model(x, training=training) if model._call_has_training_arg else model(x)
+
+
+def compiled_metric_names(model: Any) -> list[str]:
+    """Return the names in the logs of the metrics of `compile(metrics=...)`."""
+    metrics = model._compile_metrics
+    return [] if metrics is None or not metrics.built else list(metrics.result())
+
+
+def has_loss(model: Any) -> bool:
+    """Return whether a model was compiled with a loss."""
+    return model._compile_loss is not None
 
 
 def track_loss(model: Any, loss: Any, batch_size: Any) -> None:
@@ -72,8 +96,10 @@ def track_loss(model: Any, loss: Any, batch_size: Any) -> None:
     model._loss_tracker.update_state(loss, sample_weight=batch_size)
 
 
-def compute_loss(model: Any, x: Any, y: Any, sample_weight: Any, y_pred: Any) -> Any:
-    """Return the loss of a batch as Keras's training step computes it, with the layers' losses.
+def compute_loss(
+    model: Any, x: Any, y: Any, sample_weight: Any, y_pred: Any, *, training: bool = True
+) -> Any:
+    """Return the loss of a batch as Keras's steps compute it, with the layers' losses.
 
     Args:
         model: The model.
@@ -81,8 +107,11 @@ def compute_loss(model: Any, x: Any, y: Any, sample_weight: Any, y_pred: Any) ->
         y: The targets, or None.
         sample_weight: The weights of the samples, or None.
         y_pred: The predictions.
+        training: Whether it is a training step.
     """
-    return model._compute_loss(x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, training=True)
+    return model._compute_loss(
+        x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, training=training
+    )
 
 
 def build_metrics(model: Any, data_batch: Any) -> None:

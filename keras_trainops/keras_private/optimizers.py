@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -24,7 +24,30 @@ _EXPOSED = (
 )
 
 
-class OptimizerWrapper(keras.optimizers.Optimizer):
+class OptimizerShell(keras.optimizers.Optimizer):
+    """An optimizer without hyperparameters and variables of its own, around others.
+
+    Args:
+        name: Its name.
+    """
+
+    built: bool
+
+    def __init__(self, name: str | None) -> None:
+        super().__init__(learning_rate=0.0, name=name)
+        for attribute in [a for a in vars(self) if not a.startswith("_self_")]:
+            if attribute not in ("_lock", "name", "built", "_variables", "_tracker"):
+                delattr(self, attribute)
+        _store(self, [])
+
+    def set_trained(self, variables: Iterable[keras.Variable]) -> None:
+        """Mark it as built for these variables."""
+        with optimizer_steps.untracked():
+            self._trainable_variables = list(variables)
+        self.built = True
+
+
+class OptimizerWrapper(OptimizerShell):
     """A wrapper around an optimizer that exposes the inner optimizer's attributes as its own.
 
     Only its name, `built` and the attributes of subclasses are its own. Everything else, such as
@@ -33,14 +56,9 @@ class OptimizerWrapper(keras.optimizers.Optimizer):
     """
 
     inner_optimizer: keras.optimizers.Optimizer
-    built: bool
 
     def __init__(self, inner_optimizer: keras.optimizers.Optimizer, name: str | None) -> None:
-        super().__init__(learning_rate=0.0, name=name)
-        for attribute in [a for a in vars(self) if not a.startswith("_self_")]:
-            if attribute not in ("_lock", "name", "built", "_variables", "_tracker"):
-                delattr(self, attribute)
-        _store(self, [])
+        super().__init__(name)
         self.inner_optimizer = inner_optimizer
 
     def own_variables(self) -> list[keras.Variable]:
@@ -235,9 +253,12 @@ def optimizer_variables(optimizer: Any) -> list[keras.Variable]:
 
 
 def inside(optimizer: Any) -> list[Any]:
-    """Return the optimizer that one wraps, or the parts of a MultiOptimizer."""
+    """Return the optimizer that one wraps, or those that a group or a MultiOptimizer has."""
     inner = vars(optimizer).get("inner_optimizer")
-    return list(getattr(optimizer, "optimizers", ())) if inner is None else [inner]
+    if inner is not None:
+        return [inner]
+    several = getattr(optimizer, "optimizers", ())
+    return list(several.values() if isinstance(several, Mapping) else several)
 
 
 def is_multi(optimizer: Any) -> bool:

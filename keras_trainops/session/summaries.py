@@ -13,7 +13,8 @@ import keras
 
 from keras_trainops.session.log import SessionLog
 from keras_trainops.session.settings import Settings
-from keras_trainops.training.optimizers.transformed import monitors_of, transformed_in
+from keras_trainops.training.optimizers.group import monitors_of, named_optimizers
+from keras_trainops.training.optimizers.transformed import transformed_in
 from keras_trainops.values import copy_of
 
 
@@ -144,14 +145,17 @@ def _learning_rates(optimizer: Any) -> dict[str, float]:
 
 
 def _rates(optimizer: Any) -> dict[str, Any]:
-    if optimizer is None:
-        return {}
-    transformed = transformed_in(optimizer)
-    inner = optimizer if transformed is None else transformed.inner_optimizer
-    parts = getattr(inner, "optimizers", None)
-    if parts is None:
-        return {"learning_rate": optimizer.learning_rate}
-    return {f"learning_rate/{part.name}": part.learning_rate for part in parts}
+    rates: dict[str, Any] = {}
+    for name, each in named_optimizers(optimizer).items():
+        transformed = transformed_in(each)
+        inner = each if transformed is None else transformed.inner_optimizer
+        tag = "/".join(["learning_rate", *([name] if name else [])])
+        parts = getattr(inner, "optimizers", None)
+        if parts is None:
+            rates[tag] = each.learning_rate
+        else:
+            rates.update({f"{tag}/{part.name}": part.learning_rate for part in parts})
+    return rates
 
 
 def _number(value: Any) -> float:

@@ -4,28 +4,38 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import keras
 
-from keras_trainops import paths
+from keras_trainops import keras_private, paths
 from keras_trainops.backends import backend
 from keras_trainops.training import own_step, preparation
 from keras_trainops.training.all_or_nothing import all_or_nothing
 from keras_trainops.training.fit_callbacks import evaluation_context, wrapped_fit
 from keras_trainops.training.numerics import NumericsGuard
-from keras_trainops.training.optimizers.transfer import built_for, transferred
-from keras_trainops.training.optimizers.transformed import transformed_in
-from keras_trainops.training.optimizers.weight_decay import EXCLUDED, exclude, exclusions
-from keras_trainops.training.optimizers.wrapping import (
-    ensure_transformed,
-    owned_by,
-    with_transforms,
+from keras_trainops.training.optimizers.compiling import (
+    DEFAULT,
+    OptimizerArguments,
+    fitted,
+    with_loss_scales,
 )
-from keras_trainops.training.step import train_step
-from keras_trainops.training.train_ops import COMPILE_ARGUMENTS, Compiled, FitState, TrainOps
+from keras_trainops.training.optimizers.group import all_transformed_in, named_optimizers
+from keras_trainops.training.optimizers.transfer import built_for
+from keras_trainops.training.optimizers.weight_decay import EXCLUDED, exclude, exclusions
+from keras_trainops.training.optimizers.wrapping import ensure_transformed, owned_by
+from keras_trainops.training.running import test_step, train_step
+from keras_trainops.training.step import Step
+from keras_trainops.training.texts import EVALUATION, TRAINING, has_own_text, of_mixin
+from keras_trainops.training.train_ops import (
+    COMPILE_ARGUMENTS,
+    Compiled,
+    FitState,
+    TrainOps,
+    no_logs,
+)
 from keras_trainops.training.trainability import Trainability, as_compiled, without
 from keras_trainops.updates.functions import as_update
 from keras_trainops.updates.policy import UpdatePolicy
@@ -73,8 +83,9 @@ class TrainOpsMixin:
 
     def compile(
         self,
-        optimizer: Any = "rmsprop",
+        optimizer: Any = DEFAULT,
         *args: Any,
+        optimizers: Any = None,
         gradient_transforms: Any = None,
         updates: Any = None,
         variables_to_train: paths.Patterns = None,
@@ -88,11 +99,15 @@ class TrainOpsMixin:
                 optimizer is a `TransformedOptimizer` around it, or a copy of a `LossScaleOptimizer`
                 with one inside; the transforms replace those it has.
             *args: As in Keras.
+            optimizers: Several optimizers by name, in place of `optimizer`; the model's optimizer
+                is then an `OptimizerGroup` of them. `variables_to_train` says by these names which
+                variables each trains, and `gradient_transforms` may be given by name, too.
             gradient_transforms: One transform, a list, or None: `GradientTransform`s or callables
                 `fn(gradients, variables) -> gradients`.
             updates: The non-gradient updates. None: every layer's own, and those registered with
                 `add_update`. One or a list: exactly these; `[]`: none (batch norm still normalises
-                with batch statistics, random seeds still advance).
+                with batch statistics, random seeds still advance). By name, they follow the weight
+                updates of one of several optimizers; otherwise those of all.
             variables_to_train: Patterns, variables or layers; None: all trainable variables. The
                 others get no gradient, no weight decay, no optimizer slots and no update.
             check_numerics: If True, a NaN or infinite loss or gradient stops training with a
@@ -107,13 +122,11 @@ class TrainOpsMixin:
         """
         backend().require_training()
         state = self.train_ops
-        optimizer = keras.optimizers.get(optimizer)
-        if gradient_transforms is not None:
-            optimizer = with_transforms(optimizer, gradient_transforms)
-        policy = UpdatePolicy(updates, state.registered, state.policy)
-        if policy.after_weights and optimizer is not None:
-            optimizer = ensure_transformed(optimizer)  # it keeps the updates' state
-        paths.as_list(variables_to_train)
+        described = OptimizerArguments(
+            optimizer, optimizers, gradient_transforms, variables_to_train
+        )
+        policy = UpdatePolicy(updates, state.registered, state.policy, described.names)
+        optimizer = described.create(keeps_state=bool(policy.after_weights))
         values = (updates, variables_to_train, check_numerics)
         arguments: dict[str, Any] = dict(zip(COMPILE_ARGUMENTS, values, strict=True))
         needed = own_step.arguments_that_need_it(policy, arguments, optimizer)
@@ -121,8 +134,10 @@ class TrainOpsMixin:
         with all_or_nothing(self, state, *owned_by(optimizer)):
             guard = preparation.in_scope(self, NumericsGuard) if check_numerics else None
             state.compiled = Compiled(arguments, policy, guard, needed)
-            optimizer = preparation.in_scope(self, lambda: transferred(optimizer, self))
+            state.step_logs, state.probed = no_logs(), set()
+            optimizer = preparation.in_scope(self, lambda: fitted(optimizer, self))
             super().compile(optimizer, *args, **kwargs)  # type: ignore[misc]
+            self.optimizer = preparation.in_scope(self, lambda: with_loss_scales(self.optimizer))
             state.compiled = dataclasses.replace(state.compiled, trainability=Trainability(self))
             preparation.attach_optimizer(self)
 
@@ -147,7 +162,9 @@ class TrainOpsMixin:
             return functools.partial(self.add_update, **options)
         state, optimizer = self.train_ops, getattr(self, "optimizer", None)
         registered = [*state.registered, as_update(update, **options)]
-        policy = UpdatePolicy(state.arguments["updates"], registered, state.policy)
+        policy = UpdatePolicy(
+            state.arguments["updates"], registered, state.policy, list(named_optimizers(optimizer))
+        )
         needed = own_step.arguments_that_need_it(policy, state.arguments, optimizer)
         if self.compiled:
             own_step.refuse_without_our_step(self, TrainOpsMixin, needed)
@@ -184,20 +201,20 @@ class TrainOpsMixin:
 
     def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> Any:
         """Return Keras's logs and, in training, the norms that monitors watch."""
-        norms, transformed = self.train_ops.norms, transformed_in(self.optimizer)
-        if transformed is not None and transformed.built:  # not in a symbolic build
-            norms.update()
+        state, transformed = self.train_ops, all_transformed_in(self.optimizer)
+        if not state.evaluating and all(each.built for each in transformed):
+            state.norms.update()  # not in a symbolic build
         logs = super().compute_metrics(x, y, y_pred, sample_weight)  # type: ignore[misc]
-        return {**logs, **norms.result()}
+        return {**logs, **state.norm_logs()}
 
     def get_metrics_result(self) -> dict[str, Any]:
         """Return Keras's results and, in training, the norms that monitors watch."""
-        return {**super().get_metrics_result(), **self.train_ops.norms.result()}  # type: ignore[misc]
+        return {**super().get_metrics_result(), **self.train_ops.norm_logs()}  # type: ignore[misc]
 
     def reset_metrics(self) -> None:
-        """Reset metrics as in Keras, and the averages of norms."""
+        """Reset metrics as in Keras, and the averages of norms and of a step's logs."""
         super().reset_metrics()  # type: ignore[misc]
-        self.train_ops.norms.reset()
+        self.train_ops.reset_logs()
 
     def fit(self, *args: Any, **kwargs: Any) -> Any:
         """Train as in Keras."""
@@ -223,7 +240,7 @@ class TrainOpsMixin:
     def evaluate(self, *args: Any, **kwargs: Any) -> Any:
         """Evaluate as in Keras; during a `fit` with `UseAverage`, with the averaged weights."""
         state = self.train_ops
-        with state.norms.paused(), evaluation_context(state.fit.evaluation, kwargs):
+        with state.evaluation(), evaluation_context(state.fit.evaluation, kwargs):
             try:
                 return super().evaluate(*args, **kwargs)  # type: ignore[misc]
             except BaseException:
@@ -232,7 +249,7 @@ class TrainOpsMixin:
 
     def test_on_batch(self, *args: Any, **kwargs: Any) -> Any:
         """Evaluate on one batch as in Keras."""
-        with self.train_ops.norms.paused():
+        with self.train_ops.evaluation():
             return super().test_on_batch(*args, **kwargs)  # type: ignore[misc]
 
     @property
@@ -240,25 +257,82 @@ class TrainOpsMixin:
         """The variables of metrics, and others that steps pass on but files do not store."""
         state = self.train_ops
         own = super().metrics_variables  # type: ignore[misc]
-        return [*own, *state.norms.variables, *state.carried]
+        return [*own, *state.log_variables, *state.carried]
 
     def _to_train(self, variables: list[keras.Variable]) -> list[keras.Variable]:
         patterns = self.train_ops.arguments.get("variables_to_train")
         if patterns is None or not self.built:
             return variables
-        return paths.selected(patterns, variables)
+        several = patterns.values() if isinstance(patterns, Mapping) else [patterns]
+        return paths.selected([p for each in several for p in paths.as_list(each)], variables)
+
+    @of_mixin
+    def training_step(self, step: Step, data: Any) -> dict[str, Any]:
+        """Train on one batch; override it for a step of your own.
+
+        The text is the same on every backend, and compiled as `fit` compiles. Assign no weights in
+        it but through `step`; other variables of the model may be assigned.
+
+        Args:
+            step: Differentiates functions and updates weights.
+            data: A batch.
+
+        Returns:
+            Scalars for the logs, by name; "loss" is Keras's own.
+        """
+        x, y, sample_weight = step.unpack(data)
+
+        def loss(batch: Any) -> tuple[Any, Any]:
+            x, y, sample_weight = batch
+            y_pred = step.forward(x)
+            return step.loss(x, y, y_pred, sample_weight), y_pred
+
+        batch = (x, y, sample_weight)
+        value, y_pred = step.minimize(loss, self.trainable_variables, data=batch, aux=True)
+        step.update_metrics(y, y_pred, sample_weight, x=x)
+        return {"loss": value}
+
+    @of_mixin
+    def evaluation_step(self, step: Step, data: Any) -> dict[str, Any]:
+        """Evaluate on one batch, in `evaluate` and in validation; override it for your own.
+
+        Args:
+            step: As in `training_step`; it updates no weights.
+            data: A batch.
+
+        Returns:
+            Scalars for the logs, by name.
+        """
+        x, y, sample_weight = step.unpack(data)
+        y_pred = step.forward(x)
+        step.update_metrics(y, y_pred, sample_weight, x=x)
+        return {"loss": step.loss(x, y, y_pred, sample_weight)}
 
     def train_step(self, *args: Any) -> Any:
-        """Train on one batch with the class's own step, the mixin's if needed, or Keras's.
+        """Train on one batch with the class's Keras step, `training_step` if needed, or Keras's.
 
         Args:
             *args: The data; on JAX the training state and the data.
         """
         self.train_ops.steps += 1
         whose = own_step.own_step_after_mixin(type(self), TrainOpsMixin)
-        if whose is None and (self.train_ops.needs_our_step() or backend().needs_our_step(self)):
+        if whose is None and own_step.needs_ours(self):
             return backend().run_step(train_step, self, *args)
         return super().train_step(*args)  # type: ignore[misc]
+
+    def test_step(self, *args: Any) -> Any:
+        """Evaluate on one batch with the class's `evaluation_step`, or as Keras does.
+
+        Args:
+            *args: The data; on JAX the state and the data.
+
+        Raises:
+            ValueError: If the model has its own `training_step`, but nothing to evaluate with.
+        """
+        if has_own_text(self, EVALUATION):
+            return backend().run_step(test_step, self, *args)
+        own_step.require_evaluation(self)
+        return super().test_step(*args)  # type: ignore[misc]
 
     def make_train_function(self, force: bool = False) -> Any:
         """Build the optimizer and the updates, then the compiled step, as `fit` starts."""
@@ -300,6 +374,9 @@ class TrainOpsMixin:
     def _symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
         """Pass the data to the callback that follows them; JAX and PyTorch have them only here."""
         self.train_ops.fit.show_data(iterator)
+        if preparation.is_to_probe(self):
+            data_batch = keras_private.first_batch(iterator) if data_batch is None else data_batch
+            preparation.probe_step(self, data_batch)
         super()._symbolic_build(iterator, data_batch)  # type: ignore[misc]
 
     def _get_metrics_result_or_logs(self, logs: Any) -> Any:
@@ -314,7 +391,7 @@ class TrainOpsMixin:
         if not config:
             return config
         arguments = dict(self.train_ops.arguments)
-        arguments["variables_to_train"] = paths.serializable(arguments["variables_to_train"])
+        arguments["variables_to_train"] = preparation.serialized_choice(self)
         if self.optimizer is not None:  # `add_update` may have wrapped it since
             arguments["optimizer"] = self.optimizer
             arguments.update(exclusions(self.optimizer, built_for(self.optimizer)))
@@ -324,6 +401,9 @@ class TrainOpsMixin:
         """Compile as the saved model was compiled, and create the optimizer's variables."""
         config = keras.saving.deserialize_keras_object(config)
         excluded = config.pop(EXCLUDED, [])
+        if all(layer.built for layer in keras_private.inner_layers(self)):
+            self.built: Any = True  # there is nothing else with variables
+        config["variables_to_train"] = preparation.choice_from(config, self)
         self.compile(**config)
         exclude(self.optimizer, excluded, self.trainable_variables)
         if self.built and self.optimizer is not None:

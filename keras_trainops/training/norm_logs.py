@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -26,7 +25,6 @@ class NormLogs:
     def __init__(self, monitors: Sequence[Monitor] = ()) -> None:
         self.monitors = list(monitors)
         self._metrics = norm_metrics(self.monitors)
-        self._paused = False
 
     @property
     def variables(self) -> list[keras.Variable]:
@@ -38,8 +36,6 @@ class NormLogs:
 
     def update(self) -> None:
         """Add the norms of the weight update that just happened, if there was one."""
-        if self._paused:
-            return
         metrics = iter(self._metrics)
         for monitor in self.monitors:
             norms, weights = monitor.take()
@@ -47,19 +43,10 @@ class NormLogs:
                 next(metrics).update_state(norms[i], sample_weight=weights[i])
 
     def result(self) -> dict[str, Any]:
-        """Return the averages by label; nothing while they are paused."""
-        return {} if self._paused else {metric.name: metric.result() for metric in self._metrics}
+        """Return the averages by label."""
+        return {metric.name: metric.result() for metric in self._metrics}
 
     def reset(self) -> None:
-        """Start new averages, unless they are paused."""
-        for metric in [] if self._paused else self._metrics:
+        """Start new averages."""
+        for metric in self._metrics:
             metric.reset_state()
-
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        """Do not change the averages or the logs, for example during an evaluation."""
-        self._paused = True
-        try:
-            yield
-        finally:
-            self._paused = False

@@ -12,7 +12,6 @@ from keras_trainops.backends import backend
 from keras_trainops.transforms.base import Gradient
 
 _NONE_YET = -1
-_LOSS = 0  # culprits are numbered: the loss, then the gradients of the variables to train
 
 
 class NonFiniteLossError(ArithmeticError):
@@ -29,7 +28,7 @@ class NumericsGuard:
     def __init__(self) -> None:
         self._first_bad = _counter("first_bad_step")
         self._culprit = _counter("first_bad_tensor")
-        self._names: list[str] = []
+        self._checked: list[str] = []  # the names of everything that a step checks, in order
 
     @property
     def variables(self) -> list[keras.Variable]:
@@ -39,34 +38,35 @@ class NumericsGuard:
     def guard(
         self,
         model: Any,
-        loss: Any,
+        checked: list[str],
+        losses: Sequence[Any],
         gradients: Sequence[Gradient],
+        variables: Sequence[keras.Variable],
         change_state: Callable[..., None],
         args: Sequence[Any],
     ) -> None:
         """Run `change_state(*args)` unless a value of this or an earlier step is not finite.
 
-        Under a `LossScaleOptimizer` only the loss counts: gradients overflow in normal operation.
-
         Args:
             model: The model in training.
-            loss: The loss, a scalar.
-            gradients: The gradients of the variables to train, or None.
-            change_state: Assigns everything that the step changes.
+            checked: What this step has checked before; the names of what it checks now are added.
+            losses: The losses, scalars.
+            gradients: The gradients to check, or None.
+            variables: Their variables.
+            change_state: Assigns variables.
             args: Tensors or None, passed to `change_state`.
         """
-        here = backend()
-        self._names = [v.path for v in model.trainable_variables]
-        if isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer):
-            gradients = []
-        bad = here.any_over_replicas(
-            ops.stack([_not_finite(loss), *(_not_finite(here.elements(g)) for g in gradients)])
-        )
+        here, before = backend(), len(checked)
+        checked += ["loss" for _ in losses]
+        checked += [f"gradient of {variable.path!r}" for variable in variables]
+        self._checked = checked
+        flags = [_not_finite(tensor) for tensor in (*losses, *map(here.elements, gradients))]
+        bad = here.any_over_replicas(ops.stack(flags)) if flags else ops.zeros((1,), "bool")
         fine_so_far = ops.equal(self._first_bad, _NONE_YET)
         is_first = ops.logical_and(fine_so_far, ops.any(bad))
         for variable, value in (
             (self._first_bad, model.optimizer.iterations),
-            (self._culprit, ops.argmax(ops.cast(bad, "int32"))),
+            (self._culprit, before + ops.argmax(ops.cast(bad, "int32"))),
         ):
             variable.assign(ops.where(is_first, ops.cast(value, "int32"), variable.value))
         here.conditionally(
@@ -101,10 +101,9 @@ class NumericsGuard:
         culprit = int(read(self._culprit))
         before()
         self._first_bad.assign(_NONE_YET)
-        what = "loss" if culprit == _LOSS else f"gradient of {self._names[culprit - 1]!r}"
         raise NonFiniteLossError(
-            f"The {what} became NaN or infinite at step {step} (weight updates before it: {step}). "
-            "The weights are those of the last good step. Look at that step's data, lower the "
+            f"The {self._checked[culprit]} became NaN or infinite at step {step} (weight updates "
+            f"before it: {step}). The weights are those of the last good step. Look at that step's data, lower the "
             "learning rate, or clip gradients."
         )
 

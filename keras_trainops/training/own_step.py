@@ -12,11 +12,9 @@ import keras
 
 from keras_trainops import keras_private
 from keras_trainops.backends import backend
-from keras_trainops.training.optimizers.transformed import (
-    TransformedOptimizer,
-    monitors_of,
-    transformed_in,
-)
+from keras_trainops.training.optimizers.group import OptimizerGroup, monitors_of
+from keras_trainops.training.optimizers.transformed import TransformedOptimizer, transformed_in
+from keras_trainops.training.texts import EVALUATION, TRAINING, has_own_text
 from keras_trainops.updates.policy import UpdatePolicy
 from keras_trainops.values import copy_of
 
@@ -44,6 +42,31 @@ def own_step_after_mixin(cls: type, mixin: type) -> type | None:
     return None if owner in keras.Model.__mro__ else owner
 
 
+def needs_ours(model: Any) -> bool:
+    """Return whether a model needs `training_step` instead of Keras's training step."""
+    return (
+        has_own_text(model, TRAINING)
+        or isinstance(model.optimizer, OptimizerGroup)
+        or model.train_ops.needs_our_step()
+        or backend().needs_our_step(model)
+    )
+
+
+def require_evaluation(model: Any) -> None:
+    """Check that a model with its own `training_step` can be evaluated by Keras's step.
+
+    Raises:
+        ValueError: If it has no loss that Keras could compute.
+    """
+    computes = type(model).compute_loss is not keras.Model.compute_loss
+    if has_own_text(model, TRAINING) and not computes and not keras_private.has_loss(model):
+        raise ValueError(
+            f"{type(model).__name__!r} trains with its own `{TRAINING}`, and there is no loss to "
+            f"evaluate it with. Define `{EVALUATION}(self, step, data)`, which returns logs in the "
+            "same way; or pass `loss=` to `compile`."
+        )
+
+
 def arguments_that_need_it(
     policy: UpdatePolicy, arguments: Mapping[str, Any], optimizer: Any
 ) -> tuple[str, ...]:
@@ -62,6 +85,7 @@ def arguments_that_need_it(
         "`updates`": arguments["updates"] is not None,
         _REGISTERED: arguments["updates"] is None and policy.after_weights,
         "`check_numerics`": arguments["check_numerics"],
+        "`optimizers`": isinstance(optimizer, OptimizerGroup),
         _MONITOR: bool(monitors_of(optimizer)),
     }
     return tuple(name for name, is_asked in asked.items() if is_asked)

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
+import keras
+
+from keras_trainops import keras_private, paths
 from keras_trainops.backends import backend
 from keras_trainops.training.norm_logs import NormLogs
 from keras_trainops.training.optimizers.transfer import built_for, is_built_for
-from keras_trainops.training.optimizers.transformed import monitors_of, transformed_in
+from keras_trainops.training.optimizers.group import (
+    OptimizerGroup,
+    all_transformed_in,
+    monitors_of,
+)
+from keras_trainops.training.optimizers.transformed import transformed_in
+from keras_trainops.training.probe import probe
+from keras_trainops.training.step_logs import StepLogs
+from keras_trainops.training.texts import EVALUATION, TRAINING, has_own_text
 from keras_trainops.training.trainability import changed_since, without
 
 T = TypeVar("T")
@@ -22,9 +33,10 @@ def in_scope(model: Any, make: Callable[[], T]) -> T:
 
 def attach_optimizer(model: Any) -> None:
     """Connect the chain of transforms in the optimizer with the model and its logs."""
-    transformed = transformed_in(model.optimizer)
-    if transformed is not None:
+    for transformed in all_transformed_in(model.optimizer):
         transformed.attach(model)
+    if isinstance(model.optimizer, OptimizerGroup):
+        model.optimizer.state.attach(model)
     monitors = monitors_of(model.optimizer)
     model.train_ops.norms = in_scope(model, lambda: NormLogs(monitors))
 
@@ -58,10 +70,12 @@ def build_optimizer(model: Any) -> None:
     if optimizer is not None and not optimizer.built:
         optimizer.build(model.trainable_variables)
     policy.build(model)
-    transformed = transformed_in(optimizer)
-    if transformed is not None:
-        transformed.build(model.trainable_variables)  # it may be new inside a built optimizer
-        transformed.track_updates(policy)
+    for transformed in all_transformed_in(optimizer):
+        if not transformed.built:  # it may be new inside a built optimizer
+            transformed.build(built_for(transformed))
+    keeper = optimizer if isinstance(optimizer, OptimizerGroup) else transformed_in(optimizer)
+    if keeper is not None:
+        keeper.state.track_updates(policy)
 
 
 def _check_updates(model: Any) -> None:
@@ -96,6 +110,71 @@ def build_early(model: Any, iterator: Any, data_batch: Any) -> None:
     """
     here, state = backend(), model.train_ops
     followed = state.fit.show_data(iterator)
-    state.why_unbuilt = here.build_model(model, iterator, data_batch)
+    required = is_to_probe(model)
+    state.why_unbuilt = here.build_model(model, iterator, data_batch, required=required)
     if followed and not state.why_unbuilt:
         here.build_metrics(model, iterator)
+
+
+def is_to_probe(model: Any) -> bool:
+    """Return whether a step of the user's is about to run and was not run on shapes yet."""
+    training = not model.train_ops.evaluating
+    own = has_own_text(model, TRAINING if training else EVALUATION)
+    return own and model.compiled and training not in model.train_ops.probed
+
+
+def probe_step(model: Any, batch: Any) -> None:
+    """Run the user's step on the shapes of a batch: build layers, and the averages of its logs.
+
+    Args:
+        model: A model with the mixin.
+        batch: A batch, or the shapes of one.
+
+    Raises:
+        ValueError: If the step does something that it must not.
+    """
+    state, training = model.train_ops, not model.train_ops.evaluating
+    names = probe(model, batch, training=training)
+    state.step_logs[training] = in_scope(model, lambda: StepLogs(names))
+    state.probed.add(training)
+    if all(layer.built for layer in keras_private.inner_layers(model)):
+        model.built = True  # there is nothing else with variables
+
+
+def serialized_choice(model: Any) -> Any:
+    """Return `variables_to_train` for a saved configuration.
+
+    The variables of a built model are saved by position, because paths may repeat; a layer would
+    include variables that nobody trains.
+    """
+    choice = model.train_ops.arguments["variables_to_train"]
+    if choice is None:
+        return None
+    position = {id(v): i for i, v in enumerate(_trainable(model))} if model.built else {}
+
+    def serialized(patterns: paths.Patterns) -> Any:
+        if not model.built:
+            return paths.serializable(patterns)
+        return [position[id(v)] for v in paths.selected(patterns, _trainable(model))]
+
+    if isinstance(choice, Mapping):
+        return {name: serialized(patterns) for name, patterns in choice.items()}
+    return serialized(choice)
+
+
+def choice_from(config: Mapping[str, Any], model: Any) -> Any:
+    """Return `variables_to_train` from a configuration that `serialized_choice` made."""
+    choice = config.get("variables_to_train")
+    variables = _trainable(model)
+
+    def loaded(patterns: Any) -> Any:
+        return [variables[p] if isinstance(p, int) else p for p in patterns]
+
+    if isinstance(choice, Mapping):
+        return {name: loaded(patterns) for name, patterns in choice.items()}
+    return None if choice is None else loaded(choice)
+
+
+def _trainable(model: Any) -> list[keras.Variable]:
+    """Return all trainable variables, also those that the model is not to train."""
+    return [variable for variable in model.variables if variable.trainable]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+import itertools
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +12,7 @@ import keras
 
 from keras_trainops.training.norm_logs import NormLogs
 from keras_trainops.training.numerics import NumericsGuard
+from keras_trainops.training.step_logs import StepLogs
 from keras_trainops.training.trainability import Trainability
 from keras_trainops.updates.functions import PolicyEntry
 from keras_trainops.updates.policy import UpdatePolicy
@@ -61,6 +63,11 @@ class FitState:
         return True
 
 
+def no_logs() -> dict[bool, StepLogs]:
+    """Return logs for a model whose steps return none but the loss."""
+    return {True: StepLogs(), False: StepLogs()}
+
+
 @dataclass
 class TrainOps:
     """The state that the mixin keeps on a model.
@@ -69,6 +76,9 @@ class TrainOps:
         registered: Updates added by `add_update`.
         compiled: The result of the last `compile`.
         norms: The norms of monitors, for the logs.
+        step_logs: The other logs of a user's step: of training by True, of evaluation by False.
+        probed: Which of the user's steps were run on shapes, by the same keys.
+        evaluating: Whether an evaluation runs.
         fit: State that lasts for one `fit`.
         carried: Variables that steps pass on and that no layer, metric or optimizer has.
         why_unbuilt: Why the model could not be built before its first step; empty if it could.
@@ -80,6 +90,9 @@ class TrainOps:
     registered: list[PolicyEntry] = field(default_factory=list)
     compiled: Compiled = field(default_factory=Compiled)
     norms: NormLogs = field(default_factory=NormLogs)
+    step_logs: dict[bool, StepLogs] = field(default_factory=no_logs)
+    probed: set[bool] = field(default_factory=set)
+    evaluating: bool = False
     fit: FitState = field(default_factory=FitState)
     carried: list[keras.Variable] = field(default_factory=list)
     why_unbuilt: str = ""
@@ -100,6 +113,31 @@ class TrainOps:
     def numerics(self) -> NumericsGuard | None:
         """The guard of `check_numerics=True`."""
         return self.compiled.numerics
+
+    @contextmanager
+    def evaluation(self) -> Iterator[None]:
+        """Surround an evaluation, which may happen within a `fit`."""
+        before, self.evaluating = self.evaluating, True
+        try:
+            yield
+        finally:
+            self.evaluating = before
+
+    @property
+    def log_variables(self) -> list[keras.Variable]:
+        """The variables of norms and of a step's logs."""
+        of_steps = [logs.variables for logs in self.step_logs.values()]
+        return [*self.norms.variables, *itertools.chain.from_iterable(of_steps)]
+
+    def norm_logs(self) -> dict[str, Any]:
+        """Return the averages of norms; nothing in an evaluation."""
+        return {} if self.evaluating else self.norms.result()
+
+    def reset_logs(self) -> None:
+        """Start new averages; in an evaluation those of training go on."""
+        self.step_logs[not self.evaluating].reset()
+        if not self.evaluating:
+            self.norms.reset()
 
     def needs_our_step(self) -> bool:
         """Return whether a policy or a check needs the mixin's training step instead of Keras's.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -75,45 +74,3 @@ class LayerUpdates(CallRepr, BoundToModel):
     def from_config(cls, config: dict[str, Any]) -> LayerUpdates:
         """Create the object from its constructor's arguments."""
         return cls(**config)
-
-
-class LayerUpdateScope(keras.StatelessScope):
-    """Collects the assignments of layers during a forward pass, and writes none of them.
-
-    Variables keep their values; inside the scope they read as the values assigned to them. If a
-    layer assigns a *trainable* variable, as spectral normalisation does, the gradient reaches the
-    variable as if it had had the new value all along. That matches layers that assign directly.
-
-    Args:
-        variables: All variables that the forward pass may read or assign.
-    """
-
-    def __init__(self, variables: Sequence[keras.Variable]) -> None:
-        # Map every variable: weight regularisers read the mapping, and fail on a missing value.
-        super().__init__([(v, v.value) for v in variables], collect_losses=True)
-        self._assigned: dict[int, tuple[keras.Variable, Any]] = {}
-
-    @property
-    def assigned(self) -> list[tuple[keras.Variable, Any]]:
-        """The assigned variables and their last values, in the order of their first assignment."""
-        return list(self._assigned.values())
-
-    def add_update(self, update: tuple[keras.Variable, Any]) -> None:
-        variable, value = update
-        self._assigned[id(variable)] = update
-        current = self.get_current_value(variable)
-        if variable.trainable and current is not None:
-            value = _take_value_keep_gradient(current, value)
-        super().add_update((variable, value))
-
-
-@keras.ops.custom_gradient
-def _take_value_keep_gradient(current: Any, value: Any) -> Any:
-    """Return `value` with the gradient of `current`."""
-
-    def gradient(*args: Any, upstream: Any = None) -> tuple[Any, Any]:
-        if upstream is None:
-            (upstream,) = args
-        return upstream, keras.ops.zeros_like(upstream)
-
-    return keras.ops.add(value, 0), gradient

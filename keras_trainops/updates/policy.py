@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -12,6 +12,7 @@ from keras import ops
 
 from keras_trainops.arguments import is_list, misplaced
 from keras_trainops.backends import backend
+from keras_trainops.keras_private import Assigned
 from keras_trainops.state import Stateful
 from keras_trainops.updates.base import Update
 from keras_trainops.updates.functions import PolicyEntry, as_update
@@ -24,23 +25,31 @@ class UpdatePolicy(Stateful):
 
     Args:
         updates: None chooses every layer's own updates and all registered ones; a list chooses
-            exactly its entries.
+            exactly its entries; so does a dictionary from the names of several optimizers to lists,
+            whose updates follow that optimizer.
         registered: The updates that `model.add_update` registered, in order.
         previous: The policy that this one replaces; its count of batches continues.
+        optimizers: The names of several optimizers.
 
     Attributes:
         keeps_layer_updates: True if all of the layers' own updates run.
         after_weights: The updates that run after the weight update, in order.
 
     Raises:
-        ValueError: If an entry of the list is not an update, or is in it twice.
+        ValueError: If an entry of the list is not an update, or is in it twice, or a name is not
+            one of the optimizers'.
     """
 
     def __init__(
-        self, updates: Any, registered: Sequence[PolicyEntry], previous: UpdatePolicy | None = None
+        self,
+        updates: Any,
+        registered: Sequence[PolicyEntry],
+        previous: UpdatePolicy | None = None,
+        optimizers: Sequence[str] = (),
     ) -> None:
         self.keeps_layer_updates = updates is None
-        entries = registered if updates is None else [as_update(u) for u in _as_list(updates)]
+        self._follows: dict[int, str] = {}  # the names of the optimizers, by the updates' `id`
+        entries = list(registered) if updates is None else self._entries(updates, optimizers)
         _require_no_duplicates(entries)
         self.after_weights = [u for u in entries if isinstance(u, Update)]
         self.children = self.after_weights
@@ -52,6 +61,22 @@ class UpdatePolicy(Stateful):
         self._batches: keras.Variable | None = previous._batches if previous is not None else None
         self._starting: list[tuple[Update, keras.Variable]] = []
         self._all_started = False
+
+    def _entries(self, updates: Any, optimizers: Sequence[str]) -> list[PolicyEntry]:
+        if not isinstance(updates, Mapping):
+            return [as_update(update) for update in _as_list(updates)]
+        if not updates.keys() <= set(optimizers):
+            raise ValueError(
+                "The names in `updates` must be those of several optimizers "
+                f"({', '.join(map(repr, optimizers)) or 'there is only one'}). "
+                f"Received: {', '.join(map(repr, updates))}"
+            )
+        entries: list[PolicyEntry] = []
+        for name, several in updates.items():
+            own = [as_update(update) for update in _as_list(several)]
+            self._follows.update({id(update): name for update in own})
+            entries += own
+        return entries
 
     def build(self, model: keras.Model) -> None:
         """Check the updates against the model, and create their state.
@@ -131,25 +156,63 @@ class UpdatePolicy(Stateful):
             read.update({key: v for key, v in accesses.read.items() if key not in known})
         return list(read.values())
 
-    def run(self, model: keras.Model, loss: Any, before: Any) -> None:
-        """Run the updates that are due, in their order, inside the training step.
+    def followers(self, optimizer: str) -> list[Update]:
+        """Return the updates that run after the weight updates of an optimizer.
+
+        Args:
+            optimizer: Its name among several; "" for the only one.
+        """
+        updates = [update for update in self.after_weights if update.on == "update"]
+        return [u for u in updates if self._follows.get(id(u), optimizer) == optimizer]
+
+    @property
+    def of_batches(self) -> list[Update]:
+        """The updates that count batches."""
+        return [update for update in self.after_weights if update.on == "batch"]
+
+    def weight_updates(self, model: keras.Model, optimizer: str) -> tuple[Any, Any]:
+        """Return how many weight updates were made: by all optimizers, and by one of them.
+
+        Args:
+            model: The model in training.
+            optimizer: Its name among several; "" for the only one.
+        """
+        total = ops.convert_to_tensor(model.optimizer.iterations)
+        own = model.optimizer.optimizers[optimizer].iterations if optimizer else total
+        return total, ops.convert_to_tensor(own)
+
+    def run(self, model: keras.Model, optimizer: str, loss: Any, before: tuple[Any, Any]) -> None:
+        """Run the updates that a weight update makes due, in their order.
+
+        Args:
+            model: The model in training.
+            optimizer: The name of the optimizer that may have updated the weights; "" for the only
+                one.
+            loss: The loss that it minimises.
+            before: What `weight_updates` returned before.
+        """
+        followers = self.followers(optimizer)
+        if not followers:
+            return
+        now = self.weight_updates(model, optimizer)
+        for (every, is_own), updates in itertools.groupby(
+            followers, lambda update: (update.every, id(update) in self._follows)
+        ):
+            count, earlier = now[is_own], before[is_own]
+            due = ops.logical_and(_is_multiple(count, every), ops.not_equal(count, earlier))
+            self._run_if(due, list(updates), model, loss)
+
+    def run_for_batch(self, model: keras.Model, loss: Any) -> None:
+        """Run the updates that a batch makes due, in their order, at the end of a step.
 
         Args:
             model: The model in training.
             loss: The step's loss.
-            before: The number of weight updates before the step.
         """
         if self._batches is not None:
             self._batches.assign(self._batches + 1)
-        for (on, every), updates in itertools.groupby(
-            self.after_weights, lambda update: (update.on, update.every)
-        ):
-            due = None
-            if on == "update":
-                count = model.optimizer.iterations
-                due = ops.logical_and(_is_multiple(count, every), ops.not_equal(count, before))
-            elif every > 1:
-                due = _is_multiple(self._batches, every)
+        for every, updates in itertools.groupby(self.of_batches, lambda update: update.every):
+            due = _is_multiple(self._batches, every) if every > 1 else None
             self._run_if(due, list(updates), model, loss)
 
     def _run_if(self, due: Any, updates: list[Update], model: keras.Model, loss: Any) -> None:
@@ -172,23 +235,23 @@ class UpdatePolicy(Stateful):
         assigned = itertools.chain.from_iterable(self._assigned_by[id(u)] for u in updates)
         backend().conditionally(due, run, lambda loss: None, (loss,), changes=list(assigned))
 
-    def chosen(
-        self, assigned: Iterable[tuple[keras.Variable, Any]]
-    ) -> list[tuple[keras.Variable, Any]]:
-        """Return the layers' assignments that the policy keeps; warn once about the rest.
+    def chosen(self, assigned: Iterable[Assigned]) -> list[Assigned]:
+        """Return the assignments that the policy keeps; warn once about the rest.
 
-        Only weights are subject to the policy: random seeds and metrics always advance.
+        Only what layers assign to weights is subject to the policy: random seeds and metrics always
+        advance.
         """
         assigned = list(assigned)
-        kept = [(v, value) for v, value in assigned if self._keeps(v)]
-        left_out = [v.path for v, _ in assigned if not self._keeps(v)]
+        kept = [each for each in assigned if self._keeps(each)]
+        left_out = [each.variable.path for each in assigned if not self._keeps(each)]
         self._warn_once([*left_out, *self._unused])
         return kept
 
-    def _keeps(self, variable: keras.Variable) -> bool:
-        if self.keeps_layer_updates or id(variable) not in self._weights:
+    def _keeps(self, assigned: Assigned) -> bool:
+        of_weight = id(assigned.variable) in self._weights
+        if self.keeps_layer_updates or not of_weight or not assigned.by_layer:
             return True
-        return any(update.chooses(variable) for update in self._layer_updates)
+        return any(update.chooses(assigned.variable) for update in self._layer_updates)
 
     def _warn_once(self, left_out: Sequence[str]) -> None:
         if left_out and not self._warned:

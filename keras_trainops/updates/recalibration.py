@@ -15,7 +15,6 @@ from keras import ops
 from keras_trainops import keras_private
 from keras_trainops.backends import backend
 from keras_trainops.scalars import check_whole
-from keras_trainops.updates.layer_updates import LayerUpdateScope
 from keras_trainops.values import copy_of
 
 
@@ -206,8 +205,8 @@ def _recalibrate(
 
 def _forward(model: keras.Model, x: Any) -> None:
     """Run a forward pass in training mode that assigns no variable."""
-    with backend().no_gradients(), LayerUpdateScope(model.variables):
-        keras_private.call_in_training(model, x)
+    with backend().no_gradients(), keras_private.ValueScope():
+        keras_private.call_model(model, x, training=True)
 
 
 def batch_statistics(model: keras.Model) -> list[keras.Variable]:

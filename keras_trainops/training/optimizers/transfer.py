@@ -23,8 +23,8 @@ def built_for(optimizer: Any) -> list[keras.Variable]:
     return keras_private.trained_by(optimizer) if built else []
 
 
-def transferred(optimizer: Any, model: Any) -> Any:
-    """Return the optimizer, or a new one if it was built for other variables than the model trains.
+def transferred(optimizer: Any, model: Any, variables: list[keras.Variable]) -> Any:
+    """Return the optimizer, or a new one if it was built for other variables than it will train.
 
     The new one has the state of the old one for variables that both train. It keeps iterations, the
     learning rate, the loss scale, the state of transforms and everything that users set on the
@@ -33,12 +33,12 @@ def transferred(optimizer: Any, model: Any) -> Any:
     Args:
         optimizer: An optimizer, built or not.
         model: The model to train.
+        variables: The variables that it will train; empty if the model is not built.
 
     Raises:
         ValueError: If the optimizer was built for another model, or keeps state that cannot be
             carried over.
     """
-    variables = model.trainable_variables if model.built else []
     before = built_for(optimizer)
     if not model.built or is_built_for(before, variables):
         return optimizer

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
-import weakref
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,17 +10,12 @@ import numpy as np
 
 from keras_trainops import keras_private
 from keras_trainops.backends import backend
-from keras_trainops.state import Stateful
+from keras_trainops.training.optimizers.state import ModelState
 from keras_trainops.training.optimizers.weight_decay import EXCLUDED, exclude, exclusions
 from keras_trainops.training.optimizers.weight_update import WeightUpdate, parts
 from keras_trainops.transforms.base import GradientTransform
 from keras_trainops.transforms.chain import Chain
 from keras_trainops.transforms.layouts import owners_scope
-from keras_trainops.transforms.monitoring import Monitor
-from keras_trainops.values import copy_of
-
-# Prefixes of keys that are saved next to the optimizer's own variables.
-_SEED, _UPDATE = "seed_", "update_"
 
 
 @keras.saving.register_keras_serializable(package="keras_trainops")
@@ -61,27 +54,20 @@ class TransformedOptimizer(keras_private.OptimizerWrapper):
         _check_inner(inner_optimizer, chain)
         super().__init__(inner_optimizer, name)
         self.chain = chain
-        self._attached: Any = None
-        self._updates = Stateful()  # Keras would track a list of variables as the optimizer's own
-        self._awaited: list[np.ndarray] = []
+        self._state = ModelState()
         self._applied = 0
         self._exclusions: list[dict[str, Any]] = []  # as read from a file, until it is built
 
     def attach(self, model: Any) -> None:
         """Remember the model, so that transforms can look up the layer of a variable."""
-        self._attached = weakref.ref(model)
+        self._state.attach(model)
         if transformed_in(getattr(model, "optimizer", None)) is self:
             keras_private.track_apart(model)
 
-    def track_updates(self, updates: Stateful) -> None:
-        """Save and resume the state of updates with the optimizer's.
-
-        Values loaded before the updates existed are assigned now.
-        """
-        self._updates = updates
-        if updates.variables and self._awaited:
-            _assign_all(updates.variables, self._awaited)
-            self._awaited = []
+    @property
+    def state(self) -> ModelState:
+        """The state of updates and seeds, which is saved with the optimizer's."""
+        return self._state
 
     def build(self, variables: Sequence[keras.Variable]) -> None:
         """Build the inner optimizer and the transforms for the variables to train."""
@@ -97,7 +83,7 @@ class TransformedOptimizer(keras_private.OptimizerWrapper):
         self._exclusions, self.built = [], True
 
     def _build_chain(self, variables: Sequence[keras.Variable]) -> None:
-        model = self._attached() if self._attached is not None else None
+        model = self._state.model
         for transform in self.chain.walk():
             if type(transform).build is not GradientTransform.build:  # otherwise it has no state
                 transform.bind_to(variables if model is None else model.weights)
@@ -178,24 +164,13 @@ class TransformedOptimizer(keras_private.OptimizerWrapper):
     def save_own_variables(self, store: Any) -> None:
         """Store the state and the seeds of the model's layers, which Keras does not save."""
         super().save_own_variables(store)
-        updates = list(self._awaited) or [copy_of(v) for v in self._updates.variables]
-        for start, values in ((_SEED, map(copy_of, self._seeds())), (_UPDATE, updates)):
-            for i, value in enumerate(values):
-                store[f"{start}{i}"] = value
+        self._state.save(store)
 
     def load_own_variables(self, store: Any) -> None:
         """Load what `save_own_variables` stored; seeds and updates may be absent."""
         keys = list(store.keys())
         super().load_own_variables(self._in_order({k: store[k] for k in keys if k.isdigit()}))
-
-        def values(start: str) -> list[np.ndarray]:
-            count = sum(key.startswith(start) for key in keys)
-            return [np.asarray(store[f"{start}{i}"]) for i in range(count)]
-
-        seeds, self._awaited = values(_SEED), values(_UPDATE)
-        if len(seeds) == len(self._seeds()):
-            _assign_all(self._seeds(), seeds)
-        self.track_updates(self._updates)
+        self._state.load(store)
 
     def _in_order(self, stored: dict[str, Any]) -> dict[str, Any]:
         """Return the stored values of `variables`, in their order.
@@ -207,10 +182,6 @@ class TransformedOptimizer(keras_private.OptimizerWrapper):
             return stored
         values = [stored[str(i)] for i in range(2, len(stored))]
         return {str(i): value for i, value in enumerate([*values[state:], *values[:state]])}
-
-    def _seeds(self) -> list[keras.Variable]:
-        model = self._attached() if self._attached is not None else None
-        return keras_private.seeds(model) if model is not None else []
 
     def get_config(self) -> dict[str, Any]:
         """Return the constructor's arguments and the exclusions from weight decay."""
@@ -239,31 +210,11 @@ class TransformedOptimizer(keras_private.OptimizerWrapper):
         return optimizer
 
 
-def _assign_all(variables: Sequence[keras.Variable], values: Sequence[np.ndarray]) -> None:
-    """Assign values from a file, or none of them if the shapes differ."""
-    if [tuple(v.shape) for v in variables] != [value.shape for value in values]:
-        warnings.warn(
-            f"The file has state for {len(values)} update variables, but the model has "
-            f"{len(variables)}: the updates start from scratch.",
-            stacklevel=2,
-        )
-        return
-    for variable, value in zip(variables, values, strict=True):
-        variable.assign(value)
-
-
 def transformed_in(optimizer: Any) -> TransformedOptimizer | None:
     """Return the `TransformedOptimizer` in an optimizer, or itself; None if there is none."""
     if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
         optimizer = optimizer.inner_optimizer
     return optimizer if isinstance(optimizer, TransformedOptimizer) else None
-
-
-def monitors_of(optimizer: Any) -> list[Monitor]:
-    """Return the monitors among an optimizer's transforms."""
-    transformed = transformed_in(optimizer)
-    transforms = transformed.chain.walk() if transformed is not None else ()
-    return [t for t in transforms if isinstance(t, Monitor)]
 
 
 def _check_inner(inner: Any, chain: Chain) -> None:

@@ -7,21 +7,23 @@ from typing import Any
 import keras
 
 from keras_trainops import keras_private
+from keras_trainops.training.optimizers.group import OptimizerGroup, transforms_of
 from keras_trainops.training.optimizers.transformed import TransformedOptimizer, transformed_in
 
 
 def ensure_transformed(optimizer: Any) -> keras.optimizers.Optimizer:
-    """Return `optimizer` with a `TransformedOptimizer` inside; add an empty one if it has none."""
-    return optimizer if transformed_in(optimizer) is not None else with_transforms(optimizer, [])
+    """Return `optimizer` with a `TransformedOptimizer` inside; add an empty one if it has none.
+
+    An `OptimizerGroup` needs none to keep the state of updates.
+    """
+    keeps_state = isinstance(optimizer, OptimizerGroup) or transformed_in(optimizer) is not None
+    return optimizer if keeps_state else with_transforms(optimizer, [])
 
 
 def owned_by(optimizer: Any) -> list[Any]:
     """Return the objects that users own: an optimizer, the ones inside it and its transforms."""
-    if optimizer is None:
-        return []
-    transformed = transformed_in(optimizer)
-    transforms = transformed.chain.walk() if transformed is not None else ()
-    return [*keras_private.all_of(optimizer), *transforms]
+    everyone = [] if optimizer is None else keras_private.all_of(optimizer)
+    return [*everyone, *transforms_of(optimizer)]
 
 
 def with_transforms(optimizer: Any, transforms: Any) -> keras.optimizers.Optimizer:

@@ -1,0 +1,188 @@
+"""A user's training step on shapes alone: what it builds, returns and applies, and what is wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_trainops import keras_private
+from keras_trainops.backends import Assignment, Gradient
+from keras_trainops.keras_private import ValueScope
+from keras_trainops.training.optimizers.loss_scale import LossScale
+from keras_trainops.training.running import require_once
+from keras_trainops.training.step import Differentiated, Step, called, independent
+from keras_trainops.training.texts import EVALUATION, TRAINING, text_of
+
+
+def probe(model: Any, batch: Any, *, training: bool) -> list[str]:
+    """Run a step on the shapes of a batch, which builds the layers that it calls.
+
+    Args:
+        model: A model with `TrainOpsMixin` and a step of its own.
+        batch: A batch of data, or the shapes of one.
+        training: Whether to run `training_step` or `evaluation_step`.
+
+    Returns:
+        The names of the logs.
+
+    Raises:
+        ValueError: If the step does something that it must not; the model is not changed, except
+            that layers are built.
+    """
+    names: list[str] = []
+    method = TRAINING if training else EVALUATION
+
+    def run(data: Any, building: bool) -> dict[str, Any]:
+        step = Probe(model, training=training, building=building)
+        logs = text_of(model, method)(step, data)
+        names[:] = _checked(logs, method)
+        step.run_metrics()
+        return {name: ops.convert_to_tensor(value) for name, value in logs.items()}
+
+    shapes = keras.tree.map_structure(_shape_of, batch)
+    if not all(layer.built for layer in keras_private.inner_layers(model)):
+        # The first pass only builds: lists of variables are empty before the functions have run.
+        keras_private.output_shapes(lambda data: run(data, True), shapes)
+    found = keras_private.output_shapes(lambda data: run(data, False), shapes)
+    for name, value in found.items():
+        if tuple(value.shape):
+            raise ValueError(
+                f"`{method}` must return scalars as logs. Received: shape {tuple(value.shape)} for "
+                f"{name!r}"
+            )
+    return names
+
+
+class Probe(Step):
+    """A step on shapes: functions run, gradients are zero, and nothing is applied.
+
+    Args:
+        model: The model.
+        training: Whether it is a training step.
+        building: Whether layers are still being built, so that nothing can be checked yet.
+    """
+
+    def __init__(self, model: Any, *, training: bool, building: bool) -> None:
+        super().__init__(model)
+        self.training, self._building = training, building
+        self._applied: set[str] = set()
+
+    def run_metrics(self) -> None:
+        """Build the metrics of `compile(metrics=...)` that the step updates."""
+        for x, y, y_pred, sample_weight in self._metrics:
+            self.model.compute_metrics(x, y, y_pred, sample_weight)
+
+    def _differentiate(
+        self,
+        function: Callable[..., Any],
+        sources: Sequence[Any],
+        aux: bool,
+        keep_updates: bool,
+        scale: LossScale | None,
+    ) -> Differentiated:
+        tensors = [source for source in sources if not isinstance(source, keras.Variable)]
+        self._depth += 1
+        try:
+            with _ReadingScope() as scope:
+                value, extra = called(function, tensors, aux)
+        finally:
+            self._depth -= 1
+        _require_scalar(value)
+        variables = [source for source in sources if isinstance(source, keras.Variable)]
+        unread = not any(id(variable) in scope.read for variable in variables)
+        if variables and unread and not tensors and not self._building:
+            raise independent(variables)
+        self._pass_on(scope.assigned, keep_updates=keep_updates)
+        return Differentiated(value, extra, [_zeros(source) for source in sources], None)
+
+    def _differentiate_each(
+        self,
+        function: Callable[[Sequence[Assignment], Sequence[Any]], Any],
+        variables: Sequence[keras.Variable],
+        batch: Sequence[Any],
+    ) -> tuple[Any, Sequence[Gradient], Any, Any]:
+        loss, (own, shared) = function([], [tensor[0] for tensor in batch])
+        _require_scalar(loss)
+        size = ops.shape(batch[0])[0]
+
+        def each(tensor: Any) -> Any:
+            return ops.broadcast_to(tensor, (size, *tensor.shape))
+
+        gradients = [each(_zeros(variable)) for variable in variables]
+        return each(loss), gradients, keras.tree.map_structure(each, own), shared
+
+    def _scale_for(self, sources: Sequence[Any]) -> LossScale | None:
+        return None
+
+    def _owners_of(self, variables: Sequence[keras.Variable]) -> list[str]:
+        if self._building:
+            return [next(iter(self._optimizers()))] * max(len(variables), 1)
+        return super()._owners_of(variables)
+
+    def _apply(
+        self,
+        name: str,
+        gradients: Sequence[Gradient],
+        variables: Sequence[keras.Variable],
+        *,
+        again: bool,
+    ) -> None:
+        if not self.training:
+            raise RuntimeError("`evaluation_step` must not update weights.")
+        if not self._building:
+            require_once(name, self._applied, again)
+        self._applied.add(name)
+
+    def _require_outermost(self, method: str) -> None:
+        if self._depth or isinstance(keras_private.current_scope(), ValueScope):
+            raise RuntimeError(
+                f"`step.{method}` must be called outside of functions that are differentiated and "
+                "outside of `step.values`."
+            )
+
+
+class _ReadingScope(ValueScope):
+    """Notes which variables are read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.read: set[int] = set()
+
+    def get_current_value(self, variable: keras.Variable) -> Any:
+        self.read.add(id(variable))
+        return super().get_current_value(variable)
+
+
+def _checked(logs: Any, method: str) -> list[str]:
+    """Return the names of the logs.
+
+    Raises:
+        ValueError: If it is not a dictionary with names.
+    """
+    if not isinstance(logs, Mapping) or not all(isinstance(name, str) for name in logs):
+        raise ValueError(
+            f"`{method}` must return a dictionary from names to scalars, such as "
+            f'`{{"loss": loss}}`. Received: {logs!r}'
+        )
+    return [name for name in logs if name != "loss"]
+
+
+def _require_scalar(value: Any) -> None:
+    if tuple(value.shape):
+        raise ValueError(
+            "A function that is differentiated must return a scalar. Received: shape "
+            f"{tuple(value.shape)}. Take the mean or the sum."
+        )
+
+
+def _shape_of(leaf: Any) -> Any:
+    if not hasattr(leaf, "shape") or not hasattr(leaf, "dtype"):
+        return None
+    return keras.KerasTensor(tuple(leaf.shape), keras.backend.standardize_dtype(leaf.dtype))
+
+
+def _zeros(source: Any) -> Any:
+    return ops.zeros_like(source.value if isinstance(source, keras.Variable) else source)
