@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import keras
 from keras.src import backend as keras_backend
 from keras.src.backend.common import global_state
+from keras.src.backend.common.variables import initialize_all_variables
 from keras.src.losses import loss as loss_module
 
 
@@ -45,7 +46,7 @@ class ValueScope(keras.StatelessScope):
     original_scope: Any
 
     def __init__(self, values: Iterable[tuple[keras.Variable, Any]] = ()) -> None:
-        super().__init__(list(values), collect_losses=True, initialize_variables=False)
+        super().__init__(list(values), collect_losses=True)
         self._assigned: dict[int, Assigned] = {}
 
     @property
@@ -86,6 +87,8 @@ class ValueScope(keras.StatelessScope):
     def left(self) -> Iterator[None]:
         """Leave the scope for a while: assignments reach the scope around it, or the variables."""
         global_state.set_global_attribute("stateless_scope", self.original_scope)
+        if self.original_scope is None:
+            initialize_all_variables()  # those that were created in the scope, as those of losses
         try:
             yield
         finally:

@@ -177,9 +177,9 @@ class UpdatePolicy(Stateful):
             model: The model in training.
             optimizer: Its name among several; "" for the only one.
         """
-        total = ops.convert_to_tensor(model.optimizer.iterations)
-        own = model.optimizer.optimizers[optimizer].iterations if optimizer else total
-        return total, ops.convert_to_tensor(own)
+        group = model.optimizer
+        own = group.optimizers[optimizer] if optimizer else group
+        return _now(group.iterations), _now(own.iterations)
 
     def run(self, model: keras.Model, optimizer: str, loss: Any, before: tuple[Any, Any]) -> None:
         """Run the updates that a weight update makes due, in their order.
@@ -293,6 +293,11 @@ def _accesses_of(update: Update, model: keras.Model) -> _AccessRecorder:
     except ValueError as error:
         raise ValueError(f"The update {update.name!r} fails: {error}") from error
     return recorder
+
+
+def _now(count: Any) -> Any:
+    """Return the value of a counter, which later assignments do not change."""
+    return ops.copy(ops.convert_to_tensor(count))
 
 
 def _is_multiple(count: Any, every: int) -> Any:
