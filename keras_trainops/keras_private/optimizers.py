@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -257,8 +257,7 @@ def inside(optimizer: Any) -> list[Any]:
     inner = vars(optimizer).get("inner_optimizer")
     if inner is not None:
         return [inner]
-    several = getattr(optimizer, "optimizers", ())
-    return list(several.values() if isinstance(several, Mapping) else several)
+    return list(getattr(optimizer, "optimizers", ()))
 
 
 def is_multi(optimizer: Any) -> bool:

@@ -37,9 +37,10 @@ def probe(model: Any, batch: Any, *, training: bool) -> list[str]:
 
     def run(data: Any, building: bool) -> dict[str, Any]:
         step = Probe(model, training=training, building=building)
-        logs = text_of(model, method)(step, data)
-        names[:] = _checked(logs, method)
-        step.run_metrics()
+        with step.scope:
+            logs = text_of(model, method)(step, data)
+            names[:] = _checked(logs, method)
+            step.run_metrics()
         return {name: ops.convert_to_tensor(value) for name, value in logs.items()}
 
     shapes = keras.tree.map_structure(_shape_of, batch)
@@ -69,6 +70,7 @@ class Probe(Step):
         super().__init__(model)
         self.training, self._building = training, building
         self._applied: set[str] = set()
+        self.scope = self._scope = ValueScope()
 
     def run_metrics(self) -> None:
         """Build the metrics of `compile(metrics=...)` that the step updates."""
@@ -135,13 +137,6 @@ class Probe(Step):
         if not self._building:
             require_once(name, self._applied, again)
         self._applied.add(name)
-
-    def _require_outermost(self, method: str) -> None:
-        if self._depth or isinstance(keras_private.current_scope(), ValueScope):
-            raise RuntimeError(
-                f"`step.{method}` must be called outside of functions that are differentiated and "
-                "outside of `step.values`."
-            )
 
 
 class _ReadingScope(ValueScope):

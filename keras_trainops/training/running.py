@@ -57,8 +57,6 @@ def _run(step: RunningStep, text: Callable[..., Any], data: Any) -> dict[str, An
 class RunningStep(Step):
     """A step that runs, or is traced to be run."""
 
-    _scope: ValueScope | None = None
-
     @contextlib.contextmanager
     def open(self) -> Iterator[None]:
         """Surround the text of the step."""
@@ -140,14 +138,6 @@ class RunningStep(Step):
         batch: Sequence[Any],
     ) -> tuple[Any, Sequence[Gradient], Any, Any]:
         return backend().differentiate_each(function, variables, batch)
-
-    def _require_outermost(self, method: str) -> None:
-        scope = keras_private.current_scope()
-        if self._depth or (isinstance(scope, ValueScope) and scope is not self._scope):
-            raise RuntimeError(
-                f"`step.{method}` must be called outside of functions that are differentiated and "
-                "outside of `step.values`."
-            )
 
 
 def _results_without_metrics(model: Any) -> dict[str, Any]:

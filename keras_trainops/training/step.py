@@ -58,6 +58,7 @@ class Step(ABC):
     def __init__(self, model: Any) -> None:
         self.model = model
         self._depth = 0  # of functions that are being differentiated
+        self._scope: ValueScope | None = None  # around the text of the step
         self._metrics: list[tuple[Any, ...]] = []
 
     # The data and the model
@@ -360,11 +361,16 @@ class Step(ABC):
     ) -> None:
         """Pass scaled gradients to the optimizer of this name."""
 
-    @abstractmethod
+    # Shared
+
     def _require_outermost(self, method: str) -> None:
         """Raise a RuntimeError within a differentiated function, or within `values`."""
-
-    # Shared
+        scope = keras_private.current_scope()
+        if self._depth or (isinstance(scope, ValueScope) and scope is not self._scope):
+            raise RuntimeError(
+                f"`step.{method}` must be called outside of functions that are differentiated and "
+                "outside of `step.values`."
+            )
 
     def _pass_on(self, assigned: Sequence[Assigned], *, keep_updates: bool) -> None:
         """Assign in the scope around, or permanently if there is none."""
@@ -384,7 +390,7 @@ class Step(ABC):
 
     def _optimizers(self) -> Mapping[str, Any]:
         optimizer = self.model.optimizer
-        return optimizer.optimizers if isinstance(optimizer, OptimizerGroup) else {"": optimizer}
+        return optimizer.by_name if isinstance(optimizer, OptimizerGroup) else {"": optimizer}
 
     def _owners(self) -> dict[int, str]:
         """Return the name of the optimizer that trains each variable, by the variables' `id`."""
@@ -393,7 +399,7 @@ class Step(ABC):
         if not isinstance(optimizer, OptimizerGroup):
             trained = {"": [] if optimizer is None else self.model.trainable_variables}
         elif optimizer.built:
-            trained = {name: built_for(each) for name, each in optimizer.optimizers.items()}
+            trained = {name: built_for(each) for name, each in optimizer.by_name.items()}
         else:
             trained = optimizer.assigned(self.model.trainable_variables)
         return {id(v): name for name, variables in trained.items() for v in variables}

@@ -178,7 +178,7 @@ class UpdatePolicy(Stateful):
             optimizer: Its name among several; "" for the only one.
         """
         group = model.optimizer
-        own = group.optimizers[optimizer] if optimizer else group
+        own = group.by_name[optimizer] if optimizer else group
         return _now(group.iterations), _now(own.iterations)
 
     def run(self, model: keras.Model, optimizer: str, loss: Any, before: tuple[Any, Any]) -> None:

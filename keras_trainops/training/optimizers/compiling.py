@@ -37,7 +37,7 @@ class OptimizerArguments:
         """The names of several optimizers; empty for one."""
         several = self.optimizers
         if isinstance(self.optimizer, OptimizerGroup) and several is None:
-            several = self.optimizer.optimizers
+            several = self.optimizer.by_name
         return list(several) if isinstance(several, Mapping) else []
 
     def create(self, *, keeps_state: bool) -> Any:
@@ -81,7 +81,7 @@ class OptimizerArguments:
                 "Pass either `optimizer` or `optimizers`. Received: "
                 f"optimizer={self.optimizer!r}, optimizers={self.optimizers!r}"
             )
-        return group.with_optimizers(self._prepared(group.optimizers))
+        return group.with_optimizers(self._prepared(group.by_name))
 
     def _prepared(self, optimizers: Mapping[str, Any]) -> dict[str, Any]:
         """Return the optimizers with their transforms and, if wanted, loss scales."""
@@ -103,7 +103,7 @@ def with_loss_scales(optimizer: Any) -> Any:
     if not isinstance(group, OptimizerGroup):
         return optimizer
     return group.with_optimizers(
-        {name: _with_loss_scale(each, optimizer.name) for name, each in group.optimizers.items()}
+        {name: _with_loss_scale(each, optimizer.name) for name, each in group.by_name.items()}
     )
 
 
@@ -128,5 +128,5 @@ def fitted(optimizer: Any, model: Any) -> Any:
         return transferred(optimizer, model, variables)
     chosen = optimizer.assigned(variables) if model.built else {}
     return optimizer.with_optimizers(
-        {n: transferred(o, model, chosen.get(n, [])) for n, o in optimizer.optimizers.items()}
+        {n: transferred(o, model, chosen.get(n, [])) for n, o in optimizer.by_name.items()}
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType, SimpleNamespace
 from typing import Any, NoReturn
 
@@ -31,7 +31,7 @@ class OptimizerGroup(keras_private.OptimizerShell):
         name: The name of the group.
 
     Attributes:
-        optimizers: The optimizers by name, read-only. Their learning rates can be set there.
+        by_name: The optimizers by name, read-only; their learning rates can be set there.
 
     Raises:
         ValueError: If there is no optimizer, or the names differ.
@@ -57,8 +57,13 @@ class OptimizerGroup(keras_private.OptimizerShell):
         self._state = ModelState()
 
     @property
-    def optimizers(self) -> Mapping[str, Any]:
+    def by_name(self) -> Mapping[str, Any]:
         return MappingProxyType(self._held.optimizers)
+
+    @property
+    def optimizers(self) -> Iterable[Any]:
+        """The optimizers, as Keras's callbacks look for several."""
+        return self.by_name.values()
 
     @property
     def patterns(self) -> Mapping[str, paths.Patterns]:
@@ -76,7 +81,7 @@ class OptimizerGroup(keras_private.OptimizerShell):
 
     def with_patterns(self, variables: Mapping[str, paths.Patterns]) -> OptimizerGroup:
         """Return a group of the same optimizers, which train other variables."""
-        return self._like(self.optimizers, variables)
+        return self._like(self.by_name, variables)
 
     def _like(
         self, optimizers: Mapping[str, Any], variables: Mapping[str, paths.Patterns]
@@ -95,7 +100,7 @@ class OptimizerGroup(keras_private.OptimizerShell):
             ValueError: If a pattern matches no variable, or if several optimizers or none would
                 train a variable; the message names it.
         """
-        chosen = {n: paths.selected(self.patterns[n], variables) for n in self.optimizers}
+        chosen = {n: paths.selected(self.patterns[n], variables) for n in self.by_name}
         for variable in variables:
             owners = [n for n, own in chosen.items() if any(variable is v for v in own)]
             if len(owners) != 1:
@@ -111,7 +116,7 @@ class OptimizerGroup(keras_private.OptimizerShell):
         if self.built:
             return
         for name, own in self.assigned(variables).items():
-            optimizer = self.optimizers[name]
+            optimizer = self.by_name[name]
             if not optimizer.built:
                 with keras.name_scope(name):  # the paths of two Adams' variables must differ
                     optimizer.build(own)
@@ -121,26 +126,34 @@ class OptimizerGroup(keras_private.OptimizerShell):
     def variables(self) -> list[keras.Variable]:
         """The variables of all optimizers."""
         found: list[keras.Variable] = []
-        for optimizer in self.optimizers.values():
+        for optimizer in self.optimizers:
             found += optimizer.variables
         return found
 
     @property
     def iterations(self) -> Any:
         """The number of weight updates that all optimizers have made together, a tensor."""
-        return functools.reduce(ops.add, [o.iterations for o in self.optimizers.values()])
+        return functools.reduce(ops.add, [o.iterations for o in self.optimizers])
 
     @property
     def learning_rate(self) -> Any:
-        """The learning rate of the first optimizer; if it is set, all keep their ratio to it."""
-        return next(iter(self.optimizers.values())).learning_rate
+        """Each optimizer has its own, as in a Keras `MultiOptimizer`; the callbacks find them.
+
+        Raises:
+            AttributeError: Always.
+        """
+        raise self._no_rate()
 
     @learning_rate.setter
     def learning_rate(self, learning_rate: Any) -> None:
-        rates = [_constant_rate(name, each) for name, each in self.optimizers.items()]
-        new = float(ops.convert_to_numpy(ops.convert_to_tensor(learning_rate)))
-        for optimizer, rate in zip(self.optimizers.values(), rates, strict=True):
-            optimizer.learning_rate = new * (rate / rates[0] if rate != rates[0] else 1.0)
+        raise self._no_rate()
+
+    def _no_rate(self) -> AttributeError:
+        first = next(iter(self.by_name))
+        return AttributeError(
+            "Several optimizers have no common learning rate. Read and set that of each, as in "
+            f"`model.optimizer.by_name[{first!r}].learning_rate`."
+        )
 
     def apply(self, grads: Any, trainable_variables: Any = None) -> NoReturn:
         """Raise: a training step names the variables, and so the optimizer, in `step.apply`.
@@ -149,7 +162,7 @@ class OptimizerGroup(keras_private.OptimizerShell):
             RuntimeError: Always.
         """
         raise RuntimeError(
-            f"`self.optimizer` is several optimizers: {', '.join(self.optimizers)}. Apply gradients "
+            f"`self.optimizer` is several optimizers: {', '.join(self.by_name)}. Apply gradients "
             "with `step.apply(gradients, variables)` in `training_step`, which finds the optimizer "
             "of the variables."
         )
@@ -160,13 +173,13 @@ class OptimizerGroup(keras_private.OptimizerShell):
 
     def finalize_variable_values(self, var_list: Any) -> None:
         """Write the averages of `use_ema` into the weights, of those optimizers that keep some."""
-        for optimizer in self.optimizers.values():
+        for optimizer in self.optimizers:
             optimizer.finalize_variable_values(built_for(optimizer))
         backend().unshare_values([*var_list, *self.variables])
 
     def save_own_variables(self, store: Any) -> None:
         """Store the variables of each optimizer under its name, and the state of updates."""
-        for name, optimizer in self.optimizers.items():
+        for name, optimizer in self.by_name.items():
             own: dict[str, Any] = {}
             optimizer.save_own_variables(own)
             for key, value in own.items():
@@ -176,7 +189,7 @@ class OptimizerGroup(keras_private.OptimizerShell):
     def load_own_variables(self, store: Any) -> None:
         """Load what `save_own_variables` stored."""
         keys = list(store.keys())
-        for name, optimizer in self.optimizers.items():
+        for name, optimizer in self.by_name.items():
             start = f"{name}."
             own = {key[len(start) :]: store[key] for key in keys if key.startswith(start)}
             optimizer.load_own_variables(own)
@@ -188,14 +201,14 @@ class OptimizerGroup(keras_private.OptimizerShell):
             "name": self.name,
             "optimizers": {
                 name: keras.saving.serialize_keras_object(optimizer)
-                for name, optimizer in self.optimizers.items()
+                for name, optimizer in self.by_name.items()
             },
-            "variables": {name: self._serialized(name) for name in self.optimizers},
+            "variables": {name: self._serialized(name) for name in self.by_name},
         }
 
     def _serialized(self, name: str) -> list[str] | None:
         # The paths of a layer would include statistics, which nobody trains.
-        trained = built_for(self.optimizers[name]) if self.built else self.patterns[name]
+        trained = built_for(self.by_name[name]) if self.built else self.patterns[name]
         return paths.serializable(trained)
 
     @classmethod
@@ -213,7 +226,7 @@ class OptimizerGroup(keras_private.OptimizerShell):
 def named_optimizers(optimizer: Any) -> Mapping[str, Any]:
     """Return the optimizers of a group by name; any other optimizer has the name ""."""
     if isinstance(optimizer, OptimizerGroup):
-        return optimizer.optimizers
+        return optimizer.by_name
     return {} if optimizer is None else {"": optimizer}
 
 
@@ -262,15 +275,6 @@ def _check(optimizers: Any, variables: Any) -> None:
             f"variables each of them trains: {', '.join(map(repr, optimizers))}. Received: "
             f"variables_to_train={variables!r}"
         )
-
-
-def _constant_rate(name: str, optimizer: Any) -> float:
-    if not isinstance(optimizer.learning_rate, keras.Variable):
-        raise TypeError(
-            f"The optimizer {name!r} was created with a `LearningRateSchedule`, so its learning "
-            "rate cannot be set, and neither can those of the others together with it."
-        )
-    return float(ops.convert_to_numpy(optimizer.learning_rate.value))
 
 
 def _described(patterns: Mapping[str, paths.Patterns]) -> dict[str, list[str]]:

@@ -41,7 +41,8 @@ class LossScale(NamedTuple):
 
     def _scale(self) -> Any:
         if isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer):
-            return ops.convert_to_tensor(self.optimizer.dynamic_scale)
+            own = self.optimizer
+            return ops.convert_to_tensor(own.dynamic_scale if own.built else own.initial_scale)
         return self.optimizer.loss_scale_factor or 1
 
 
