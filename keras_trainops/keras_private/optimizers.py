@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -258,6 +258,12 @@ def inside(optimizer: Any) -> list[Any]:
     if inner is not None:
         return [inner]
     return list(getattr(optimizer, "optimizers", ()))
+
+
+def named_optimizers(optimizer: Any) -> Mapping[str, Any]:
+    """Return the optimizers of an `OptimizerGroup` by name; any other optimizer has the name ""."""
+    alone = {} if optimizer is None else {"": optimizer}
+    return getattr(optimizer, "by_name", alone)
 
 
 def is_multi(optimizer: Any) -> bool:

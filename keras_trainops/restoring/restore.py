@@ -199,9 +199,10 @@ def open_source(
 def _of_model(source: keras.Model, target: keras.Model, with_optimizer: bool) -> Checkpoint:
     require_variables(source)
     optimizer = getattr(source, "optimizer", None) if with_optimizer else None
+    named = keras_private.named_optimizers(optimizer)
     return ModelCheckpoint(
         source,
-        None if optimizer is None else keras_private.innermost(optimizer),
+        {name: keras_private.innermost(each) for name, each in named.items()},
         copied=shares_variables(source, target),  # shared variables are about to be overwritten
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import keras
@@ -19,33 +20,36 @@ class ModelCheckpoint(VariablesCheckpoint):
 
     Args:
         model: A built model.
-        optimizer: The optimizer whose state to include, if any.
+        optimizers: The optimizers whose state to include, by name; "" for the only one.
         copied: If True, all values are copied at once, because they are about to be overwritten.
 
     Attributes:
         model: The model.
         weights: Each weight with all its names, by key.
+        optimizers: The optimizers by name.
         slots: The key of each optimizer slot, by the weight's key and the optimizer's attribute.
-        counter: The key of the step count; empty without an optimizer.
-        optimizer_name: The name of the optimizer; empty without one.
+        counters: The key of each optimizer's step count, by the optimizer's name.
     """
 
     def __init__(
         self,
         model: keras.Model,
-        optimizer: keras.optimizers.Optimizer | None = None,
+        optimizers: Mapping[str, keras.optimizers.Optimizer] = MappingProxyType({}),
         copied: bool = False,
     ) -> None:
         self.model = model
         self.weights: Mapping[str, NamedWeight] = unique((w.short, w) for w in named_weights(model))
-        self.optimizer_name = "" if optimizer is None else optimizer.name
-        self.counter, self.slots, state = "", {}, {}
-        if optimizer is not None:
+        self.optimizers = optimizers
+        self.counters: dict[str, str] = {}
+        self.slots: dict[tuple[str, str], str] = {}
+        state: dict[str, keras.Variable] = {}
+        for name, optimizer in optimizers.items():
             # Paths repeat if weights share a path.
-            keys = {id(v): f"optimizer/{i}/{v.path}" for i, v in enumerate(optimizer.variables)}
-            state = {keys[id(v)]: v for v in optimizer.variables}
-            self.counter = keys[id(optimizer.iterations)]
-            self.slots = _slots(optimizer, self.weights, keys)
+            start = f"optimizer/{name}/" if name else "optimizer/"
+            keys = {id(v): f"{start}{i}/{v.path}" for i, v in enumerate(optimizer.variables)}
+            state.update({keys[id(v)]: v for v in optimizer.variables})
+            self.counters[name] = keys[id(optimizer.iterations)]
+            self.slots.update(_slots(optimizer, self.weights, keys))
         entries = [(key, weight.variable) for key, weight in self.weights.items()]
         entries += state.items()
         read: Callable[[Any], np.ndarray] = copy_of

@@ -11,9 +11,10 @@ from typing import Any
 
 import keras
 
+from keras_trainops import keras_private
 from keras_trainops.session.log import SessionLog
 from keras_trainops.session.settings import Settings
-from keras_trainops.training.optimizers.group import monitors_of, named_optimizers
+from keras_trainops.training.optimizers.group import monitors_of
 from keras_trainops.training.optimizers.transformed import transformed_in
 from keras_trainops.values import copy_of
 
@@ -146,7 +147,7 @@ def _learning_rates(optimizer: Any) -> dict[str, float]:
 
 def _rates(optimizer: Any) -> dict[str, Any]:
     rates: dict[str, Any] = {}
-    for name, each in named_optimizers(optimizer).items():
+    for name, each in keras_private.named_optimizers(optimizer).items():
         transformed = transformed_in(each)
         inner = each if transformed is None else transformed.inner_optimizer
         tag = "/".join(["learning_rate", *([name] if name else [])])

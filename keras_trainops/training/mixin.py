@@ -22,7 +22,7 @@ from keras_trainops.training.optimizers.compiling import (
     fitted,
     with_loss_scales,
 )
-from keras_trainops.training.optimizers.group import all_transformed_in, named_optimizers
+from keras_trainops.training.optimizers.group import all_transformed_in
 from keras_trainops.training.optimizers.transfer import built_for
 from keras_trainops.training.optimizers.weight_decay import EXCLUDED, exclude, exclusions
 from keras_trainops.training.optimizers.wrapping import ensure_transformed, owned_by
@@ -163,7 +163,7 @@ class TrainOpsMixin:
         state, optimizer = self.train_ops, getattr(self, "optimizer", None)
         registered = [*state.registered, as_update(update, **options)]
         policy = UpdatePolicy(
-            state.arguments["updates"], registered, state.policy, list(named_optimizers(optimizer))
+            state.arguments["updates"], registered, state.policy, list(keras_private.named_optimizers(optimizer))
         )
         needed = own_step.arguments_that_need_it(policy, state.arguments, optimizer)
         if self.compiled:

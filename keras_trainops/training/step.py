@@ -389,8 +389,7 @@ class Step(ABC):
         return loss_scale_of(self._optimizers()[owners.pop() or ""])
 
     def _optimizers(self) -> Mapping[str, Any]:
-        optimizer = self.model.optimizer
-        return optimizer.by_name if isinstance(optimizer, OptimizerGroup) else {"": optimizer}
+        return keras_private.named_optimizers(self.model.optimizer)
 
     def _owners(self) -> dict[int, str]:
         """Return the name of the optimizer that trains each variable, by the variables' `id`."""

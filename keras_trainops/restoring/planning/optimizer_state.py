@@ -73,9 +73,26 @@ class _State(Protocol):
 def _assignments(
     model: keras.Model, checkpoint: Checkpoint, weights: Sequence[Assignment]
 ) -> list[Assignment]:
-    optimizer = keras_private.innermost(model.optimizer)
+    found: list[Assignment] = []
+    for name in keras_private.named_optimizers(model.optimizer):
+        found += _of_one(model, name, checkpoint, weights)
+    return found
+
+
+def _of_one(
+    model: keras.Model, name: str, checkpoint: Checkpoint, weights: Sequence[Assignment]
+) -> list[Assignment]:
+    """Return the assignments of one optimizer.
+
+    Args:
+        model: A compiled model.
+        name: The optimizer's name among several; "" for the only one.
+        checkpoint: The source.
+        weights: The assignments planned for weights.
+    """
+    optimizer = _innermost(model, name)
     slots = _slots(optimizer, weights)
-    state = _state(model, checkpoint, slots)
+    state = _state(model, name, checkpoint, slots)
     for slot in slots:
         if slot.weight.adapter is not None or len(slot.weight.keys) != 1:
             raise _UnmatchedError(
@@ -96,15 +113,23 @@ def _slots(optimizer: keras.optimizers.Optimizer, weights: Sequence[Assignment])
     ]
 
 
-def _state(model: keras.Model, checkpoint: Checkpoint, slots: Sequence[_Slot]) -> _State:
+def _innermost(model: Any, name: str) -> Any:
+    return keras_private.innermost(keras_private.named_optimizers(model.optimizer)[name])
+
+
+def _state(
+    model: keras.Model, name: str, checkpoint: Checkpoint, slots: Sequence[_Slot]
+) -> _State:
     if not checkpoint.training_state:
         raise _UnmatchedError(f"{checkpoint.location!r} contains no optimizer state.")
-    optimizer = keras_private.innermost(model.optimizer)
+    optimizer = _innermost(model, name)
     if isinstance(checkpoint, ModelCheckpoint):
-        _require_same_class(checkpoint.optimizer_name, optimizer)
-        return _OfModel(checkpoint)
+        if name not in checkpoint.optimizers:
+            raise _UnmatchedError(f"{checkpoint.location!r} has no optimizer {name!r}.")
+        _require_same_class(checkpoint.optimizers[name].name, optimizer)
+        return _OfModel(checkpoint, name)
     if isinstance(checkpoint, KerasWeightsCheckpoint):
-        return _ByPosition(model, checkpoint)
+        return _ByPosition(model, name, checkpoint)
     return _ByName(optimizer, checkpoint, slots)
 
 
@@ -125,11 +150,11 @@ def _assignment(variable: keras.Variable, key: str, checkpoint: Checkpoint) -> A
 class _OfModel:
     """The optimizer state of another model."""
 
-    def __init__(self, checkpoint: ModelCheckpoint) -> None:
-        self._checkpoint = checkpoint
+    def __init__(self, checkpoint: ModelCheckpoint, name: str) -> None:
+        self._checkpoint, self._name = checkpoint, name
 
     def counter(self) -> str:
-        return self._checkpoint.counter
+        return self._checkpoint.counters[self._name]
 
     def slot(self, slot: _Slot) -> str:
         return self._checkpoint.slots.get((slot.weight.keys[0], slot.attribute), "")
@@ -142,15 +167,15 @@ class _ByPosition:
     slots of the weight of the same name.
     """
 
-    def __init__(self, model: keras.Model, checkpoint: KerasWeightsCheckpoint) -> None:
+    def __init__(self, model: Any, name: str, checkpoint: KerasWeightsCheckpoint) -> None:
         _require_same_class(checkpoint.owners.get("optimizer", "unnamed"), model.optimizer)
         walk = keras_private.saving_walk(model)
         _require_same_layers(walk, checkpoint)
-        variables = model.optimizer.variables
-        keys = _keys_by_position(variables, checkpoint)
+        variables = keras_private.named_optimizers(model.optimizer)[name].variables
+        keys = _keys_by_position(variables, name, checkpoint)
         key_of = {id(v): key for key, v in zip(keys, variables, strict=True)}
         self._weight_of = dict(names_in_weights_file(walk, checkpoint))
-        optimizer = keras_private.innermost(model.optimizer)
+        optimizer = _innermost(model, name)
         self._counter = key_of[id(optimizer.iterations)]
         self._slots = {
             (slot.attribute, id(slot.weight)): key_of.get(id(slot.variable), "")
@@ -176,11 +201,20 @@ def _require_same_layers(
 
 
 def _keys_by_position(
-    variables: Sequence[keras.Variable], checkpoint: KerasWeightsCheckpoint
+    variables: Sequence[keras.Variable], name: str, checkpoint: KerasWeightsCheckpoint
 ) -> list[str]:
-    """Return the keys of an optimizer's variables in a weights file, which must fit by shape."""
-    keys = [f"optimizer/{i}" for i in range(len(variables))]
-    stored = [key for key in checkpoint.training_state if key.startswith("optimizer/")]
+    """Return the keys of an optimizer's variables in a weights file, which must fit by shape.
+
+    Args:
+        variables: The variables.
+        name: The optimizer's name among several; "" for the only one.
+        checkpoint: The file.
+    """
+    start = f"optimizer/{name}." if name else "optimizer/"
+    keys = [f"{start}{i}" for i in range(len(variables))]
+    stored = [key for key in checkpoint.training_state if key.startswith(start)]
+    if name:  # next to the variables of one optimizer, those of a group have other state
+        stored = [key for key in stored if key.removeprefix(start).isdigit()]
     if len(stored) != len(keys) or any(
         checkpoint.shape(key) != tuple(v.shape) for key, v in zip(keys, variables, strict=True)
     ):

@@ -223,16 +223,9 @@ class OptimizerGroup(keras_private.OptimizerShell):
         return cls(optimizers, config["variables"], config["name"])
 
 
-def named_optimizers(optimizer: Any) -> Mapping[str, Any]:
-    """Return the optimizers of a group by name; any other optimizer has the name ""."""
-    if isinstance(optimizer, OptimizerGroup):
-        return optimizer.by_name
-    return {} if optimizer is None else {"": optimizer}
-
-
 def all_transformed_in(optimizer: Any) -> list[TransformedOptimizer]:
     """Return every `TransformedOptimizer` in an optimizer, which may be a group of several."""
-    found = map(transformed_in, named_optimizers(optimizer).values())
+    found = map(transformed_in, keras_private.named_optimizers(optimizer).values())
     return [transformed for transformed in found if transformed is not None]
 
 
