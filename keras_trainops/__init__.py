@@ -90,16 +90,18 @@ def __dir__() -> list[str]:
     return ["__version__", *__all__]
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES and name not in _SUBPACKAGES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    home = _HOMES.get(name, name)
-    if home not in _WITHOUT_KERAS:
-        importlib.import_module("keras")  # before ours, so that all classes are registered
-    module = importlib.import_module(f"{__name__}.{home}")
-    value = module if name in _SUBPACKAGES else getattr(module, name)
-    globals()[name] = value
-    return value
+if not TYPE_CHECKING:  # they would take any name for a public one
+
+    def __getattr__(name: str) -> Any:
+        if name not in _HOMES and name not in _SUBPACKAGES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        home = _HOMES.get(name, name)
+        if home not in _WITHOUT_KERAS:
+            importlib.import_module("keras")  # before ours, so that all classes are registered
+        module = importlib.import_module(f"{__name__}.{home}")
+        value = module if name in _SUBPACKAGES else getattr(module, name)
+        globals()[name] = value
+        return value
 
 
 register_once_keras_is_imported()

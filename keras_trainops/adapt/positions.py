@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import SupportsIndex
+from typing import Literal, SupportsIndex, TypeAlias, get_args
 
 import keras
 import numpy as np
@@ -18,7 +18,9 @@ from keras_trainops.adapt.base import (
     with_length,
 )
 
-_INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos3", "lanczos5")
+Interpolation: TypeAlias = Literal["nearest", "bilinear", "bicubic", "lanczos3", "lanczos5"]
+
+_INTERPOLATIONS = get_args(Interpolation)
 
 
 class ResizePositions(OneTensor):
@@ -66,7 +68,7 @@ class ResizePositions(OneTensor):
         new_grid: int | Sequence[int] | None = None,
         prefix_tokens: int = 0,
         axis: int = -2,
-        interpolation: str = "bilinear",
+        interpolation: Interpolation = "bilinear",
         antialias: bool = False,
     ) -> None:
         self.old_grid, self.new_grid = (

@@ -138,7 +138,9 @@ class TensorFlow(Backend):
             with tf.GradientTape() as tape:
                 tape.watch(copies)
                 loss, (own, shared) = function(list(zip(variables, copies, strict=True)), example)
-            gradients = tape.gradient(loss, copies, unconnected_gradients="zero")
+            gradients = tape.gradient(
+                loss, copies, unconnected_gradients=tf.UnconnectedGradients.ZERO
+            )
             return loss, [_dense(g) for g in gradients], own, shared
 
         losses, gradients, own, shared = tf.vectorized_map(of_example, list(batch))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import Any, Literal
 
 import keras
 import numpy as np
@@ -37,7 +37,9 @@ class MonitorBoard(CallRepr, keras.callbacks.Callback):
     """
 
     def __init__(
-        self, log_dir: str | os.PathLike[str] = "logs", update_freq: int | str = "epoch"
+        self,
+        log_dir: str | os.PathLike[str] = "logs",
+        update_freq: int | Literal["epoch"] = "epoch",
     ) -> None:
         super().__init__()
         whole = isinstance(update_freq, int) and not isinstance(update_freq, bool)

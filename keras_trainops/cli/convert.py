@@ -6,7 +6,7 @@ import argparse
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from keras_trainops.checkpoints.checkpoint import Checkpoint
 from keras_trainops.checkpoints.format import Writer
@@ -137,7 +137,7 @@ def _names(checkpoint: Checkpoint, options: argparse.Namespace) -> dict[str, str
     return {key: key for key in keys} if rules is None else _renamed(keys, rules)
 
 
-def _renamed(keys: list[str], rules: Mapping[str, str | None] | str) -> dict[str, str]:
+def _renamed(keys: list[str], rules: Mapping[str, str | None] | Literal["auto"]) -> dict[str, str]:
     from keras_trainops.restoring.naming.rules import apply_rules
 
     renaming = apply_rules(rules, keys)

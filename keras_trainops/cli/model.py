@@ -7,7 +7,7 @@ import importlib
 import os
 import re
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from keras_trainops.cli.output import FILE_HELP, RefusedError, print_json
 from keras_trainops.registration import register_classes
@@ -128,7 +128,7 @@ def needs_model(options: argparse.Namespace) -> bool:
     return any([*given, options.from_torch, options.reshape, options.rename == ["auto"]])
 
 
-def rename_rules(texts: list[str]) -> dict[str, str | None] | str | None:
+def rename_rules(texts: list[str]) -> dict[str, str | None] | Literal["auto"] | None:
     """Parse the rules of `--rename`.
 
     Args:

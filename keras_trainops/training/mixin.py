@@ -27,6 +27,7 @@ from keras_trainops.training.optimizers.transfer import built_for
 from keras_trainops.training.optimizers.weight_decay import EXCLUDED, exclude, exclusions
 from keras_trainops.training.optimizers.wrapping import ensure_transformed, owned_by
 from keras_trainops.training.running import test_step, train_step
+from keras_trainops.training.signatures import TypedModel, typed_as
 from keras_trainops.training.step import Step
 from keras_trainops.training.texts import EVALUATION, TRAINING, has_own_text, of_mixin
 from keras_trainops.training.train_ops import (
@@ -40,8 +41,13 @@ from keras_trainops.training.trainability import Trainability, as_compiled, with
 from keras_trainops.updates.functions import as_update
 from keras_trainops.updates.policy import UpdatePolicy
 
+if TYPE_CHECKING:
+    from keras_trainops.training.signatures import TypedModel as _Model
+else:
+    _Model = object
 
-class TrainOpsMixin:
+
+class TrainOpsMixin(_Model):
     """Mixin that customises the training step of a Keras model; list it before `keras.Model`.
 
     `compile` takes four more arguments; everything else works as in Keras.
@@ -56,13 +62,6 @@ class TrainOpsMixin:
 
     References: `tf.contrib.training.create_train_op`.
     """
-
-    if TYPE_CHECKING:  # attributes of the Keras model that it is mixed into
-        built: bool
-        compiled: bool
-        optimizer: Any
-        variables: list[keras.Variable]
-        weights: list[keras.Variable]
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -81,6 +80,7 @@ class TrainOpsMixin:
             state = self.__dict__["_train_ops"] = TrainOps()
         return state
 
+    @typed_as(TypedModel.compile)
     def compile(
         self,
         optimizer: Any = DEFAULT,
@@ -92,34 +92,6 @@ class TrainOpsMixin:
         check_numerics: bool = False,
         **kwargs: Any,
     ) -> None:
-        """Configures the model for training; see `keras.Model.compile` for the other arguments.
-
-        Args:
-            optimizer: As in Keras; it is not changed. With `gradient_transforms` the model's
-                optimizer is a `TransformedOptimizer` around it, or a copy of a `LossScaleOptimizer`
-                with one inside; the transforms replace those it has.
-            *args: As in Keras.
-            optimizers: Several optimizers by name, in place of `optimizer`; the model's optimizer
-                is then an `OptimizerGroup` of them. `variables_to_train` says by these names which
-                variables each trains, and `gradient_transforms` may be given by name, too.
-            gradient_transforms: One transform, a list, or None: `GradientTransform`s or callables
-                `fn(gradients, variables) -> gradients`.
-            updates: The non-gradient updates. None: every layer's own, and those registered with
-                `add_update`. One or a list: exactly these; `[]`: none (batch norm still normalises
-                with batch statistics, random seeds still advance). By name, they follow the weight
-                updates of one of several optimizers; otherwise those of all.
-            variables_to_train: Patterns, variables or layers; None: all trainable variables. The
-                others get no gradient, no weight decay, no optimizer slots and no update.
-            check_numerics: If True, a NaN or infinite loss or gradient stops training with a
-                `NonFiniteLossError`, which names the step and the tensor; the weights are those of
-                the last good step.
-            **kwargs: As in Keras.
-
-        Raises:
-            ValueError: If an argument is not valid; nothing changes. Patterns are checked when the
-                model is built.
-            NotImplementedError: On a backend other than TensorFlow, JAX and PyTorch.
-        """
         backend().require_training()
         state = self.train_ops
         described = OptimizerArguments(
@@ -136,28 +108,13 @@ class TrainOpsMixin:
             state.compiled = Compiled(arguments, policy, guard, needed)
             state.step_logs, state.probed = no_logs(), set()
             optimizer = preparation.in_scope(self, lambda: fitted(optimizer, self))
-            super().compile(optimizer, *args, **kwargs)  # type: ignore[misc]
+            super().compile(optimizer, *args, **kwargs)
             self.optimizer = preparation.in_scope(self, lambda: with_loss_scales(self.optimizer))
             state.compiled = dataclasses.replace(state.compiled, trainability=Trainability(self))
             preparation.attach_optimizer(self)
 
+    @typed_as(TypedModel.add_update)
     def add_update(self, update: Any = None, **options: Any) -> Any:
-        """Register an update that runs after the weight update, unless `compile` says otherwise.
-
-        It is also a decorator, with or without arguments: `@model.add_update(every=10)`.
-
-        Args:
-            update: An `Update`, or a function `fn(model, loss)` that assigns variables with
-                `keras.ops`.
-            **options: For a function, arguments of `keras_trainops.updates.Function`: `variables`,
-                `every`, `on`.
-
-        Returns:
-            `update`.
-
-        Raises:
-            ValueError: If it is neither, or an option is not valid.
-        """
         if update is None:
             return functools.partial(self.add_update, **options)
         state, optimizer = self.train_ops, getattr(self, "optimizer", None)
@@ -176,18 +133,18 @@ class TrainOpsMixin:
             if optimizer is not None and policy.after_weights:
                 self.optimizer = ensure_transformed(optimizer)
                 preparation.attach_optimizer(self)
-        self.train_function: Any = None  # the next `fit` traces the step again
+        self.train_function = None  # the next `fit` traces the step again
         return update
 
     @property
     def trainable_variables(self) -> list[keras.Variable]:
         """The variables to train: the trainable ones that `variables_to_train` chooses."""
-        return self._to_train(super().trainable_variables)  # type: ignore[misc]
+        return self._to_train(super().trainable_variables)
 
     @property
     def trainable_weights(self) -> list[keras.Variable]:
         """The same as `trainable_variables`."""
-        return self._to_train(super().trainable_weights)  # type: ignore[misc]
+        return self._to_train(super().trainable_weights)
 
     @property
     def non_trainable_variables(self) -> list[keras.Variable]:
@@ -204,31 +161,33 @@ class TrainOpsMixin:
         state, transformed = self.train_ops, all_transformed_in(self.optimizer)
         if not state.evaluating and all(each.built for each in transformed):
             state.norms.update()  # not in a symbolic build
-        logs = super().compute_metrics(x, y, y_pred, sample_weight)  # type: ignore[misc]
+        logs = super().compute_metrics(x, y, y_pred, sample_weight)
         return {**logs, **state.norm_logs()}
 
     def get_metrics_result(self) -> dict[str, Any]:
         """Return Keras's results and, in training, the norms that monitors watch."""
-        return {**super().get_metrics_result(), **self.train_ops.norm_logs()}  # type: ignore[misc]
+        return {**super().get_metrics_result(), **self.train_ops.norm_logs()}
 
     def reset_metrics(self) -> None:
         """Reset metrics as in Keras, and the averages of norms and of a step's logs."""
-        super().reset_metrics()  # type: ignore[misc]
+        super().reset_metrics()
         self.train_ops.reset_logs()
 
+    @typed_as(TypedModel.fit)
     def fit(self, *args: Any, **kwargs: Any) -> Any:
         """Train as in Keras."""
         self.train_ops.fit = FitState()
         try:
             with self._in_training(whole=True), wrapped_fit(self, args, kwargs) as (args, kwargs):
-                return super().fit(*args, **kwargs)  # type: ignore[misc]
+                return super().fit(*args, **kwargs)
         finally:
             self.train_ops.fit = FitState()
 
+    @typed_as(TypedModel.train_on_batch)
     def train_on_batch(self, *args: Any, **kwargs: Any) -> Any:
         """Train on one batch as in Keras."""
         with self._in_training(whole=False):
-            return super().train_on_batch(*args, **kwargs)  # type: ignore[misc]
+            return super().train_on_batch(*args, **kwargs)
 
     @contextmanager
     def _in_training(self, *, whole: bool) -> Iterator[None]:
@@ -237,26 +196,28 @@ class TrainOpsMixin:
         with as_compiled(self), own_step.watched(self, TrainOpsMixin, needed, whole=whole):
             yield
 
+    @typed_as(TypedModel.evaluate)
     def evaluate(self, *args: Any, **kwargs: Any) -> Any:
         """Evaluate as in Keras; during a `fit` with `UseAverage`, with the averaged weights."""
         state = self.train_ops
         with state.evaluation(), evaluation_context(state.fit.evaluation, kwargs):
             try:
-                return super().evaluate(*args, **kwargs)  # type: ignore[misc]
+                return super().evaluate(*args, **kwargs)
             except BaseException:
                 backend().write_back_state(self)
                 raise
 
+    @typed_as(TypedModel.test_on_batch)
     def test_on_batch(self, *args: Any, **kwargs: Any) -> Any:
         """Evaluate on one batch as in Keras."""
         with self.train_ops.evaluation():
-            return super().test_on_batch(*args, **kwargs)  # type: ignore[misc]
+            return super().test_on_batch(*args, **kwargs)
 
     @property
     def metrics_variables(self) -> list[keras.Variable]:
         """The variables of metrics, and others that steps pass on but files do not store."""
         state = self.train_ops
-        own = super().metrics_variables  # type: ignore[misc]
+        own = super().metrics_variables
         return [*own, *state.log_variables, *state.carried]
 
     def _to_train(self, variables: list[keras.Variable]) -> list[keras.Variable]:
@@ -308,6 +269,7 @@ class TrainOpsMixin:
         step.update_metrics(y, y_pred, sample_weight, x=x)
         return {"loss": step.loss(x, y, y_pred, sample_weight)}
 
+    @typed_as(TypedModel.train_step)
     def train_step(self, *args: Any) -> Any:
         """Train on one batch with the class's Keras step, `training_step` if needed, or Keras's.
 
@@ -318,8 +280,9 @@ class TrainOpsMixin:
         whose = own_step.own_step_after_mixin(type(self), TrainOpsMixin)
         if whose is None and own_step.needs_ours(self):
             return backend().run_step(train_step, self, *args)
-        return super().train_step(*args)  # type: ignore[misc]
+        return super().train_step(*args)
 
+    @typed_as(TypedModel.test_step)
     def test_step(self, *args: Any) -> Any:
         """Evaluate on one batch with the class's `evaluation_step`, or as Keras does.
 
@@ -332,7 +295,7 @@ class TrainOpsMixin:
         if has_own_text(self, EVALUATION):
             return backend().run_step(test_step, self, *args)
         own_step.require_evaluation(self)
-        return super().test_step(*args)  # type: ignore[misc]
+        return super().test_step(*args)
 
     def make_train_function(self, force: bool = False) -> Any:
         """Build the optimizer and the updates, then the compiled step, as `fit` starts."""
@@ -350,7 +313,7 @@ class TrainOpsMixin:
         if self.built and not state.why_unbuilt:
             preparation.prepare(self)
         own_step.remember(self)
-        super().make_train_function(force)  # type: ignore[misc]
+        super().make_train_function(force)
         made: Any = self.train_function
         self.train_function = backend().train_function(made, self, state.numerics)
         return self.train_function
@@ -367,7 +330,7 @@ class TrainOpsMixin:
         """Build the model before callbacks run; only TensorFlow's trainer calls this."""
         if backend().builds_models_itself(self):
             self.train_ops.fit.show_data(iterator)
-            super()._maybe_symbolic_build(iterator, data_batch)  # type: ignore[misc]
+            super()._maybe_symbolic_build(iterator, data_batch)
         else:
             preparation.build_early(self, iterator, data_batch)
 
@@ -377,7 +340,7 @@ class TrainOpsMixin:
         if preparation.is_to_probe(self):
             data_batch = keras_private.first_batch(iterator) if data_batch is None else data_batch
             preparation.probe_step(self, data_batch)
-        super()._symbolic_build(iterator, data_batch)  # type: ignore[misc]
+        super()._symbolic_build(iterator, data_batch)
 
     def _get_metrics_result_or_logs(self, logs: Any) -> Any:
         """Return Keras's logs, or the metrics for an epoch that was resumed at its very end."""
@@ -387,7 +350,7 @@ class TrainOpsMixin:
 
     def get_compile_config(self) -> dict[str, Any]:
         """Return Keras's configuration of `compile`, with the arguments of the mixin."""
-        config = super().get_compile_config()  # type: ignore[misc]
+        config = super().get_compile_config()
         if not config:
             return config
         arguments = dict(self.train_ops.arguments)
@@ -402,7 +365,7 @@ class TrainOpsMixin:
         config = keras.saving.deserialize_keras_object(config)
         excluded = config.pop(EXCLUDED, [])
         if all(layer.built for layer in keras_private.inner_layers(self)):
-            self.built: Any = True  # there is nothing else with variables
+            self.built = True  # there is nothing else with variables
         config["variables_to_train"] = preparation.choice_from(config, self)
         self.compile(**config)
         exclude(self.optimizer, excluded, self.trainable_variables)

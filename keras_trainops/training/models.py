@@ -37,7 +37,7 @@ keras.saving.get_custom_objects().update(
 )
 
 
-def with_train_ops(model: keras.Model) -> keras.Model:
+def with_train_ops(model: keras.Model) -> TrainOpsMixin:
     """Add the mixin to an existing model, which keeps its identity, variables and names.
 
     The model's class is extended in place, be it functional, sequential or subclassed. Compile it

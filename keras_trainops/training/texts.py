@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 TRAINING, EVALUATION = "training_step", "evaluation_step"
+
+Method = TypeVar("Method", bound=Callable[..., Any])
 
 
 def text_of(model: Any, method: str) -> Callable[..., Any]:
@@ -31,7 +33,7 @@ def _own(cls: type, method: str) -> Any:
     return next((function for function in found if not hasattr(function, "of_mixin")), None)
 
 
-def of_mixin(function: Callable[..., Any]) -> Callable[..., Any]:
+def of_mixin(function: Method) -> Method:
     """Mark a step as the mixin's."""
     function.of_mixin = True  # type: ignore[attr-defined]
     return function

@@ -14,9 +14,7 @@ from keras_trainops.representation import CallRepr
 from keras_trainops.scalars import Number
 from keras_trainops.state import Stateful
 
-TransformFn: TypeAlias = (
-    "Callable[[Sequence[Gradient], Sequence[keras.Variable]], Sequence[Gradient]]"
-)
+TransformFn: TypeAlias = "Callable[[list[Gradient], list[keras.Variable]], Sequence[Gradient]]"
 
 
 class GradientTransform(CallRepr, Stateful):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
 import keras
 
@@ -11,6 +11,9 @@ from keras_trainops.arguments import is_list, misplaced
 from keras_trainops.transforms.base import Gradient, GradientTransform, TransformFn
 from keras_trainops.transforms.functions import FromFunction
 from keras_trainops.transforms.scope import value_of
+
+Transform: TypeAlias = "GradientTransform | TransformFn"
+Transforms: TypeAlias = "Transform | Sequence[Transform]"
 
 
 @keras.saving.register_keras_serializable(package="keras_trainops")
@@ -32,7 +35,7 @@ class Chain(GradientTransform):
     References: `optax.chain`.
     """
 
-    def __init__(self, transforms: Any) -> None:
+    def __init__(self, transforms: Transforms | None) -> None:
         self.transforms = [as_transform(transform) for transform in as_sequence(transforms)]
         self.children = self.transforms
 

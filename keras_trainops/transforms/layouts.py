@@ -15,7 +15,8 @@ import keras
 from keras_trainops import paths
 
 Axes: TypeAlias = "tuple[int, ...] | None"  # axes to reduce over; None: the tensor is one unit
-Overrides: TypeAlias = "Mapping[str, Any] | Iterable[tuple[paths.Pattern, Any]] | None"
+Chosen: TypeAlias = "Sequence[int] | None"
+Overrides: TypeAlias = "Mapping[str, Chosen] | Iterable[tuple[paths.Pattern, Chosen]] | None"
 
 _L = keras.layers
 _owners: contextvars.ContextVar[Mapping[int, keras.layers.Layer]] = contextvars.ContextVar("owners")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import keras
 from keras import ops
@@ -94,7 +94,12 @@ class Normalize(GradientTransform):
 
     row_sparse = True
 
-    def __init__(self, norm: Number = 1.0, scope: str = "global", epsilon: float = 1e-6) -> None:
+    def __init__(
+        self,
+        norm: Number = 1.0,
+        scope: Literal["global", "variable"] = "global",
+        epsilon: float = 1e-6,
+    ) -> None:
         self.norm = check_positive("norm", deserialize_number(norm), scheduled=True)
         self.epsilon = check_positive("epsilon", epsilon)
         if scope not in ("global", "variable"):

@@ -10,7 +10,7 @@ import keras
 from keras_trainops import paths
 from keras_trainops.scalars import Number
 from keras_trainops.transforms.base import Gradient, GradientTransform
-from keras_trainops.transforms.chain import Chain, as_transform
+from keras_trainops.transforms.chain import Chain, Transforms, as_transform
 
 
 @keras.saving.register_keras_serializable(package="keras_trainops")
@@ -36,7 +36,7 @@ class Only(GradientTransform):
     References: `optax.masked`.
     """
 
-    def __init__(self, patterns: paths.Patterns, transform: Any) -> None:
+    def __init__(self, patterns: paths.Patterns, transform: Transforms) -> None:
         if isinstance(transform, dict):
             transform = keras.saving.deserialize_keras_object(transform)
         self.patterns = paths.as_list(patterns)

@@ -13,6 +13,8 @@ from keras_trainops.updates.base import On, Update
 from keras_trainops.updates.layer_updates import LayerUpdates
 
 PolicyEntry: TypeAlias = "Update | LayerUpdates"
+UpdateFn: TypeAlias = "Callable[[Any, Any], Any]"  # (model, loss); a user may name his own class
+Updates: TypeAlias = "PolicyEntry | UpdateFn | Sequence[PolicyEntry | UpdateFn]"
 
 
 @keras.saving.register_keras_serializable(package="keras_trainops")
@@ -43,7 +45,7 @@ class Function(Update):
 
     def __init__(
         self,
-        function: Callable[[keras.Model, Any], Any],
+        function: UpdateFn,
         variables: Sequence[keras.Variable] = (),
         every: int = 1,
         on: On = "update",

@@ -12,8 +12,9 @@ import keras
 from keras_trainops import paths
 
 Address: TypeAlias = "str | keras.Variable"
+Auto: TypeAlias = Literal["auto"]
 Rename: TypeAlias = (
-    "Mapping[str, Address | Sequence[Address] | None] | Callable[[str], str | None] | str | None"
+    "Mapping[str, Address | Sequence[Address] | None] | Callable[[str], str | None] | Auto | None"
 )
 
 _SHIFTED = re.compile(r"\\g<(\d+)([+-]\d+)>")  # a number in a group, plus or minus a constant

@@ -14,7 +14,7 @@ from keras_trainops.training.optimizers.state import ModelState
 from keras_trainops.training.optimizers.weight_decay import EXCLUDED, exclude, exclusions
 from keras_trainops.training.optimizers.weight_update import WeightUpdate, parts
 from keras_trainops.transforms.base import GradientTransform
-from keras_trainops.transforms.chain import Chain
+from keras_trainops.transforms.chain import Chain, Transforms
 from keras_trainops.transforms.layouts import owners_scope
 
 
@@ -48,7 +48,10 @@ class TransformedOptimizer(keras_private.OptimizerWrapper):
     """
 
     def __init__(
-        self, inner_optimizer: keras.optimizers.Optimizer, transforms: Any, name: str | None = None
+        self,
+        inner_optimizer: keras.optimizers.Optimizer,
+        transforms: Transforms | None,
+        name: str | None = None,
     ) -> None:
         chain = Chain(transforms)
         _check_inner(inner_optimizer, chain)
