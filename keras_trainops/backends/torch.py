@@ -138,7 +138,12 @@ def _leaf(source: Any, nested: bool) -> Any:
     a node of its own, or the inner gradient would count their paths too.
     """
     tensor = source.value if isinstance(source, keras.Variable) else source
-    if isinstance(source, keras.Variable) and tensor.is_leaf and tensor.requires_grad and not nested:
+    if (
+        isinstance(source, keras.Variable)
+        and tensor.is_leaf
+        and tensor.requires_grad
+        and not nested
+    ):
         return tensor  # a parameter, at the top: no graph comes before it
     return tensor.view_as(tensor) if tensor.requires_grad else tensor.detach().requires_grad_()
 

@@ -120,7 +120,10 @@ class TrainOpsMixin(_Model):
         state, optimizer = self.train_ops, getattr(self, "optimizer", None)
         registered = [*state.registered, as_update(update, **options)]
         policy = UpdatePolicy(
-            state.arguments["updates"], registered, state.policy, list(keras_private.named_optimizers(optimizer))
+            state.arguments["updates"],
+            registered,
+            state.policy,
+            list(keras_private.named_optimizers(optimizer)),
         )
         needed = own_step.arguments_that_need_it(policy, state.arguments, optimizer)
         if self.compiled:

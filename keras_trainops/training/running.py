@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
 from keras_trainops import keras_private
@@ -46,12 +47,19 @@ def test_step(model: Any, data: Any) -> dict[str, Any]:
 
 
 def _run(step: RunningStep, text: Callable[..., Any], data: Any) -> dict[str, Any]:
+    data = keras.tree.map_structure(_as_tensor, data)
     keras_private.forget_losses(step.model)
     with step.open():
         logs = text(step, data)
         step.finish()
     keras_private.forget_losses(step.model)
     return step.results(logs, data)
+
+
+def _as_tensor(leaf: Any) -> Any:
+    """Return an array of numbers as a tensor; `train_on_batch` passes arrays on some backends."""
+    is_numbers = isinstance(leaf, np.ndarray) and leaf.dtype.kind in "biuf"
+    return ops.convert_to_tensor(leaf) if is_numbers else leaf
 
 
 class RunningStep(Step):
@@ -126,9 +134,7 @@ class RunningStep(Step):
         finally:
             self._depth -= 1
         pairs = zip(variables, news, strict=True)
-        self._pass_on(
-            [each._replace(value=new) for each, new in pairs], keep_updates=keep_updates
-        )
+        self._pass_on([each._replace(value=new) for each, new in pairs], keep_updates=keep_updates)
         return Differentiated(value, extra, gradients, scale)
 
     def _differentiate_each(
@@ -250,7 +256,9 @@ class TrainingStep(RunningStep):
             else:
                 if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
                     gradients, variables = (), ()  # they overflow in normal operation
-                numerics.guard(model, self._checked, self._losses, gradients, variables, write, args)
+                numerics.guard(
+                    model, self._checked, self._losses, gradients, variables, write, args
+                )
         self._losses = []
 
 

@@ -8,8 +8,8 @@ be matched with certainty is refused.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import keras
 
@@ -117,9 +117,7 @@ def _innermost(model: Any, name: str) -> Any:
     return keras_private.innermost(keras_private.named_optimizers(model.optimizer)[name])
 
 
-def _state(
-    model: keras.Model, name: str, checkpoint: Checkpoint, slots: Sequence[_Slot]
-) -> _State:
+def _state(model: keras.Model, name: str, checkpoint: Checkpoint, slots: Sequence[_Slot]) -> _State:
     if not checkpoint.training_state:
         raise _UnmatchedError(f"{checkpoint.location!r} contains no optimizer state.")
     optimizer = _innermost(model, name)
@@ -130,7 +128,7 @@ def _state(
         return _OfModel(checkpoint, name)
     if isinstance(checkpoint, KerasWeightsCheckpoint):
         return _ByPosition(model, name, checkpoint)
-    return _ByName(optimizer, checkpoint, slots)
+    return _ByName(name, optimizer, checkpoint, slots)
 
 
 def _assignment(variable: keras.Variable, key: str, checkpoint: Checkpoint) -> Assignment:
@@ -230,13 +228,14 @@ class _ByName:
 
     def __init__(
         self,
+        name: str,
         optimizer: keras.optimizers.Optimizer,
         checkpoint: Checkpoint,
         slots: Sequence[_Slot],
     ) -> None:
         self._scope = stem(optimizer.name)
         self._keys: dict[str, list[str]] = {}
-        for key in checkpoint.training_state:
+        for key in _keys_of(name, checkpoint.training_state):
             self._keys.setdefault(_scoped_name(key), []).append(key)
         scope = f"{self._scope}/"
         leaves = [name.removeprefix(scope) for name in self._keys if name.startswith(scope)]
@@ -258,6 +257,23 @@ class _ByName:
                 f"{' and '.join(map(repr, sorted(keys)))} could both be {self._scope}/{name}."
             )
         return keys[0] if keys else ""
+
+
+def _keys_of(name: str, keys: Iterable[str]) -> list[str]:
+    """Return the keys of one of several optimizers.
+
+    The slots of each are in a scope of its name: `critic/adam_1/kernel_momentum`. Its counter has
+    only the scope of the optimizer: `adam_1/iteration`.
+
+    Args:
+        name: The optimizer's name among several; "" for the only one.
+        keys: The keys of all training state.
+    """
+    parts = {key: key.split("/") for key in keys}
+    scopes = {path[-2] for path in parts.values() if len(path) > 2 and path[-3] == name}
+    if not name or not scopes:
+        return list(parts)
+    return [k for k, path in parts.items() if path[-2:-1] and path[-2] in scopes]
 
 
 def _name_in_source(slot: _Slot) -> str:
