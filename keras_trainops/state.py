@@ -59,6 +59,10 @@ class BoundToModel:
             )
         self._change(bound_to=tuple(weakref.ref(v) for v in variables))
 
+    def is_of_its_model(self, variable: keras.Variable) -> bool:
+        """Return whether a variable is one of the model that this object belongs to."""
+        return any(reference() is variable for reference in self._own.bound_to)
+
     def _belongs_to_another(self, variables: Sequence[keras.Variable]) -> bool:
         bound_to = [reference() for reference in self._own.bound_to]
         ids = {id(v) for v in variables}
@@ -86,11 +90,11 @@ class Stateful(BoundToModel):
 
     @property
     def variables(self) -> list[keras.Variable]:
-        """The state, saved and resumed with the optimizer."""
-        found: list[keras.Variable] = []
+        """The state, saved and resumed with the optimizer; each variable once."""
+        found: dict[int, keras.Variable] = {}
         for part in self.walk():
-            found += part._own.variables.values()
-        return found
+            found.update((id(v), v) for v in part._own.variables.values())
+        return list(found.values())
 
     @property
     def held_variables(self) -> list[keras.Variable]:
@@ -146,10 +150,17 @@ class Stateful(BoundToModel):
     def _add(self, name: str, variable: keras.Variable) -> None:
         self._change(variables={**self._own.variables, name: variable})
 
-    def use_as_state(self, variables: Iterable[keras.Variable]) -> None:
-        """Replace the state with existing variables."""
-        named = {str(i): variable for i, variable in enumerate(variables)}
-        self._change(variables=named, not_held=frozenset())
+    def use_as_state(
+        self, variables: Iterable[keras.Variable], named: Mapping[str, keras.Variable] | None = None
+    ) -> None:
+        """Replace the state with existing variables.
+
+        Args:
+            variables: Variables without a name, which follow the named ones.
+            named: Variables that `state_variable` returns by their names.
+        """
+        numbered = {str(i): variable for i, variable in enumerate(variables)}
+        self._change(variables={**(named or {}), **numbered}, not_held=frozenset())
 
     def add_seed(self, seed: int) -> keras.random.SeedGenerator:
         """Create a source of random seeds whose position is a state variable."""

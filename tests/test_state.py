@@ -49,6 +49,21 @@ def test_existing_variables_replace_the_state() -> None:
     assert [id(v) for v in part.held_variables] == [id(new)]
 
 
+def test_named_state_comes_first_and_keeps_its_name() -> None:
+    part = Stateful()
+    named, other = keras.Variable(1.0), keras.Variable(2.0)
+    part.use_as_state([other], named={"started": named})
+    assert [id(v) for v in part.variables] == [id(named), id(other)]
+    assert part.state_variable("started") is named
+
+
+def test_a_variable_of_two_parts_is_one_variable() -> None:
+    parent, shared = Parent(), keras.Variable(1.0)
+    parent.use_as_state([shared])
+    parent.child.use_as_state([shared])
+    assert [id(v) for v in parent.variables] == [id(shared)]
+
+
 def test_seed_is_a_part_of_the_state() -> None:
     part = Stateful()
     generator = part.add_seed(3)
@@ -62,6 +77,8 @@ def test_rejects_a_second_model() -> None:
     model, other = two_layers(), two_layers()
     part.bind_to(model.weights)
     part.bind_to(model.weights[:2])
+    assert part.is_of_its_model(model.weights[0])
+    assert not part.is_of_its_model(other.weights[0])
     with pytest.raises(ValueError, match="This Stateful already belongs to another model"):
         part.bind_to(other.weights)
 

@@ -35,8 +35,8 @@ class UseAverage(CallRepr, keras.callbacks.Callback):
     evaluate outside of `fit` use `with average.swapped(): model.evaluate(...)`.
 
     Args:
-        average: The `MovingAverage` or `StochasticWeightAverage` among the model's updates. None
-            uses the only one.
+        average: The `MovingAverage`, `StochasticWeightAverage` or `Lookahead` among the model's
+            updates. None uses the only one.
         finalize: If True, write the averages to the weights when training ends, before other
             callbacks see `on_train_end`.
         recalibrate: Data, as for `fit`, to compute batch-norm statistics for the averaged weights
@@ -71,8 +71,8 @@ class UseAverage(CallRepr, keras.callbacks.Callback):
         super().__init__()
         if average is not None and not isinstance(average, WeightAverage):
             raise ValueError(
-                "`average` must be a `MovingAverage` or a `StochasticWeightAverage`. Received: "
-                f"average={average!r}"
+                "`average` must be a `MovingAverage`, a `StochasticWeightAverage` or a "
+                f"`Lookahead`. Received: average={average!r}"
             )
         self.average, self.finalize = average, finalize
         self.only_validation = only_validation

@@ -30,9 +30,9 @@ from keras_trainops.values import copy_of
 class WeightAverage(Update):
     """Base class of averages of weights.
 
-    The first run copies the current weights, so initial values, or values from before a warm start,
-    never enter the average. Averages of half-precision weights are kept in float32; integers are
-    copied.
+    Unless a subclass overrides `start`, the first run copies the current weights, so initial
+    values, or values from before a warm start, never enter the average. Averages of half-precision
+    weights are kept in float32; integers are copied.
 
     Args:
         patterns: Patterns, variables or layers (see `keras_trainops.paths`); None averages the
@@ -61,7 +61,7 @@ class WeightAverage(Update):
         continues = bool(averages.keys() & self._averages.keys())
         scalars = self.scalars if continues else self._make_scalars()
         self._averages, self.scalars = averages, scalars
-        self.use_as_state([*scalars.values(), *(average for _, average in averages.values())])
+        self.use_as_state((average for _, average in averages.values()), named=scalars)
 
     def _chosen(self, model: keras.Model) -> list[keras.Variable]:
         named = paths.by_path(model.weights)

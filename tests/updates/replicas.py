@@ -62,6 +62,7 @@ def updates() -> dict[str, np.ndarray]:
         keras.optimizers.Adam(0.05),
         "mse",
         updates=[
+            kt.updates.Lookahead(3),
             average,
             kt.updates.Project("head/kernel", keras.constraints.UnitNorm(0), every=2),
             kt.updates.Project("head/kernel", kt.updates.SpectralNorm(0.9), every=3, on="batch"),

@@ -375,7 +375,7 @@ def test_average_serves_one_model() -> None:
         (lambda: U.StochasticWeightAverage(start=-1), "`start` must be an integer >= 0"),
         (lambda: U.MovingAverage(patterns=3), "A pattern must be a regular expression"),
         (lambda: U.MovingAverage().averages(), "MovingAverage has no averages yet"),
-        (lambda: kt.UseAverage(0.9), "`average` must be a `MovingAverage` or"),
+        (lambda: kt.UseAverage(0.9), "`average` must be a `MovingAverage`, a"),
         (lambda: train(U.MovingAverage(patterns="tail")), "'tail' matches no variable. Closest"),
     ],
 )
