@@ -1,4 +1,4 @@
-"""Numbers that users pass: constants, or schedules over the weight updates."""
+"""Numbers that users pass: constants, schedules over the weight updates, or scalar variables."""
 
 from __future__ import annotations
 
@@ -8,12 +8,17 @@ from typing import Any, TypeAlias
 
 import keras
 import numpy as np
+from keras import ops
 
 Number: TypeAlias = "float | keras.optimizers.schedules.LearningRateSchedule"
 
+_VARIABLE = "variable"  # the key of its value in a configuration
+
 
 def value_at(number: Any, iterations: Any) -> Any:
-    """Return the value of a constant or schedule after `iterations` weight updates."""
+    """Return the value of a constant, schedule or variable after `iterations` weight updates."""
+    if isinstance(number, keras.Variable):
+        return ops.convert_to_tensor(number)
     return number(iterations) if is_schedule(number) else number
 
 
@@ -115,11 +120,19 @@ def check_number(
     return number
 
 
-def serialize_number(number: Number) -> Any:
-    """Return a number or schedule as a saved configuration stores it."""
+def serialize_number(number: Any) -> Any:
+    """Return a number, schedule or scalar variable as a saved configuration stores it."""
+    if isinstance(number, keras.Variable):
+        value = ops.convert_to_numpy(ops.convert_to_tensor(number)).item()
+        return {_VARIABLE: value, "dtype": number.dtype, "name": number.name}
     return keras.saving.serialize_keras_object(number) if is_schedule(number) else number
 
 
-def deserialize_number(number: Any) -> Number:
-    """Return the number or schedule that `serialize_number` was given."""
-    return keras.saving.deserialize_keras_object(number) if isinstance(number, dict) else number
+def deserialize_number(number: Any) -> Any:
+    """Return the number or schedule that `serialize_number` was given, or a variable like it."""
+    if not isinstance(number, dict):
+        return number
+    if _VARIABLE not in number:
+        return keras.saving.deserialize_keras_object(number)
+    options = {name: value for name, value in number.items() if name != _VARIABLE}
+    return keras.Variable(number[_VARIABLE], trainable=False, **options)

@@ -70,3 +70,12 @@ def test_configuration_restores_constants_and_schedules() -> None:
     assert deserialize_number(serialize_number(0.5)) == 0.5
     again = deserialize_number(serialize_number(SCHEDULE))
     assert again.get_config() == SCHEDULE.get_config()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int32"])
+def test_configuration_restores_variables_by_value(dtype: str) -> None:
+    variable = keras.Variable(2, trainable=False, dtype=dtype, name="factor")
+    again = deserialize_number(serialize_number(variable))
+    assert (float(value_at(again, None)), again.dtype, again.name) == (2.0, dtype, "factor")
+    assert again is not variable
+    assert not again.trainable

@@ -11,7 +11,6 @@ from keras import ops
 
 from keras_trainops.backends.base import Gradient as Gradient
 from keras_trainops.representation import CallRepr
-from keras_trainops.scalars import Number
 from keras_trainops.state import Stateful
 
 TransformFn: TypeAlias = "Callable[[list[Gradient], list[keras.Variable]], Sequence[Gradient]]"
@@ -47,7 +46,7 @@ class GradientTransform(CallRepr, Stateful):
     clips: bool = False
     row_sparse: bool = False
 
-    def step_factors(self, variables: Sequence[keras.Variable]) -> Sequence[Number | None]:
+    def step_factors(self, variables: Sequence[keras.Variable]) -> Sequence[Any]:
         """Return the factors by which to multiply the *step* of each variable.
 
         The optimizer has already computed the step. That makes the factor a learning-rate
@@ -57,8 +56,8 @@ class GradientTransform(CallRepr, Stateful):
             variables: Variables from those that the transform was built with.
 
         Returns:
-            For each variable a number, a schedule over the weight updates, or None for the whole
-            step.
+            For each variable a number, a scalar tensor or `keras.Variable`, a schedule over the
+            weight updates, or None for the whole step.
         """
         return [None] * len(variables)
 

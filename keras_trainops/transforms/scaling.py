@@ -19,7 +19,8 @@ from keras_trainops.scalars import (
 from keras_trainops.transforms.base import Gradient, GradientTransform
 from keras_trainops.transforms.scope import value_of
 
-Factors: TypeAlias = "Number | Mapping[str, Number] | Iterable[tuple[paths.Pattern, Number]]"
+Factor: TypeAlias = "Number | keras.Variable"
+Factors: TypeAlias = "Factor | Mapping[str, Factor] | Iterable[tuple[paths.Pattern, Factor]]"
 
 
 class _FactorsByPattern(GradientTransform):
@@ -32,7 +33,26 @@ class _FactorsByPattern(GradientTransform):
 
     def build(self, variables: Sequence[keras.Variable]) -> None:
         chosen = paths.first_match(self.factors, paths.by_path(variables))
+        self.use_as_state(self._own_variables())
         self._factor_of = {id(v): c for v, c in zip(variables, chosen, strict=True)}
+
+    def _own_variables(self) -> list[keras.Variable]:
+        """Return the factors that are variables.
+
+        Raises:
+            ValueError: If one belongs to the model, whose variables the optimizer does not save; on
+                JAX it cannot even read them.
+        """
+        factors: list[Any] = [factor for _, factor in self.factors]
+        own = [factor for factor in factors if isinstance(factor, keras.Variable)]
+        for variable in own:
+            if self.is_of_its_model(variable):
+                raise ValueError(
+                    f"A factor must not be one of the model's own variables: {variable.path!r}. "
+                    "Create another one, `keras.Variable(1.0, trainable=False)`: the optimizer "
+                    "keeps it, and saves it with its state."
+                )
+        return own
 
     def get_config(self) -> dict[str, Any]:
         rules = [(pattern, serialize_number(factor)) for pattern, factor in self.factors]
@@ -51,19 +71,28 @@ class Scale(_FactorsByPattern):
 
     Args:
         factors: Mapping from pattern (see `keras_trainops.paths`) to factor, pairs of these if a
-            pattern is a variable or a layer, or one factor for all. A factor is a number or a
-            schedule over the weight updates.
+            pattern is a variable or a layer, or one factor for all. A factor is a number, a
+            schedule over the weight updates, or a scalar `keras.Variable`, which is read in every
+            update: assign to it as to a learning rate, for example in a callback. It is saved and
+            resumed with the optimizer; a transform loaded from a file has a new variable, in
+            `factors`.
+
+    Attributes:
+        factors: The pairs of pattern and factor.
 
     Returns:
         Gradients with the shapes and dtypes they came with; `None` stays `None`.
 
     Raises:
-        ValueError: If a factor is not a number; at the first build, if a pattern matches no
-            variable (the message names the closest paths) or never wins.
+        ValueError: If a factor is none of these; at the first build, if a pattern matches no
+            variable (the message names the closest paths) or never wins, or a factor is one of the
+            model's variables.
 
     Example:
-        >>> import keras_trainops as kt
+        >>> import keras, keras_trainops as kt
         >>> scale = kt.transforms.Scale({"backbone": 0.1, "head": 10.0})
+        >>> factor = keras.Variable(0.1, trainable=False)  # assigned by a callback
+        >>> scale = kt.transforms.Scale({"backbone": factor})
 
     References: `multiply_gradients` of tf.contrib.training.
     """
@@ -108,7 +137,7 @@ class ScaleStep(_FactorsByPattern):
     ) -> Sequence[Gradient]:
         return gradients
 
-    def step_factors(self, variables: Sequence[keras.Variable]) -> Sequence[Number | None]:
+    def step_factors(self, variables: Sequence[keras.Variable]) -> Sequence[Factor | None]:
         return [self._factor_of[id(variable)] for variable in variables]
 
 
@@ -158,22 +187,26 @@ class LayerwiseDecay(ScaleStep):
         return {"decay": self.decay, "layers": layers, "min_scale": self.min_scale}
 
 
-def _scaled(gradient: Gradient, factor: Number | None) -> Gradient:
+def _scaled(gradient: Gradient, factor: Factor | None) -> Gradient:
     if gradient is None or factor is None:
         return gradient
     return gradient * ops.cast(value_of(factor), gradient.dtype)
 
 
-def _as_pairs(factors: Any) -> list[tuple[paths.Pattern, Number]]:
+def _is_scalar_variable(value: Any) -> bool:
+    return isinstance(value, keras.Variable) and tuple(value.shape) == ()
+
+
+def _as_pairs(factors: Any) -> list[tuple[paths.Pattern, Factor]]:
     if not isinstance(factors, (Mapping, list, tuple)):
         factors = [(".*", factors)]
     pairs = [(pattern, deserialize_number(factor)) for pattern, factor in paths.as_rules(factors)]
     if not pairs:
         raise ValueError("`factors` must name at least one pattern. Received: an empty mapping")
     for pattern, factor in pairs:
-        if not is_number(factor):
+        if not is_number(factor) and not _is_scalar_variable(factor):
             raise ValueError(
-                "A factor must be a finite number or a `LearningRateSchedule`. Received: "
-                f"{factor!r} for {paths.describe(pattern)}"
+                "A factor must be a finite number, a `LearningRateSchedule` or a scalar "
+                f"`keras.Variable`. Received: {factor!r} for {paths.describe(pattern)}"
             )
     return pairs

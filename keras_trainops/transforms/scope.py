@@ -10,7 +10,7 @@ from typing import Any
 
 from keras import ops
 
-from keras_trainops.scalars import Number, is_schedule, value_at
+from keras_trainops.scalars import is_schedule, value_at
 
 
 @dataclass
@@ -68,16 +68,25 @@ def skip_update_if(condition: Any) -> None:
     )
 
 
-def value_of(number: Number) -> Any:
-    """Return the value of a constant or schedule in the current weight update.
+def value_of(number: Any) -> Any:
+    """Return the value of a constant, schedule or scalar variable in the current weight update.
 
     Raises:
         RuntimeError: If `number` is a schedule and the transform does not run in an optimizer.
     """
-    if not is_schedule(number):
-        return number
-    why = "A schedule has a value only while an optimizer runs it"
-    return value_at(number, _current(why).iterations())
+    return value_at(number, updates_before("A schedule") if is_schedule(number) else None)
+
+
+def updates_before(what: str) -> Any:
+    """Return the number of weight updates before the current one.
+
+    Args:
+        what: What depends on it, for the message.
+
+    Raises:
+        RuntimeError: If the transform does not run in an optimizer.
+    """
+    return _current(f"{what} has a value only while an optimizer runs it").iterations()
 
 
 def _current(complaint: str) -> WeightUpdateScope:
