@@ -47,8 +47,8 @@ def _about_named_tuple(value: Any) -> str:
     if value._fields == ("init", "update"):
         return (
             "This is an optax transform, which keeps its state outside of Keras's variables: "
-            "use its counterpart in `keras_trainops.transforms`, or write a "
-            "`GradientTransform`."
+            "use its counterpart in `keras_trainops.transforms` or, on JAX, wrap it in "
+            "`keras_trainops.transforms.FromOptax`."
         )
     return f"{type(value).__name__!r} is a named tuple, not a list."
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import keras
 import numpy as np
+import optax
 import pytest
 
 import keras_trainops as kt
@@ -45,6 +46,11 @@ MAKE: dict[Any, tuple[Any, str]] = {
     T.ClipByValue: (lambda: T.ClipByValue(0.5), "ClipByValue("),
     T.ClipByNorm: (lambda: T.ClipByNorm(0.5), "ClipByNorm(max_norm=0.5)"),
     T.ClipByGlobalNorm: (lambda: T.ClipByGlobalNorm(0.5), "ClipByGlobalNorm(max_norm=0.5"),
+    T.FromOptax: (lambda: T.FromOptax(optax.identity), "FromOptax(transformation=identity)"),
+    T.When: (
+        lambda: T.When(plain, T.Scale(2.0)),
+        "When(condition=plain, transform=Scale(factors=2.0))",
+    ),
     U.Function: (lambda: U.Function(plain), "Function(function=plain, variables=(), every=1"),
     U.MovingAverage: (
         lambda: U.MovingAverage(U.WarmUp(0.9)),
@@ -83,6 +89,8 @@ def exported() -> list[Any]:
         *(C.Callback, U.WarmUp),
     )
     classes = [c for c in everything if isinstance(c, type) and issubclass(c, kinds)]
+    if keras.backend.backend() != "jax":
+        classes.remove(T.FromOptax)
     return [c for c in classes if not inspect.isabstract(c) and c is not U.Projection]
 
 

@@ -27,7 +27,8 @@ class AdaptiveClip(GradientTransform):
     """Limits each unit's gradient to a fraction of the unit's weights (AGC).
 
     For the weights `w` and the gradient `g` of one output unit:
-    `g' = g · m / max(‖g‖₂, 1e-6)` if `‖g‖₂ > m`, with `m = c · max(‖w‖₂, ε)`.
+    `g' = g · m / max(‖g‖₂, 1e-6)` unless `‖g‖₂ < m`, with `m = c · max(‖w‖₂, ε)`. A NaN makes its
+    whole unit NaN.
 
     The layer's own layout defines a unit: a column of a `Dense` kernel, a filter of a convolution
     (also transposed, depthwise and separable), one head's dimension in `MultiHeadAttention`, an
@@ -87,7 +88,7 @@ class AdaptiveClip(GradientTransform):
         limit = ops.cast(clipping, values.dtype) * ops.maximum(_norm(weights, axes), self.epsilon)
         norm = _norm(values, axes)
         clipped = values * (limit / ops.maximum(norm, 1e-6))
-        return ops.cast(ops.where(norm > limit, clipped, values), gradient.dtype)
+        return ops.cast(ops.where(norm < limit, values, clipped), gradient.dtype)
 
     def get_config(self) -> dict[str, Any]:
         return {

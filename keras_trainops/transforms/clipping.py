@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -151,6 +152,54 @@ class ClipByValue(_ClipByNumber):
             None if g is None else ops.clip(g, ops.cast(-limit, g.dtype), ops.cast(limit, g.dtype))
             for g in gradients
         ]
+
+
+@keras.saving.register_keras_serializable(package="keras_trainops")
+class ClipByBlockRMS(_ClipByNumber):
+    """Scales each gradient down so that its own root mean square is at most `threshold`.
+
+    `g' = g / max(1, rms(g) / c)` with `rms(g)² = mean(g²)` over all elements of the variable, those
+    of rows without a gradient included. Unlike the limit of `ClipByNorm`, this one does not depend
+    on the variable's size.
+
+    Args:
+        threshold: The largest root mean square `c`, > 0; a number or a schedule over the weight
+            updates.
+
+    Returns:
+        Gradients with the shapes and dtypes they came with; `None` stays `None`.
+
+    Raises:
+        ValueError: If `threshold` is not > 0.
+
+    Example:
+        >>> import keras_trainops as kt
+        >>> clip = kt.transforms.ClipByBlockRMS(1.0)
+
+    References: Shazeer and Stern 2018, "Adafactor: Adaptive Learning Rates with Sublinear Memory
+    Cost"; `optax.clip_by_block_rms`.
+    """
+
+    _argument = "threshold"
+
+    def __init__(self, threshold: Number) -> None:
+        super().__init__(threshold)
+
+    def __call__(
+        self, gradients: Sequence[Gradient], variables: Sequence[keras.Variable]
+    ) -> Sequence[Gradient]:
+        limit = self._limit()
+        return [
+            None if g is None else self._clip(g, math.prod(v.shape), limit)
+            for g, v in zip(gradients, variables, strict=True)
+        ]
+
+    def _clip(self, gradient: Gradient, size: int, limit: Any) -> Gradient:
+        values = upcast(gradient)
+        # The gradient of an embedding may consist of some rows only; the others are zero.
+        rms = ops.sqrt(ops.sum(ops.square(values)) / max(size, 1))
+        ratio = rms / ops.cast(limit, values.dtype)
+        return ops.cast(values / ops.maximum(1.0, ratio), gradient.dtype)
 
 
 def global_norm(gradients: Sequence[Gradient]) -> Any:

@@ -11,15 +11,29 @@ from keras_trainops import keras_private
 from keras_trainops.transforms.base import Gradient, GradientTransform, TransformFn
 
 
+def as_function(argument: str, value: Any) -> Callable[..., Any]:
+    """Return a user's function, or the registered one that a saved configuration names.
+
+    Args:
+        argument: The argument's name, for the message.
+        value: The argument's value.
+
+    Raises:
+        ValueError: If it cannot be called.
+    """
+    if isinstance(value, dict):
+        value = keras.saving.deserialize_keras_object(value)
+    if not callable(value):
+        raise ValueError(f"`{argument}` must be callable. Received: {value!r}")
+    function: Callable[..., Any] = value
+    return function
+
+
 class _FunctionTransform(GradientTransform):
     """Base class of transforms with a function, which is saved by its registered name."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
-        if isinstance(function, dict):
-            function = keras.saving.deserialize_keras_object(function)
-        if not callable(function):
-            raise ValueError(f"`function` must be callable. Received: {function!r}")
-        self.function: Callable[..., Any] = function
+        self.function = as_function("function", function)
 
     def get_config(self) -> dict[str, Any]:
         return {"function": keras_private.serialized_function(self.function)}

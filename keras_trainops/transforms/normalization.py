@@ -1,4 +1,4 @@
-"""Transforms that centre gradients, or scale them to a fixed norm."""
+"""Transforms that centre gradients, or scale them to a norm."""
 
 from __future__ import annotations
 
@@ -9,7 +9,13 @@ import keras
 from keras import ops
 
 from keras_trainops import paths
-from keras_trainops.scalars import Number, check_positive, deserialize_number, serialize_number
+from keras_trainops.scalars import (
+    Number,
+    check_number,
+    check_positive,
+    deserialize_number,
+    serialize_number,
+)
 from keras_trainops.transforms.base import Gradient, GradientTransform, upcast
 from keras_trainops.transforms.clipping import global_norm, scaled
 from keras_trainops.transforms.layouts import Axes, Overrides, unit_axes
@@ -123,3 +129,70 @@ class Normalize(GradientTransform):
 
     def get_config(self) -> dict[str, Any]:
         return {"norm": serialize_number(self.norm), "scope": self.scope, "epsilon": self.epsilon}
+
+
+@keras.saving.register_keras_serializable(package="keras_trainops")
+class Trust(GradientTransform):
+    """Scales each gradient to a fraction of the norm of its variable's weights (LARS).
+
+    `g' = g · c · max(‖w‖₂, m) / (max(‖g‖₂, m) + ε)` for the weights `w`, for each variable on its
+    own; `g' = g` if one of the two norms is 0, as that of new biases is.
+
+    Before `keras.optimizers.SGD(momentum=0.9)` this is LARS; its weight decay is an L2 regularizer
+    of the layers. The paper excludes biases and scales: `Only("kernel", Trust(0.001))`.
+
+    It is not LAMB, where the ratio is that of the step which Adam has computed: a transform changes
+    the gradient, and Adam cancels a factor on it. Use `keras.optimizers.Lamb`.
+
+    Args:
+        coefficient: The trust coefficient `c`, > 0; a number or a schedule over the weight updates.
+        min_norm: The lower bound `m` of both norms, >= 0.
+        epsilon: The constant `ε`, >= 0, added to the norm of the gradient.
+
+    Returns:
+        Gradients with the shapes and dtypes they came with; `None` stays `None`.
+
+    Raises:
+        ValueError: If a number is out of range.
+
+    Example:
+        >>> import keras, keras_trainops as kt
+        >>> lars = kt.TransformedOptimizer(
+        ...     keras.optimizers.SGD(1.0, momentum=0.9), kt.transforms.Trust(0.001))
+
+    References: You et al. 2017, "Large Batch Training of Convolutional Networks";
+    `optax.scale_by_trust_ratio`.
+    """
+
+    row_sparse = True
+
+    def __init__(
+        self, coefficient: Number = 1.0, min_norm: float = 0.0, epsilon: float = 0.0
+    ) -> None:
+        self.coefficient = check_positive(
+            "coefficient", deserialize_number(coefficient), scheduled=True
+        )
+        self.min_norm = check_number("min_norm", min_norm, ">= 0", lambda x: x >= 0)
+        self.epsilon = check_number("epsilon", epsilon, ">= 0", lambda x: x >= 0)
+
+    def __call__(
+        self, gradients: Sequence[Gradient], variables: Sequence[keras.Variable]
+    ) -> Sequence[Gradient]:
+        coefficient = value_of(self.coefficient)
+        return [
+            None if g is None else scaled(g, self._ratio(g, v, coefficient))
+            for g, v in zip(gradients, variables, strict=True)
+        ]
+
+    def _ratio(self, gradient: Gradient, variable: keras.Variable, coefficient: Any) -> Any:
+        weights = ops.maximum(global_norm([ops.convert_to_tensor(variable)]), self.min_norm)
+        norm = ops.maximum(global_norm([gradient]), self.min_norm)
+        ratio = ops.divide(ops.multiply(coefficient, weights), norm + self.epsilon)
+        return ops.where(ops.logical_or(weights == 0, norm == 0), 1.0, ratio)
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            "coefficient": serialize_number(self.coefficient),
+            "min_norm": self.min_norm,
+            "epsilon": self.epsilon,
+        }

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import keras
+import optax
 import pytest
 from keras import ops
 
@@ -12,32 +13,52 @@ from keras_trainops.transforms.scope import update_scope
 from tests.gradients import GRADIENTS, T, close, run, variables
 from tests.helpers import numpy
 
+
+@keras.saving.register_keras_serializable(package="tests")
+def always(updates: Any) -> Any:
+    return updates >= 0
+
+
+@keras.saving.register_keras_serializable(package="tests")
+def by_optax() -> Any:
+    return optax.scale_by_adam()
+
+
 COLUMNS = {"kernel": (0,)}  # the layout, as these variables belong to no layer
 ALL = {
     "AdaptiveClip": T.AdaptiveClip(0.1, axes=COLUMNS),
     "AdaptiveNormClip": T.AdaptiveNormClip(),
     "Centralize": T.Centralize(axes=COLUMNS),
     "Chain": T.Chain([T.Scale(0.5), T.ClipByNorm(0.5)]),
+    "ClipByBlockRMS": T.ClipByBlockRMS(0.5),
     "ClipByGlobalNorm": T.ClipByGlobalNorm(0.5),
     "ClipByNorm": T.ClipByNorm(0.5),
     "ClipByValue": T.ClipByValue(0.5),
+    "Ema": T.Ema(0.9),
     "FromFunction": T.FromFunction(lambda g, v: g),
     "FromPairs": T.FromPairs(lambda pairs: [(None if g is None else g * 2, v) for g, v in pairs]),
     "LayerwiseDecay": T.LayerwiseDecay(0.5, ["trunk", "head"]),
+    "Momentum": T.Momentum(0.9, nesterov=True),
     "Monitor": T.Monitor(["head"], histogram=True),
     "Noise": T.Noise(0.01, seed=1),
     "Normalize": T.Normalize(),
     "Only": T.Only("head", T.ClipByNorm(0.5)),
     "Scale": T.Scale({"head": 3.0}),
+    "Scale by a variable": T.Scale({"head": keras.Variable(3.0, trainable=False)}),
     "ScaleStep": T.ScaleStep({"head": 3.0}),
     "SkipLarge": T.SkipLarge(1.0),
     "SkipNonFinite": T.SkipNonFinite(2),
+    "Trust": T.Trust(0.1),
+    "When": T.When(always, T.Momentum(0.9)),
     "ZeroNonFinite": T.ZeroNonFinite(),
 }
+if keras.backend.backend() == "jax":
+    ALL["FromOptax"] = T.FromOptax(by_optax)
 
 
 def test_the_table_is_complete() -> None:
-    assert set(ALL) == set(T.__all__) - {"GradientTransform", "skip_update_if"}
+    tested = {type(transform).__name__ for transform in ALL.values()}
+    assert {*tested, "FromOptax"} == set(T.__all__) - {"GradientTransform", "skip_update_if"}
 
 
 @pytest.mark.parametrize("name", ALL)

@@ -1,9 +1,17 @@
 from __future__ import annotations
 
+from typing import Any
+
+import keras
 import numpy as np
 import pytest
+from keras import ops
 
-from tests.gradients import GRADIENTS, T, close, run
+import keras_trainops as kt
+from keras_trainops.transforms.scope import update_scope
+from tests.gradients import GRADIENTS, T, close, each, run, variables
+from tests.helpers import assert_same, numpy, value, values
+from tests.training.small_models import fit_small, net, train
 
 
 def test_only_ignores_the_other_variables() -> None:
@@ -30,3 +38,74 @@ def test_only_rejects_unknown_patterns_and_lost_gradients() -> None:
 def test_rejects_empty_patterns() -> None:
     with pytest.raises(ValueError, match=r"`patterns` must name variables"):
         T.Only([], T.Scale(1.0))
+
+
+@keras.saving.register_keras_serializable(package="tests")
+def every_third(updates: Any) -> Any:
+    return ops.equal(updates % 3, 0)
+
+
+def test_when_applies_its_transform_if_the_condition_holds() -> None:
+    when = T.When(every_third, [T.Scale(2.0), lambda gs, vs: gs])
+    close(run(when, iterations=6), each(lambda g: 2 * g))
+    close(run(when, iterations=7), GRADIENTS)
+    always = T.When(lambda t: True, T.Scale(2.0))  # a constant of Python
+    close(run(always, iterations=7), each(lambda g: 2 * g))
+
+
+def test_when_clips_if_its_transform_does() -> None:
+    assert T.When(every_third, T.ClipByNorm(1.0)).clips
+    assert not T.When(every_third, T.Scale(1.0)).clips
+    assert not T.When(every_third, T.Momentum(0.9)).row_sparse
+
+
+def test_when_scales_steps_only_then() -> None:
+    when, made = T.When(every_third, T.ScaleStep({"trunk": 0.5})), variables()
+    when.build(made)
+    for updates, expected in ((3, 0.5), (4, 1.0)):
+        with update_scope(lambda updates=updates: updates):
+            factors = T.Chain([when]).step_factors(made)
+        assert [f is None for f in factors] == [False, False, True, True]
+        assert float(numpy(factors[0])) == expected
+
+
+def test_when_skips_only_then() -> None:
+    skip, w = T.SkipLarge(1.0), keras.Variable(np.zeros(2), name="w")
+    optimizer = kt.TransformedOptimizer(
+        keras.optimizers.SGD(1.0), T.When(lambda t: t >= 2, [T.Momentum(0.9), skip])
+    )
+    optimizer.build([w])
+    for _ in range(5):
+        optimizer.apply([ops.full((2,), 3.0)], [w])
+    np.testing.assert_array_equal(value(w), [-6, -6])
+    assert value(skip.skipped) == 3  # counted only where it acts
+    assert value(optimizer.iterations) == 2
+
+
+def test_when_is_saved_and_resumed() -> None:
+    def chain() -> Any:
+        return [T.When(every_third, [T.Ema(0.9), T.Noise(0.1, seed=2)]), T.Monitor()]
+
+    whole, half = net(), net()
+    train(whole, keras.optimizers.SGD(0.01), gradient_transforms=chain())
+    train(half, keras.optimizers.SGD(0.01), gradient_transforms=chain())
+    half.save("half.keras")
+    again = keras.saving.load_model("half.keras")
+    for model in (whole, again):
+        fit_small(model)
+    assert_same(values(again), values(whole))
+
+
+def test_when_rejects_other_conditions() -> None:
+    with pytest.raises(ValueError, match=r"`condition` must be callable. Received: 3"):
+        T.When(3, T.Scale(1.0))  # type: ignore[arg-type]
+    for condition, found in (
+        (lambda t: t, r"\(\) and dtype int32"),
+        (lambda t: [t > 1], r"\(1,\)"),
+    ):
+        with pytest.raises(ValueError, match=f"`condition` must return a boolean .* {found}"):
+            run(T.When(condition, T.Scale(1.0)))
+    when, made = T.When(every_third, T.Scale(1.0)), variables()
+    when.build(made)
+    with pytest.raises(RuntimeError, match="A condition has a value only while an optimizer runs"):
+        when([ops.ones(v.shape) for v in made], made)
