@@ -151,16 +151,24 @@ class Stateful(BoundToModel):
         self._change(variables={**self._own.variables, name: variable})
 
     def use_as_state(
-        self, variables: Iterable[keras.Variable], named: Mapping[str, keras.Variable] | None = None
+        self,
+        variables: Iterable[keras.Variable],
+        named: Mapping[str, keras.Variable] | None = None,
+        held: bool = True,
     ) -> None:
         """Replace the state with existing variables.
 
         Args:
             variables: Variables without a name, which follow the named ones.
             named: Variables that `state_variable` returns by their names.
+            held: As in `add_variable`.
         """
         numbered = {str(i): variable for i, variable in enumerate(variables)}
-        self._change(variables={**(named or {}), **numbered}, not_held=frozenset())
+        state = {**(named or {}), **numbered}
+        self._change(
+            variables=state,
+            not_held=frozenset() if held else frozenset(id(v) for v in state.values()),
+        )
 
     def add_seed(self, seed: int) -> keras.random.SeedGenerator:
         """Create a source of random seeds whose position is a state variable."""

@@ -109,6 +109,16 @@ class Backend:
         """
         return step(model, *args)
 
+    def with_logs(self, model: Any, result: Any, logs: Callable[[], dict[str, Any]]) -> Any:
+        """Add logs to the result of a training step that Keras's trainer called.
+
+        Args:
+            model: The model.
+            result: The logs; on JAX the logs and the new state.
+            logs: Returns the logs to add; it may assign metrics of the model.
+        """
+        return {**result, **logs()}
+
     def train_function(
         self, function: Callable[..., Any], model: Any, numerics: NumericsCheck | None
     ) -> Callable[..., Any]:

@@ -45,6 +45,12 @@ class Jax(Backend):
             logs = step(model, data)
         return logs, tuple([scope.get_current_value(v) for v in group] for group in groups)
 
+    def with_logs(self, model: Any, result: Any, logs: Callable[[], dict[str, Any]]) -> Any:
+        """Add logs, and what they assign to the state."""
+        own, state = result
+        new, state = self.run_step(lambda *_: logs(), model, state, None)
+        return {**own, **new}, state
+
     def train_function(
         self, function: Callable[..., Any], model: Any, numerics: NumericsCheck | None
     ) -> Callable[..., Any]:

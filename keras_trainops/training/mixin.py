@@ -15,7 +15,7 @@ from keras_trainops.backends import backend
 from keras_trainops.training import own_step, preparation
 from keras_trainops.training.all_or_nothing import all_or_nothing
 from keras_trainops.training.fit_callbacks import evaluation_context, wrapped_fit
-from keras_trainops.training.numerics import NumericsGuard
+from keras_trainops.training.numerics import GradientGuard, NumericsGuard
 from keras_trainops.training.optimizers.compiling import (
     DEFAULT,
     OptimizerArguments,
@@ -25,7 +25,7 @@ from keras_trainops.training.optimizers.compiling import (
 from keras_trainops.training.optimizers.group import all_transformed_in
 from keras_trainops.training.optimizers.transfer import built_for
 from keras_trainops.training.optimizers.weight_decay import EXCLUDED, exclude, exclusions
-from keras_trainops.training.optimizers.wrapping import ensure_transformed, owned_by
+from keras_trainops.training.optimizers.wrapping import ensure_transformed, guarded, owned_by
 from keras_trainops.training.running import test_step, train_step
 from keras_trainops.training.signatures import TypedModel, typed_as
 from keras_trainops.training.step import Step
@@ -101,11 +101,13 @@ class TrainOpsMixin(_Model):
         optimizer = described.create(keeps_state=bool(policy.after_weights))
         values = (updates, variables_to_train, check_numerics)
         arguments: dict[str, Any] = dict(zip(COMPILE_ARGUMENTS, values, strict=True))
-        needed = own_step.arguments_that_need_it(policy, arguments, optimizer)
-        own_step.refuse_without_our_step(self, TrainOpsMixin, needed)
+        needed = own_step.methods_needed(self, TrainOpsMixin, policy, arguments, optimizer)
+        own_step.refuse_without_methods(self, TrainOpsMixin, needed)
         with all_or_nothing(self, state, *owned_by(optimizer)):
             guard = preparation.in_scope(self, NumericsGuard) if check_numerics else None
-            state.compiled = Compiled(arguments, policy, guard, needed)
+            in_optimizer = guard is not None and own_step.replaces_ours(self, TrainOpsMixin)
+            optimizer = guarded(optimizer, GradientGuard(guard) if guard and in_optimizer else None)
+            state.compiled = Compiled(arguments, policy, guard, own_step.need_our_step(needed))
             state.step_logs, state.probed = no_logs(), set()
             optimizer = preparation.in_scope(self, lambda: fitted(optimizer, self))
             super().compile(optimizer, *args, **kwargs)
@@ -125,13 +127,13 @@ class TrainOpsMixin(_Model):
             state.policy,
             list(keras_private.named_optimizers(optimizer)),
         )
-        needed = own_step.arguments_that_need_it(policy, state.arguments, optimizer)
+        needed = own_step.methods_needed(self, TrainOpsMixin, policy, state.arguments, optimizer)
         if self.compiled:
-            own_step.refuse_without_our_step(self, TrainOpsMixin, needed)
+            own_step.refuse_without_methods(self, TrainOpsMixin, needed)
         with all_or_nothing(self, state, *owned_by(optimizer)):
             state.registered = registered
             state.compiled = dataclasses.replace(
-                state.compiled, policy=policy, need_our_step_for=needed
+                state.compiled, policy=policy, need_our_step_for=own_step.need_our_step(needed)
             )
             if optimizer is not None and policy.after_weights:
                 self.optimizer = ensure_transformed(optimizer)

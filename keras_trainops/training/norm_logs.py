@@ -18,12 +18,16 @@ class NormLogs:
     Args:
         monitors: The monitors of the model's chain of transforms.
 
+    Attributes:
+        updates: How often `update` was called or, in compiled steps, traced.
+
     Raises:
         ValueError: If two monitors share a label.
     """
 
     def __init__(self, monitors: Sequence[Monitor] = ()) -> None:
         self.monitors = list(monitors)
+        self.updates = 0
         self._metrics = norm_metrics(self.monitors)
 
     @property
@@ -36,11 +40,17 @@ class NormLogs:
 
     def update(self) -> None:
         """Add the norms of the weight update that just happened, if there was one."""
+        self.updates += 1
         metrics = iter(self._metrics)
         for monitor in self.monitors:
             norms, weights = monitor.take()
             for i in range(len(monitor.labels)):
                 next(metrics).update_state(norms[i], sample_weight=weights[i])
+
+    def updated(self) -> dict[str, Any]:
+        """Add the norms of the weight update that just happened, and return the averages."""
+        self.update()
+        return self.result()
 
     def result(self) -> dict[str, Any]:
         """Return the averages by label."""

@@ -9,7 +9,8 @@ import keras
 from keras import ops
 
 from keras_trainops.backends import backend
-from keras_trainops.transforms.base import Gradient
+from keras_trainops.transforms.base import Gradient, GradientTransform
+from keras_trainops.transforms.scope import skip_update_if, updates_before
 
 _NONE_YET = -1
 
@@ -56,21 +57,10 @@ class NumericsGuard:
             change_state: Assigns variables.
             args: Tensors or None, passed to `change_state`.
         """
-        here, before = backend(), len(checked)
-        checked += ["loss" for _ in losses]
-        checked += [f"gradient of {variable.path!r}" for variable in variables]
-        self._checked = checked
-        flags = [_not_finite(tensor) for tensor in (*losses, *map(here.elements, gradients))]
-        bad = here.any_over_replicas(ops.stack(flags)) if flags else ops.zeros((1,), "bool")
-        fine_so_far = ops.equal(self._first_bad, _NONE_YET)
-        is_first = ops.logical_and(fine_so_far, ops.any(bad))
-        for variable, value in (
-            (self._first_bad, model.optimizer.iterations),
-            (self._culprit, before + ops.argmax(ops.cast(bad, "int32"))),
-        ):
-            variable.assign(ops.where(is_first, ops.cast(value, "int32"), variable.value))
-        here.conditionally(
-            ops.logical_and(fine_so_far, ops.logical_not(ops.any(bad))),
+        names = ["loss" for _ in losses] + _names(variables)
+        tensors = [*losses, *map(backend().elements, gradients)]
+        backend().conditionally(
+            self.check(tensors, names, checked, model.optimizer.iterations),
             change_state,
             lambda *_: None,
             args,
@@ -81,6 +71,31 @@ class NumericsGuard:
                 *model.metrics_variables,
             ],
         )
+
+    def check(
+        self, tensors: Sequence[Any], names: Sequence[str], checked: list[str], step: Any
+    ) -> Any:
+        """Return whether all values so far are finite, these included; record the first bad one.
+
+        Args:
+            tensors: The values on this replica; None counts as finite.
+            names: Their names, for the message.
+            checked: What this step has checked before; the names are added.
+            step: The number of weight updates before this one.
+        """
+        before = len(checked)
+        checked += names
+        self._checked = checked
+        flags = ops.stack([_not_finite(tensor) for tensor in tensors] or [False])
+        bad = backend().any_over_replicas(flags)
+        fine_so_far = ops.equal(self._first_bad, _NONE_YET)
+        is_first = ops.logical_and(fine_so_far, ops.any(bad))
+        for variable, value in (
+            (self._first_bad, step),
+            (self._culprit, before + ops.argmax(ops.cast(bad, "int32"))),
+        ):
+            variable.assign(ops.where(is_first, ops.cast(value, "int32"), variable.value))
+        return ops.logical_and(fine_so_far, ops.logical_not(ops.any(bad)))
 
     def raise_if_bad(
         self, read: Callable[[keras.Variable], Any], before: Callable[[], None] = lambda: None
@@ -106,6 +121,37 @@ class NumericsGuard:
             f"before it: {step}). The weights are those of the last good step. Look at that step's data, lower the "
             "learning rate, or clip gradients."
         )
+
+
+class GradientGuard(GradientTransform):
+    """Skips all weight updates from the first gradient on that is not finite.
+
+    It comes before the transforms of the optimizer, if the model has a Keras training step of its
+    own.
+
+    Args:
+        guard: Records what was not finite.
+    """
+
+    row_sparse = True
+    is_saved = False
+
+    def __init__(self, guard: NumericsGuard) -> None:
+        self._guard = guard
+        self.use_as_state(guard.variables, held=False)
+
+    def __call__(
+        self, gradients: Sequence[Gradient], variables: Sequence[keras.Variable]
+    ) -> Sequence[Gradient]:
+        step = updates_before("The check of gradients")
+        skip_update_if(
+            ops.logical_not(self._guard.check(gradients, _names(variables), [], step))
+        )
+        return gradients
+
+
+def _names(variables: Sequence[keras.Variable]) -> list[str]:
+    return [f"gradient of {variable.path!r}" for variable in variables]
 
 
 def _counter(name: str) -> keras.Variable:

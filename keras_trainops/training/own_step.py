@@ -18,18 +18,13 @@ from keras_trainops.training.texts import EVALUATION, TRAINING, has_own_text
 from keras_trainops.updates.policy import UpdatePolicy
 from keras_trainops.values import copy_of
 
-_STEP = "train_step"
+_STEP, _MAKE = "train_step", "make_train_function"
 _MONITOR = "`Monitor`"
 _REGISTERED = "Updates registered with `add_update`"
 _APPLY = "have it apply gradients with `self.optimizer`"
 # Methods of the mixin that must be reached, also by classes that override them.
-_NEEDED = (_STEP, "make_train_function")
-_NEEDED_BY_MONITORS = (
-    "compute_metrics",
-    "get_metrics_result",
-    "reset_metrics",
-    "metrics_variables",
-)
+_OUR_STEP, _OUR_NORMS = (_STEP, _MAKE), ("reset_metrics", "metrics_variables")
+_LOG = ("compute_metrics", "get_metrics_result")  # they return the norms of monitors
 
 
 def own_step_after_mixin(cls: type, mixin: type) -> type | None:
@@ -67,52 +62,80 @@ def require_evaluation(model: Any) -> None:
         )
 
 
-def arguments_that_need_it(
-    policy: UpdatePolicy, arguments: Mapping[str, Any], optimizer: Any
-) -> tuple[str, ...]:
-    """Return the arguments that only the mixin's training step supports, as users name them.
+def replaces_ours(model: Any, mixin: type) -> bool:
+    """Return whether a Keras training step of the user's runs instead of the mixin's.
 
-    `Monitor` needs other methods of the mixin, which Keras's step calls; see
-    `TrainOps.needs_our_step`. Gradient transforms and `variables_to_train` are not among them: they
-    work in every step that uses `self.optimizer` and `self.trainable_variables`, as Keras's do.
-
-    Args:
-        policy: The updates.
-        arguments: The `compile` arguments of the mixin.
-        optimizer: The optimizer, with its transforms.
-    """
-    asked = {
-        "`updates`": arguments["updates"] is not None,
-        _REGISTERED: arguments["updates"] is None and policy.after_weights,
-        "`check_numerics`": arguments["check_numerics"],
-        "`optimizers`": isinstance(optimizer, OptimizerGroup),
-        _MONITOR: bool(monitors_of(optimizer)),
-    }
-    return tuple(name for name, is_asked in asked.items() if is_asked)
-
-
-def refuse_without_our_step(model: Any, mixin: type, needed_by: Sequence[str]) -> None:
-    """Raise if a user-defined method replaces the mixin's training step that an argument needs.
+    If its code mentions `super().train_step`, it is taken to call it.
 
     Args:
         model: A model with the mixin.
         mixin: `TrainOpsMixin`.
-        needed_by: The arguments that need the mixin's step, as users name them.
+    """
+    overrides = [function for _, function in _overrides(model, mixin, _STEP)]
+    return (
+        any(not _may_call(function, _STEP) for function in overrides)
+        or own_step_after_mixin(type(model), mixin) is not None
+    )
+
+
+def methods_needed(
+    model: Any, mixin: type, policy: UpdatePolicy, arguments: Mapping[str, Any], optimizer: Any
+) -> dict[str, tuple[str, ...]]:
+    """Return the methods of the mixin that arguments need, by the arguments as users name them.
+
+    Gradient transforms and `variables_to_train` need none: they work in every step that uses
+    `self.optimizer` and `self.trainable_variables`, as Keras's do. So does the check of gradients,
+    in a Keras training step of the user's.
+
+    Args:
+        model: A model with the mixin.
+        mixin: `TrainOpsMixin`.
+        policy: The updates.
+        arguments: The `compile` arguments of the mixin.
+        optimizer: The optimizer, with its transforms.
+    """
+    check = (_MAKE,) if replaces_ours(model, mixin) else _OUR_STEP
+    asked = {
+        "`updates`": (arguments["updates"] is not None, _OUR_STEP),
+        _REGISTERED: (arguments["updates"] is None and policy.after_weights, _OUR_STEP),
+        "`check_numerics`": (arguments["check_numerics"], check),
+        "`optimizers`": (isinstance(optimizer, OptimizerGroup), _OUR_STEP),
+        _MONITOR: (monitors_of(optimizer), _OUR_NORMS),
+    }
+    return {name: methods for name, (is_asked, methods) in asked.items() if is_asked}
+
+
+def need_our_step(needed: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
+    """Return the arguments that only the mixin's training step supports.
+
+    Args:
+        needed: The methods that arguments need, as `methods_needed` returns them.
+    """
+    return tuple(name for name, methods in needed.items() if _STEP in methods)
+
+
+def refuse_without_methods(
+    model: Any, mixin: type, needed: Mapping[str, Sequence[str]]
+) -> None:
+    """Raise if a user-defined method replaces one of the mixin's that an argument needs.
+
+    Args:
+        model: A model with the mixin.
+        mixin: `TrainOpsMixin`.
+        needed: The methods that arguments need, as `methods_needed` returns them.
 
     Raises:
-        ValueError: If a training step, or a method that compiles it, replaces the mixin's; the
-            message names its class.
+        ValueError: If a method of the user's never calls the mixin's; the message names its class.
     """
-    monitors = [argument for argument in needed_by if argument == _MONITOR]
-    for methods, asked in ((_NEEDED, list(needed_by)), (_NEEDED_BY_MONITORS, monitors)):
-        for method in methods if asked else ():
-            for owner, function in _overrides(model, mixin, method):
-                if not _may_call(function, method):
-                    raise _refusal(asked, owner, method, f"have it call `super().{method}`")
-    after = own_step_after_mixin(type(model), mixin)
-    if needed_by and after is not None:
+    for method in (*_OUR_STEP, *_OUR_NORMS):
+        asked = [name for name, methods in needed.items() if method in methods]
+        for owner, function in _overrides(model, mixin, method) if asked else ():
+            if not _may_call(function, method):
+                raise _refusal(asked, owner, method, f"have it call `super().{method}`")
+    after, asked = own_step_after_mixin(type(model), mixin), need_our_step(needed)
+    if asked and after is not None:
         owner = f"class {after.__name__!r}"
-        raise _refusal(needed_by, owner, _STEP, "compute the loss in `compute_loss` instead")
+        raise _refusal(asked, owner, _STEP, "compute the loss in `compute_loss` instead")
 
 
 @contextmanager
@@ -122,7 +145,8 @@ def watched(model: Any, mixin: type, needed_by: Sequence[str], *, whole: bool) -
     If an argument needs the mixin's step, it must actually call it; mentioning `super().train_step`
     is not enough. If the model's optimizer transforms gradients, it must apply them with that
     optimizer. A compiled step is checked while it is traced. An eager step may leave some batches
-    without an update, so its use of the optimizer is checked at the end of `fit`.
+    without an update, so its use of the optimizer is checked at the end of `fit`. The norms of
+    monitors are added to the logs of a step that does not return them.
 
     Args:
         model: A model with the mixin.
@@ -137,7 +161,9 @@ def watched(model: Any, mixin: type, needed_by: Sequence[str], *, whole: bool) -
     after = own_step_after_mixin(type(model), mixin)
     owner = overrides[0][0] if overrides else f"class {after.__name__!r}" if after else ""
     transforming = _transforming(model.optimizer) if owner else None
-    if not (needed_by and overrides) and transforming is None:
+    own_logs = owner or any(_overrides(model, mixin, method) for method in _LOG)
+    loses_norms = model.train_ops.norms.monitors and own_logs
+    if not (needed_by and overrides) and transforming is None and not loses_norms:
         yield
         return
     watch = _Watch(model, owner, needed_by, transforming)
@@ -189,7 +215,7 @@ class _Watch:
 
         @functools.wraps(step)
         def run(*args: Any) -> Any:
-            count, applied = state.steps, self._applied()
+            count, applied, logged = state.steps, self._applied(), state.norms.updates
             result = step(*args)
             self._steps, self._refused = self._steps + 1, True
             if self._needed_by and state.steps == count:
@@ -198,9 +224,17 @@ class _Watch:
             if self._transforming is not None and not self._eager and self._applied() == applied:
                 raise self._unused()
             self._refused, state.before_first_step = False, None
+            if state.norms.monitors and not self._logs_norms(result, logged):
+                result = backend().with_logs(self._model, result, state.norms.updated)
             return result
 
         return run
+
+    def _logs_norms(self, result: Any, updates: int) -> bool:
+        """Return whether a step has updated the norms and returned them in its logs."""
+        norms = self._model.train_ops.norms
+        logs = result[0] if isinstance(result, tuple) else result
+        return norms.updates > updates and norms.result().keys() <= set(logs)
 
     def refuse_if_unused(self) -> None:
         """Raise if no eager step applied gradients with the optimizer that transforms them."""

@@ -81,6 +81,8 @@ def build_optimizer(model: Any) -> None:
 def _check_updates(model: Any) -> None:
     state = model.train_ops
     guarded = [] if state.numerics is None else state.numerics.variables
+    if model.optimizer is not None:  # the optimizer has them, if its transforms check gradients
+        guarded = without(guarded, model.optimizer.variables)
     # Leave out the variables that an earlier check found, so that this one finds them again.
     state.carried = [*guarded, *state.policy.variables]
     if model.optimizer is not None:

@@ -32,6 +32,7 @@ class GradientTransform(CallRepr, Stateful):
             with each row once. The result must equal that for the dense gradient: scaling
             elements, taking norms and keeping zeros zero all qualify. If False, the gradient is
             made dense first, `(vocabulary, width)`.
+        is_saved: If False, files leave it out.
         children: The transforms it is made of.
 
     Example:
@@ -45,6 +46,7 @@ class GradientTransform(CallRepr, Stateful):
     argument = "compile(gradient_transforms=...)"
     clips: bool = False
     row_sparse: bool = False
+    is_saved: bool = True
 
     def step_factors(self, variables: Sequence[keras.Variable]) -> Sequence[Any]:
         """Return the factors by which to multiply the *step* of each variable.

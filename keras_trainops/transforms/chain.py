@@ -70,7 +70,8 @@ class Chain(GradientTransform):
         return product
 
     def get_config(self) -> dict[str, Any]:
-        return {"transforms": [keras.saving.serialize_keras_object(t) for t in self.transforms]}
+        saved = [transform for transform in self.transforms if transform.is_saved]
+        return {"transforms": [keras.saving.serialize_keras_object(t) for t in saved]}
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Chain:

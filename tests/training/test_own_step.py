@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import keras_trainops as kt
-from tests.helpers import assert_same, differ, refused, weights
+from tests.helpers import assert_same, differ, numpy, refused, weights
 
 T = kt.transforms
 RNG = np.random.default_rng(0)
@@ -130,9 +130,11 @@ MODELS: dict[str, Any] = {
 ONLY_OURS: dict[str, Any] = {
     "`updates`": lambda: {"updates": []},
     "`updates` ": lambda: {"updates": [kt.updates.LayerUpdates()]},
+}
+ALSO_OTHERS: dict[str, Any] = {
+    **ONLY_OURS,
     "`check_numerics`": lambda: {"check_numerics": True},
     "`Monitor`": lambda: {"gradient_transforms": [T.ClipByNorm(1.0), T.Monitor()]},
-    "`updates` and `check_numerics`": lambda: {"updates": [], "check_numerics": True},
 }
 
 
@@ -177,13 +179,43 @@ def test_the_error_says_what_to_do() -> None:
     with pytest.raises(ValueError, match=r"Leave it out, or have it call `super\(\).train_step`"):
         net(BeforeMixin).compile("sgd", "mse", updates=[])
     with pytest.raises(ValueError, match="Leave them out, or compute the loss in `compute_loss`"):
-        kt.with_train_ops(net(AfterMixin)).compile("sgd", "mse", updates=[], check_numerics=True)
+        model = kt.with_train_ops(net(AfterMixin))
+        model.add_update(kt.updates.MovingAverage())
+        model.compile("sgd", "mse")
 
 
-def test_finds_monitors_inside_a_transformed_optimizer() -> None:
-    optimizer = kt.TransformedOptimizer(keras.optimizers.SGD(0.1), T.Monitor())
-    with pytest.raises(ValueError, match="`Monitor` cannot be used with the `train_step`"):
-        net(BeforeMixin).compile(optimizer, "mse")
+@every_owner
+@pytest.mark.parametrize("eager", [False, True], ids=["compiled", "eager"])
+def test_monitors_log_norms_of_any_step(owner: str, eager: bool) -> None:
+    model, stock = MODELS[owner](), net(kt.TrainOpsModel)
+    optimizer = kt.TransformedOptimizer(keras.optimizers.SGD(0.01), T.Monitor())
+    model.compile(optimizer, "mse", metrics=["mae"], run_eagerly=eager)
+    logs = fit(model)
+    assert {"own", "gradient_norm"} <= logs.keys()
+    stock.compile(keras.optimizers.SGD(0.01), scaled_error, gradient_transforms=T.Monitor())
+    np.testing.assert_allclose(logs["gradient_norm"], fit(stock)["gradient_norm"], rtol=1e-4)
+
+
+def scaled_error(y: Any, y_pred: Any) -> Any:
+    return 7.0 * keras.ops.mean(keras.ops.square(y_pred - y), axis=-1)
+
+
+@every_owner
+@pytest.mark.parametrize("eager", [False, True], ids=["compiled", "eager"])
+def test_gradients_of_any_step_are_checked(owner: str, eager: bool) -> None:
+    model, good = MODELS[owner](), MODELS[owner]()
+    for each in (model, good):
+        each.compile(keras.optimizers.Adam(0.01), check_numerics=True, run_eagerly=eager)
+    good.fit(X[:8], Y[:8], batch_size=8, shuffle=False, verbose=0)
+    bad = Y.copy()
+    bad[9] = np.nan
+    with pytest.raises(kt.NonFiniteLossError, match="The gradient of 'trunk/kernel' .*at step 1 "):
+        model.fit(X, bad, batch_size=8, shuffle=False, verbose=0)
+    for variable, twin in zip(model.trainable_weights, good.trainable_weights, strict=True):
+        assert_same([numpy(variable)], [numpy(twin)])
+    assert_same(*([numpy(v) for v in m.optimizer.variables[:6]] for m in (model, good)))
+    model.compile(model.optimizer)
+    assert all(t.is_saved for t in model.optimizer.chain.transforms)
 
 
 @every_owner
@@ -251,10 +283,10 @@ def test_own_steps_respect_variables_to_train(owner: str) -> None:
     assert differ(weights(model)[-2:], head) > 1e-3
 
 
-@pytest.mark.parametrize("asked", [None, *ONLY_OURS])
+@pytest.mark.parametrize("asked", [None, *ALSO_OTHERS])
 @pytest.mark.filterwarnings("ignore:`updates` leaves out updates")
 def test_a_step_that_calls_ours_gives_its_results(asked: str | None) -> None:
-    options = ONLY_OURS[asked] if asked else dict
+    options = ALSO_OTHERS[asked] if asked else dict
     found = []
     for model_class in (Logged, kt.TrainOpsModel):
         model = net(model_class)
@@ -327,13 +359,16 @@ class NeverResets(kt.TrainOpsMixin, keras.Model):
         pass
 
 
-@pytest.mark.parametrize("model_class", [LosesNorms, NeverResets])
-def test_refuses_overrides_that_lose_norms_with_monitors_only(model_class: Any) -> None:
-    with pytest.raises(
-        ValueError, match=f"`Monitor` cannot be used .*class '{model_class.__name__}'"
-    ):
-        net(model_class).compile("sgd", "mse", gradient_transforms=T.Monitor())
-    model = net(model_class)
+def test_norms_reach_logs_that_a_model_makes_itself() -> None:
+    model = net(LosesNorms)
+    model.compile("sgd", "mse", gradient_transforms=T.Monitor())
+    assert fit(model).keys() == {"loss", "gradient_norm"}
+
+
+def test_refuses_a_reset_that_loses_norms_with_monitors_only() -> None:
+    with pytest.raises(ValueError, match="`Monitor` cannot be used .*class 'NeverResets'"):
+        net(NeverResets).compile("sgd", "mse", gradient_transforms=T.Monitor())
+    model = net(NeverResets)
     model.compile("sgd", "mse", gradient_transforms=T.ClipByNorm(1.0), check_numerics=True)
     assert "loss" in fit(model)
 

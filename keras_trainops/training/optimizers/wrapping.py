@@ -9,6 +9,7 @@ import keras
 from keras_trainops import keras_private
 from keras_trainops.training.optimizers.group import OptimizerGroup, transforms_of
 from keras_trainops.training.optimizers.transformed import TransformedOptimizer, transformed_in
+from keras_trainops.transforms.base import GradientTransform
 
 
 def ensure_transformed(optimizer: Any) -> keras.optimizers.Optimizer:
@@ -18,6 +19,21 @@ def ensure_transformed(optimizer: Any) -> keras.optimizers.Optimizer:
     """
     keeps_state = isinstance(optimizer, OptimizerGroup) or transformed_in(optimizer) is not None
     return optimizer if keeps_state else with_transforms(optimizer, [])
+
+
+def guarded(optimizer: Any, guard: GradientTransform | None) -> Any:
+    """Return `optimizer` with a transform before all others that files leave out, or with none.
+
+    Args:
+        optimizer: An optimizer, which is not changed.
+        guard: The transform; None leaves one out that is there from an earlier call.
+    """
+    transformed = transformed_in(optimizer)
+    before = [] if transformed is None else transformed.chain.transforms
+    transforms = [transform for transform in before if transform.is_saved]
+    if guard is None and len(transforms) == len(before):
+        return optimizer
+    return with_transforms(optimizer, [*([] if guard is None else [guard]), *transforms])
 
 
 def owned_by(optimizer: Any) -> list[Any]:
