@@ -38,6 +38,11 @@ class NormLogs:
             found += metric.variables
         return found
 
+    @property
+    def names(self) -> set[str]:
+        """The labels of the norms."""
+        return {metric.name for metric in self._metrics}
+
     def update(self) -> None:
         """Add the norms of the weight update that just happened, if there was one."""
         self.updates += 1

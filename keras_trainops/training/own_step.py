@@ -234,7 +234,7 @@ class _Watch:
         """Return whether a step has updated the norms and returned them in its logs."""
         norms = self._model.train_ops.norms
         logs = result[0] if isinstance(result, tuple) else result
-        return norms.updates > updates and norms.result().keys() <= set(logs)
+        return norms.updates > updates and norms.names <= set(logs)
 
     def refuse_if_unused(self) -> None:
         """Raise if no eager step applied gradients with the optimizer that transforms them."""
