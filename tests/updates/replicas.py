@@ -69,7 +69,7 @@ def updates() -> dict[str, np.ndarray]:
             kt.updates.Function(lambda model, loss: total.assign(total + loss), [total]),
         ],
     )
-    fit(model, callbacks=[kt.UseAverage()], validation_data=(X, Y))
+    fit(model, callbacks=[kt.UseAverage(average)], validation_data=(X, Y))
     found = {f"average/{i}": array for i, (_, array) in enumerate(average.averages())}
     found |= {f"weights/{variable.path}": value(variable) for variable in model.weights}
     return {**found, "total": value(total)}
