@@ -8,8 +8,8 @@ import pytest
 from keras import ops
 
 from keras_trainops.transforms.layouts import owners_scope
-from tests.gradients import GRADIENTS, T, close, each, run, variables
 from tests.helpers import numpy, value
+from tests.transforms.gradients import GRADIENTS, T, close, each, run, variables
 
 COLUMNS = {"kernel": (0,)}
 

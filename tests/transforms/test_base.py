@@ -10,8 +10,8 @@ import pytest
 from keras import ops
 
 from keras_trainops.transforms.scope import update_scope
-from tests.gradients import GRADIENTS, T, close, run, variables
 from tests.helpers import numpy
+from tests.transforms.gradients import GRADIENTS, T, close, run, variables
 
 
 @keras.saving.register_keras_serializable(package="tests")

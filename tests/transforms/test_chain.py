@@ -7,7 +7,7 @@ import pytest
 from keras import ops
 
 from keras_trainops.transforms.chain import as_transform
-from tests.gradients import PATHS, T, close, each, run
+from tests.transforms.gradients import PATHS, T, close, each, run
 
 
 def test_callables_and_lists_apply_in_order() -> None:

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from keras import ops
 
-from tests.gradients import GRADIENTS, T, close, each, run
 from tests.helpers import numpy
+from tests.transforms.gradients import GRADIENTS, T, close, each, run
 
 GLOBAL = np.sqrt(sum((g**2).sum() for g in GRADIENTS if g is not None))
 

@@ -11,9 +11,9 @@ import pytest
 from keras import ops
 
 import keras_trainops as kt
-from tests.gradients import T, close, run
 from tests.helpers import assert_same, differ, value, values, weights
 from tests.training.small_models import fit_small, net, train
+from tests.transforms.gradients import T, close, run
 
 SGD = keras.optimizers.SGD
 ON_JAX = pytest.mark.backends("jax")

@@ -5,7 +5,7 @@ from typing import Any
 import keras
 import pytest
 
-from tests.gradients import T, close, each, run
+from tests.transforms.gradients import T, close, each, run
 
 
 def test_pairs_may_come_back_in_another_order() -> None:

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from keras_trainops.transforms.layouts import owner_of, owners_scope, unit_axes
-from tests.gradients import T, variables
 from tests.helpers import numpy, value
+from tests.transforms.gradients import T, variables
 
 L = keras.layers
 RNG = np.random.default_rng(1)

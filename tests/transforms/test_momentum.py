@@ -8,9 +8,9 @@ import pytest
 from keras import ops
 
 import keras_trainops as kt
-from tests.gradients import T, variables
 from tests.helpers import assert_same, differ, numpy, two_replicas, value, values
 from tests.training.small_models import fit_small, net, train
+from tests.transforms.gradients import T, variables
 
 SGD = keras.optimizers.SGD
 

@@ -5,8 +5,8 @@ import pytest
 from keras import ops
 
 from keras_trainops.transforms.monitoring import HISTOGRAM_EDGES, norm_metrics
-from tests.gradients import GRADIENTS, T, close, variables
 from tests.helpers import numpy, value
+from tests.transforms.gradients import GRADIENTS, T, close, variables
 
 
 def test_monitor_records_norms_and_counts() -> None:

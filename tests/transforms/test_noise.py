@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from keras import ops
 
-from tests.gradients import T
 from tests.helpers import numpy
+from tests.transforms.gradients import T
 
 
 def test_noise_has_its_variance_and_its_own_seed() -> None:

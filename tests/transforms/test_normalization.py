@@ -8,8 +8,8 @@ import pytest
 from keras import ops
 
 import keras_trainops as kt
-from tests.gradients import GRADIENTS, T, close, each, run
 from tests.helpers import value
+from tests.transforms.gradients import GRADIENTS, T, close, each, run
 
 COLUMNS = {"kernel": (0,)}
 

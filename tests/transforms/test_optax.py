@@ -16,8 +16,8 @@ import pytest
 from keras import ops
 
 from keras_trainops.transforms.scope import update_scope
-from tests.gradients import T
 from tests.helpers import numpy
+from tests.transforms.gradients import T
 
 STEPS = 20
 SHAPES = {"layer/kernel": (3, 2), "layer/bias": (3,), "net/scale": (), "net/empty": (0, 2)}

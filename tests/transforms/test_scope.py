@@ -6,7 +6,7 @@ import pytest
 from keras import ops
 
 from keras_trainops.transforms.scope import update_scope
-from tests.gradients import GRADIENTS, T, close, each, run, variables
+from tests.transforms.gradients import GRADIENTS, T, close, each, run, variables
 
 GLOBAL = np.sqrt(sum((g**2).sum() for g in GRADIENTS if g is not None))
 

@@ -9,9 +9,9 @@ from keras import ops
 
 import keras_trainops as kt
 from keras_trainops.transforms.scope import update_scope
-from tests.gradients import GRADIENTS, T, close, each, run, variables
 from tests.helpers import assert_same, numpy, value, values
 from tests.training.small_models import fit_small, net, train
+from tests.transforms.gradients import GRADIENTS, T, close, each, run, variables
 
 
 def test_only_ignores_the_other_variables() -> None:

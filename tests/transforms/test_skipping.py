@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from keras import ops
 
-from tests.gradients import T, close
 from tests.helpers import numpy
+from tests.transforms.gradients import T, close
 
 
 def test_zero_non_finite_replaces_nan_and_infinity() -> None:
