@@ -63,6 +63,24 @@ class GradientTransform(CallRepr, Stateful):
         """
         return [None] * len(variables)
 
+    def leaves_out(self, gradients: Sequence[Gradient], variables: Sequence[keras.Variable]) -> Any:
+        """Return whether to leave a batch out of a gradient accumulation.
+
+        With `gradient_accumulation_steps` it is called for every batch, before its gradients are
+        added to those of the others. A batch that is left out changes nothing and does not count,
+        so that the weight update takes one more. Only variables made with
+        `add_variable(..., held=False)` may be assigned.
+
+        Args:
+            gradients: One per variable, as in `__call__`, but of this batch and this replica. If a
+                batch is left out on one replica, it is left out on all.
+            variables: The variables, in the same order.
+
+        Returns:
+            A scalar boolean tensor, or None if this transform leaves out none.
+        """
+        return None
+
     def build(self, variables: Sequence[keras.Variable]) -> None:
         """Check the transform against the variables to train, and create its state.
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, TypeAlias, cast
 
 import keras
+from keras import ops
 
 from keras_trainops.arguments import is_list, misplaced
 from keras_trainops.transforms.base import Gradient, GradientTransform, TransformFn
@@ -59,6 +60,11 @@ class Chain(GradientTransform):
             transformed = transform(gradients, variables)
             gradients = _checked(transform, gradients, transformed, variables)
         return gradients
+
+    def leaves_out(self, gradients: Sequence[Gradient], variables: Sequence[keras.Variable]) -> Any:
+        found = [transform.leaves_out(gradients, variables) for transform in self.transforms]
+        flags = [flag for flag in found if flag is not None]
+        return ops.any(ops.stack(flags)) if flags else None
 
     def step_factors(self, variables: Sequence[keras.Variable]) -> Sequence[Any]:
         product: list[Any] = [None] * len(variables)

@@ -89,6 +89,10 @@ class Only(_Selection):
             out[i] = gradient
         return out
 
+    def leaves_out(self, gradients: Sequence[Gradient], variables: Sequence[keras.Variable]) -> Any:
+        at = self._positions(variables)
+        return self.transform.leaves_out([gradients[i] for i in at], [variables[i] for i in at])
+
     def step_factors(self, variables: Sequence[keras.Variable]) -> Sequence[Any]:
         at = self._positions(variables)
         out: list[Any] = [None] * len(variables)

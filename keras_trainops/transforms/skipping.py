@@ -55,32 +55,46 @@ class SkipNonFinite(GradientTransform):
     A skipped update changes no weight, optimizer state, iteration count or state of other
     transforms. Only `skipped` and `consecutive` count it.
 
+    With `gradient_accumulation_steps`, one bad batch makes the mean of all of them bad: the whole
+    update is skipped, with the good batches. `per_batch=True` leaves out the bad batch alone and
+    does not count it, so that an update still is the mean of as many good ones. A
+    `LossScaleOptimizer` does so in any case, before transforms run.
+
     Args:
         max_consecutive: After this many skipped updates in a row the next bad one is applied, so
             that a permanently broken run fails visibly; None skips all. A finite update resets
             the count.
+        per_batch: If True, skip single batches of a gradient accumulation. Otherwise, and without
+            accumulation, whole updates.
 
     Attributes:
-        skipped: Variable, the number of skipped updates.
-        consecutive: Variable, the number of bad updates since the last finite one.
+        skipped: Variable, the number of skipped updates or batches.
+        consecutive: Variable, the number of bad updates or batches since the last finite one.
 
     Returns:
         The gradients.
 
     Raises:
-        ValueError: If `max_consecutive` is neither an integer >= 0 nor None.
+        ValueError: If `max_consecutive` is neither an integer >= 0 nor None, or `per_batch` is not
+            a boolean.
 
     Example:
         >>> import keras_trainops as kt
         >>> skip = kt.transforms.SkipNonFinite(max_consecutive=5)
 
-    References: `optax.apply_if_finite`.
+    References: `optax.apply_if_finite`; with `per_batch=True`, `optax.skip_not_finite` of
+    `optax.MultiSteps`.
     """
 
     row_sparse = True
 
-    def __init__(self, max_consecutive: int | None = None) -> None:
+    def __init__(self, max_consecutive: int | None = None, per_batch: bool = False) -> None:
         self.max_consecutive = check_whole("max_consecutive", max_consecutive, 0, optional=True)
+        if not isinstance(per_batch, bool):
+            raise ValueError(
+                f"`per_batch` must be True or False. Received: per_batch={per_batch!r}"
+            )
+        self.per_batch = per_batch
 
     def build(self, variables: Sequence[keras.Variable]) -> None:
         self.skipped = self.add_variable("skipped", dtype="int32", held=False)
@@ -89,9 +103,19 @@ class SkipNonFinite(GradientTransform):
     def __call__(
         self, gradients: Sequence[Gradient], variables: Sequence[keras.Variable]
     ) -> Sequence[Gradient]:
+        skip = self._is_to_skip(gradients)
+        if skip is not None:
+            skip_update_if(skip)
+        return gradients
+
+    def leaves_out(self, gradients: Sequence[Gradient], variables: Sequence[keras.Variable]) -> Any:
+        return self._is_to_skip(gradients) if self.per_batch else None
+
+    def _is_to_skip(self, gradients: Sequence[Gradient]) -> Any:
+        """Count gradients, and return whether they are to be skipped; None if there are none."""
         present = [g for g in gradients if g is not None]
         if not present:
-            return gradients
+            return None
         finite = ops.all(ops.stack([ops.all(ops.isfinite(g)) for g in present]))
         consecutive = ops.where(finite, 0, self.consecutive + 1)
         skip = ops.logical_not(finite)
@@ -99,11 +123,10 @@ class SkipNonFinite(GradientTransform):
             skip = ops.logical_and(skip, consecutive <= self.max_consecutive)
         self.consecutive.assign(consecutive)
         self.skipped.assign(self.skipped + ops.cast(skip, "int32"))
-        skip_update_if(skip)
-        return gradients
+        return skip
 
     def get_config(self) -> dict[str, Any]:
-        return {"max_consecutive": self.max_consecutive}
+        return {"max_consecutive": self.max_consecutive, "per_batch": self.per_batch}
 
 
 @keras.saving.register_keras_serializable(package="keras_trainops")

@@ -25,6 +25,7 @@ def test_zero_non_finite_replaces_nan_and_infinity() -> None:
     [
         (lambda: T.SkipNonFinite(-1), r"`max_consecutive` must be an integer >= 0, or None"),
         (lambda: T.SkipNonFinite(1.5), r"`max_consecutive` must be an integer >= 0, or None"),
+        (lambda: T.SkipNonFinite(per_batch=1), r"`per_batch` must be True or False"),
         (lambda: T.SkipLarge(0), r"`max_norm` must be > 0"),
     ],
 )

@@ -58,10 +58,27 @@ class WeightUpdate(NamedTuple):
         self, gradients: Sequence[Gradient], variables: Sequence[keras.Variable]
     ) -> None:
         """Accumulate the gradients or, once there are enough of them, update the weights."""
-        count = self.inner.gradient_accumulation_steps
-        if not count:
+        if not self.inner.gradient_accumulation_steps:
             self._update(gradients, variables)
             return
+        with update_scope(lambda: self.inner.iterations):
+            left_out = self.chain.leaves_out(gradients, variables)
+        if left_out is None:
+            self._accumulate(gradients, variables)
+            return
+        backend().conditionally(
+            backend().any_over_replicas(left_out),
+            lambda *_: keras_private.batch_count(self.inner).assign_sub(1),  # 1 is added later
+            lambda *gradients: self._accumulate(gradients, variables),
+            gradients,
+            changes=[*variables, *self.inner.variables, *self.chain.variables],
+        )
+
+    def _accumulate(
+        self, gradients: Sequence[Gradient], variables: Sequence[keras.Variable]
+    ) -> None:
+        """Add gradients to those of earlier batches, or update the weights with their mean."""
+        count = self.inner.gradient_accumulation_steps
         sums = keras_private.accumulators(self.inner, variables)
 
         def update(*gradients: Gradient) -> None:
