@@ -11,7 +11,7 @@ from keras_trainops.registration import register_once_keras_is_imported
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from keras_trainops import adapt, callbacks, checkpoints, transforms, updates
+    from keras_trainops import adapt, callbacks, checkpoints, gradients, transforms, updates
     from keras_trainops.callbacks import (
         MonitorBoard,
         RecalibrateBatchNorm,
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from keras_trainops.training.optimizers.transformed import TransformedOptimizer
     from keras_trainops.training.step import Step
 
-_SUBPACKAGES = ("adapt", "callbacks", "checkpoints", "transforms", "updates")
+_SUBPACKAGES = ("adapt", "callbacks", "checkpoints", "gradients", "transforms", "updates")
 _WITHOUT_KERAS = ("checkpoints", "checkpoints.open", "errors")
 _HOMES = {
     "MonitorBoard": "callbacks",
@@ -75,6 +75,7 @@ __all__ = [
     "adapt",
     "callbacks",
     "checkpoints",
+    "gradients",
     "open_checkpoint",
     "plan_restore",
     "register_format",

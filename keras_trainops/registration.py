@@ -16,7 +16,7 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 
 _PACKAGE = "keras_trainops"
-_MODULES = ("transforms", "updates", "training.models", "training.optimizers.group")
+_MODULES = ("transforms", "gradients", "updates", "training.models", "training.optimizers.group")
 
 
 def register_classes() -> None:

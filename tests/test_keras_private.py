@@ -541,3 +541,10 @@ def test_a_dataset_that_shuffles_without_a_seed_has_seeds_of_zero() -> None:
     assert keras_private.has_unseeded_shuffle(numbers.shuffle(8).map(lambda x: x).batch(2))
     assert not keras_private.has_unseeded_shuffle(numbers.shuffle(8, seed=1).batch(2))
     assert not keras_private.has_unseeded_shuffle(numbers.batch(2))
+
+
+def test_a_constant_copy_of_a_tensor_keeps_its_mask() -> None:
+    masked = keras.layers.Masking()(np.array([[[1.0], [0.0]]], "float32"))
+    stopped = keras_private.stop_gradient(masked)
+    loss = keras.losses.MeanAbsoluteError()
+    assert float(loss(np.full((1, 2, 1), 3.0, "float32"), stopped)) == 2.0  # of the first

@@ -16,6 +16,7 @@ T = TypeVar("T")
 Gradient: TypeAlias = Any  # a backend tensor, or None where the loss does not depend on a variable
 Assignment: TypeAlias = "tuple[keras.Variable, Any]"  # a variable and its new value
 Differentiable: TypeAlias = "Callable[[Sequence[Assignment], Sequence[Any]], tuple[Any, T]]"
+GroupFunction: TypeAlias = "Callable[[T, Any], tuple[T, Any]]"  # (carry, group) -> both
 StepFunction: TypeAlias = "Callable[[Any, Any], dict[str, Any]]"  # (model, data) -> logs
 
 
@@ -158,9 +159,9 @@ class Backend:
     # Gradients
 
     def differentiate(
-        self, function: Differentiable[T], sources: Sequence[Any], *, nested: bool = False
+        self, function: Differentiable[T], sources: Sequence[Any], *, nested: bool, several: bool
     ) -> tuple[Sequence[Gradient], T]:
-        """Differentiate a scalar by variables and tensors.
+        """Differentiate a scalar, or several, by variables and tensors.
 
         Args:
             function: Takes the values of variables that have others than before, and those sources
@@ -168,10 +169,11 @@ class Backend:
                 variables at most where `assigns_in_forward`.
             sources: The variables and tensors.
             nested: Whether the results are differentiated in turn; otherwise they are constants.
+            several: Whether `function` returns a vector of scalars in place of one.
 
         Returns:
-            The gradients, None for sources the scalar does not depend on, and the auxiliary
-            tensors.
+            The gradients, None for sources the scalar does not depend on; of several scalars such
+            a sequence for each. And the auxiliary tensors.
         """
         self._refuse()
 
@@ -195,6 +197,24 @@ class Backend:
             axis for the examples; and the other auxiliary tensors.
         """
         self._refuse()
+
+    def loop(self, function: GroupFunction[T], carry: T, groups: Any) -> tuple[T, Any]:
+        """Call a function for each group in turn, as `jax.lax.scan` does.
+
+        Args:
+            function: Takes the carry and a group; returns the next carry, of the same shapes, and
+                tensors. It assigns no variables.
+            carry: A tree of tensors.
+            groups: A tree of tensors, whose first axis is that of the groups.
+
+        Returns:
+            The last carry, and the tensors of all groups, each with a first axis for the groups.
+        """
+        rows = []
+        for i in range(keras.tree.flatten(groups)[0].shape[0]):
+            carry, row = function(carry, keras.tree.map_structure(lambda t, i=i: t[i], groups))
+            rows.append(row)
+        return carry, keras.tree.map_structure(lambda *tensors: ops.stack(tensors), *rows)
 
     def forward(self, model: Any, x: Any, *, training: bool) -> Any:
         """Call the model on a batch as Keras's steps do on this backend.
@@ -319,8 +339,15 @@ class Backend:
         """
         return ""
 
-    def build_metrics(self, model: Any, iterator: Any) -> None:
-        """Create the variables of metrics before the first step."""
+    def build_metrics(self, model: Any, iterator: Any, data_batch: Any, *, always: bool) -> None:
+        """Create the variables of metrics before the first step.
+
+        Args:
+            model: A built model.
+            iterator: Keras's iterator over epochs, or None.
+            data_batch: A batch, if there is no iterator.
+            always: Whether to create them if there is only one target, too.
+        """
 
     def write_back_state(self, model: Any) -> None:
         """Write the state of a running `fit` or `evaluate` back to the model permanently."""

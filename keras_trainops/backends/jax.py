@@ -17,6 +17,7 @@ from keras_trainops.backends.base import (
     Backend,
     Differentiable,
     Gradient,
+    GroupFunction,
     NumericsCheck,
     StepFunction,
     T,
@@ -106,12 +107,16 @@ class Jax(Backend):
                 variable.assign(jax.numpy.where(predicate, value, variable.value))
 
     def differentiate(
-        self, function: Differentiable[T], sources: Sequence[Any], *, nested: bool = False
+        self, function: Differentiable[T], sources: Sequence[Any], *, nested: bool, several: bool
     ) -> tuple[Sequence[Gradient], T]:
         def of_values(values: Any) -> tuple[Any, T]:
             return function(*split_sources(sources, values))
 
         values = [s.value if isinstance(s, keras.Variable) else s for s in sources]
+        if several:
+            vector, backwards, rest = jax.vjp(of_values, values, has_aux=True)
+            rows = jax.numpy.eye(vector.shape[0], dtype=vector.dtype)
+            return [backwards(row)[0] for row in rows], rest
         (_, rest), gradients = jax.value_and_grad(of_values, has_aux=True)(values)
         return gradients, rest
 
@@ -132,6 +137,9 @@ class Jax(Backend):
             return loss, gradients, own, shared
 
         return jax.vmap(of_example, out_axes=(0, 0, 0, None))(list(batch))
+
+    def loop(self, function: GroupFunction[T], carry: T, groups: Any) -> tuple[T, Any]:
+        return jax.lax.scan(function, carry, groups)
 
     def forward(self, model: Any, x: Any, *, training: bool) -> Any:
         """Call the model statelessly, which clears a layer's losses each time the layer is called.

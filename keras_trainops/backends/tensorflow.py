@@ -22,6 +22,7 @@ from keras_trainops.backends.base import (
     Differentiable,
     Gradient,
     GradientChain,
+    GroupFunction,
     NumericsCheck,
     T,
     split_sources,
@@ -112,7 +113,7 @@ class TensorFlow(Backend):
         replica.merge_call(run, args=(predicate, *args))
 
     def differentiate(
-        self, function: Differentiable[T], sources: Sequence[Any], *, nested: bool = False
+        self, function: Differentiable[T], sources: Sequence[Any], *, nested: bool, several: bool
     ) -> tuple[Sequence[Gradient], T]:
         """Differentiate with a tape, which watches a variable itself: its rows stay sparse.
 
@@ -120,10 +121,12 @@ class TensorFlow(Backend):
         """
         watched = [s.value if isinstance(s, keras.Variable) else tf.identity(s) for s in sources]
         _, tensors = split_sources(sources, watched)
-        with tf.GradientTape() as tape:
+        with tf.GradientTape(persistent=several) as tape:
             tape.watch(watched)
             value, rest = function([], tensors)
-        return tape.gradient(value, watched), rest
+            scalars = tf.unstack(value) if several else [value]
+        rows = [tape.gradient(scalar, watched) for scalar in scalars]
+        return rows if several else rows[0], rest
 
     def differentiate_each(
         self,
@@ -145,6 +148,23 @@ class TensorFlow(Backend):
 
         losses, gradients, own, shared = tf.vectorized_map(of_example, list(batch))
         return losses, gradients, own, tf.nest.map_structure(lambda each: each[0], shared)
+
+    def loop(self, function: GroupFunction[T], carry: T, groups: Any) -> tuple[T, Any]:
+        if tf.executing_eagerly():
+            return super().loop(function, carry, groups)
+        at = lambda i: keras.tree.map_structure(lambda t: t[i], groups)  # noqa: E731
+        count = tf.shape(keras.tree.flatten(groups)[0])[0]
+        specs = keras.tree.map_structure(lambda t: tf.TensorSpec(t.shape, t.dtype), (carry, at(0)))
+        body = tf.function(function, autograph=False).get_concrete_function(*specs)  # once
+
+        def step(i: Any, carry: Any, arrays: Any) -> tuple[Any, Any, Any]:
+            carry, row = body(carry, at(i))
+            return i + 1, carry, keras.tree.map_structure(lambda a, r: a.write(i, r), arrays, row)
+
+        array = lambda s: tf.TensorArray(s.dtype, count, element_shape=s.shape)  # noqa: E731
+        arrays = keras.tree.map_structure(array, body.structured_outputs[1])
+        _, carry, arrays = tf.while_loop(lambda i, *_: i < count, step, (0, carry, arrays))
+        return carry, keras.tree.map_structure(lambda array: array.stack(), arrays)
 
     def require_collectable(self, assignments: Iterable[Assignment]) -> None:
         """Raise if a layer assigns inside a `while` loop: the tensor does not exist outside it."""
@@ -260,9 +280,11 @@ class TensorFlow(Backend):
             return str(error)
         return ""
 
-    def build_metrics(self, model: Any, iterator: Any) -> None:
-        with self.scope_of(model):
-            keras_private.build_metrics(model, _batch_spec(iterator))
+    def build_metrics(self, model: Any, iterator: Any, data_batch: Any, *, always: bool) -> None:
+        batch = data_batch if iterator is None else _batch_spec(iterator)
+        if always or keras.tree.is_nested(keras.utils.unpack_x_y_sample_weight(batch)[1]):
+            with self.scope_of(model):
+                keras_private.build_metrics(model, batch)
 
     def host_view(self, variable: keras.Variable) -> np.ndarray:
         tensor: Any = tf.convert_to_tensor(variable.value)

@@ -87,17 +87,26 @@ class Torch(Backend):
         (then if bool(predicate) else otherwise)(*args)
 
     def differentiate(
-        self, function: Differentiable[T], sources: Sequence[Any], *, nested: bool = False
+        self, function: Differentiable[T], sources: Sequence[Any], *, nested: bool, several: bool
     ) -> tuple[Sequence[Gradient], T]:
         with torch.enable_grad():
             leaves = [_leaf(source, nested) for source in sources]
             variables, tensors = split_sources(sources, leaves)
             value, rest = function([(v, t) for v, t in variables if t is not v.value], tensors)
-            gradients: Sequence[Gradient] = [None] * len(leaves)
-            if leaves and value.requires_grad:  # otherwise it depends on none of them
-                gradients = torch.autograd.grad(
-                    value, leaves, create_graph=nested, allow_unused=True
-                )
+            scalars = value.unbind() if several else [value]
+            rows: list[Sequence[Gradient]] = []
+            for scalar in scalars:
+                row: Sequence[Gradient] = [None] * len(leaves)
+                if leaves and scalar.requires_grad:  # otherwise it depends on none of them
+                    row = torch.autograd.grad(
+                        scalar,
+                        leaves,
+                        create_graph=nested,
+                        retain_graph=nested or len(rows) + 1 < len(scalars),
+                        allow_unused=True,
+                    )
+                rows.append(row)
+        gradients = rows if several else rows[0]
         return gradients, rest if nested else keras.tree.map_structure(_detached, rest)
 
     def differentiate_each(

@@ -74,6 +74,7 @@ from keras_trainops.keras_private.scopes import (
     current_scope,
     losses_of_one_replica,
     output_shapes,
+    stop_gradient,
 )
 from keras_trainops.keras_private.version import warn_if_untested
 
@@ -129,6 +130,7 @@ __all__ = [
     "slots",
     "start_at_epoch",
     "step",
+    "stop_gradient",
     "take_over",
     "track_apart",
     "track_loss",

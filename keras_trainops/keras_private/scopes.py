@@ -121,6 +121,15 @@ def _take_value_keep_gradient(current: Any, value: Any) -> Any:
     return keras.ops.add(value, 0), gradient
 
 
+def stop_gradient(tensor: Any) -> Any:
+    """Return a tensor as a constant, with its mask, which Keras's losses read."""
+    stopped = keras.ops.stop_gradient(tensor)
+    mask = keras_backend.get_keras_mask(tensor)
+    if mask is not None:
+        keras_backend.set_keras_mask(stopped, mask)
+    return stopped
+
+
 def output_shapes(function: Callable[..., Any], *inputs: Any) -> Any:
     """Run a function on shapes alone, which builds the layers that it calls.
 

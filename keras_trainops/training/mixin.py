@@ -12,6 +12,7 @@ import keras
 
 from keras_trainops import keras_private, paths
 from keras_trainops.backends import backend
+from keras_trainops.gradients.base import as_source
 from keras_trainops.training import own_step, preparation
 from keras_trainops.training.all_or_nothing import all_or_nothing
 from keras_trainops.training.fit_callbacks import evaluation_context, wrapped_fit
@@ -50,7 +51,7 @@ else:
 class TrainOpsMixin(_Model):
     """Mixin that customises the training step of a Keras model; list it before `keras.Model`.
 
-    `compile` takes four more arguments; everything else works as in Keras.
+    `compile` takes six more arguments; everything else works as in Keras.
 
     Example:
         >>> import keras, keras_trainops as kt
@@ -90,6 +91,7 @@ class TrainOpsMixin(_Model):
         updates: Any = None,
         variables_to_train: paths.Patterns = None,
         check_numerics: bool = False,
+        gradients: Any = None,
         **kwargs: Any,
     ) -> None:
         backend().require_training()
@@ -99,7 +101,7 @@ class TrainOpsMixin(_Model):
         )
         policy = UpdatePolicy(updates, state.registered, state.policy, described.names)
         optimizer = described.create(keeps_state=bool(policy.after_weights))
-        values = (updates, variables_to_train, check_numerics)
+        values = (updates, variables_to_train, check_numerics, as_source(gradients))
         arguments: dict[str, Any] = dict(zip(COMPILE_ARGUMENTS, values, strict=True))
         needed = own_step.methods_needed(self, TrainOpsMixin, policy, arguments, optimizer)
         own_step.refuse_without_methods(self, TrainOpsMixin, needed)
@@ -251,7 +253,7 @@ class TrainOpsMixin(_Model):
         def loss(batch: Any) -> tuple[Any, Any]:
             x, y, sample_weight = batch
             y_pred = step.forward(x)
-            return step.loss(x, y, y_pred, sample_weight), y_pred
+            return step.losses(x, y, y_pred, sample_weight), y_pred
 
         batch = (x, y, sample_weight)
         value, y_pred = step.minimize(loss, self.trainable_variables, data=batch, aux=True)
@@ -311,8 +313,8 @@ class TrainOpsMixin(_Model):
             return self.train_function
         if state.why_unbuilt and state.needs_our_step():
             raise ValueError(
-                "`updates` and `check_numerics` need a model that is built, and this one could not "
-                "be built from the shapes of its data. Call it on a batch before `fit`, as in "
+                "`updates`, `check_numerics` and `gradients` need a model that is built, and this one "
+                "could not be built from the shapes of its data. Call it on a batch before `fit`, as in "
                 f"`model(x)`. The reason: {state.why_unbuilt}"
             )
         if self.built and not state.why_unbuilt:

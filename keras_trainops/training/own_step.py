@@ -99,6 +99,7 @@ def methods_needed(
         "`updates`": (arguments["updates"] is not None, _OUR_STEP),
         _REGISTERED: (arguments["updates"] is None and policy.after_weights, _OUR_STEP),
         "`check_numerics`": (arguments["check_numerics"], check),
+        "`gradients`": (arguments["gradients"] is not None, _OUR_STEP),
         "`optimizers`": (isinstance(optimizer, OptimizerGroup), _OUR_STEP),
         _MONITOR: (monitors_of(optimizer), _OUR_NORMS),
     }

@@ -9,13 +9,14 @@ import keras
 
 from keras_trainops import keras_private, paths
 from keras_trainops.backends import backend
+from keras_trainops.training import own_step
 from keras_trainops.training.norm_logs import NormLogs
-from keras_trainops.training.optimizers.transfer import built_for, is_built_for
 from keras_trainops.training.optimizers.group import (
     OptimizerGroup,
     all_transformed_in,
     monitors_of,
 )
+from keras_trainops.training.optimizers.transfer import built_for, is_built_for
 from keras_trainops.training.optimizers.transformed import transformed_in
 from keras_trainops.training.probe import probe
 from keras_trainops.training.step_logs import StepLogs
@@ -103,7 +104,10 @@ def start_updates(model: Any, *, anew: bool) -> None:
 
 
 def build_early(model: Any, iterator: Any, data_batch: Any) -> None:
-    """Build a lazy model, and its metrics if a callback follows the data, before callbacks run.
+    """Build a lazy model before callbacks run, and metrics that are needed before the first step.
+
+    Those are all if a callback follows the data; and those of several losses in our step, whose
+    scopes do not initialise variables.
 
     Args:
         model: A model with the mixin.
@@ -114,8 +118,8 @@ def build_early(model: Any, iterator: Any, data_batch: Any) -> None:
     followed = state.fit.show_data(iterator)
     required = is_to_probe(model)
     state.why_unbuilt = here.build_model(model, iterator, data_batch, required=required)
-    if followed and not state.why_unbuilt:
-        here.build_metrics(model, iterator)
+    if not state.why_unbuilt and (followed or own_step.needs_ours(model)):
+        here.build_metrics(model, iterator, data_batch, always=followed)
 
 
 def is_to_probe(model: Any) -> bool:

@@ -41,6 +41,14 @@ def probe(model: Any, batch: Any, *, training: bool) -> list[str]:
             logs = text_of(model, method)(step, data)
             names[:] = _checked(logs, method)
             step.run_metrics()
+        source = model.train_ops.gradients
+        if training and source is not None and not step.has_minimized:
+            raise ValueError(
+                f"`compile(gradients={source!r})` has no effect: the `{TRAINING}` of "
+                f"{type(model).__name__!r} does not call `step.minimize`, which asks for these "
+                "gradients. Call it in place of `step.gradients` and `step.apply`, or leave "
+                "`gradients` out."
+            )
         return {name: ops.convert_to_tensor(value) for name, value in logs.items()}
 
     shapes = keras.tree.map_structure(_shape_of, batch)
@@ -84,6 +92,8 @@ class Probe(Step):
         aux: bool,
         keep_updates: bool,
         scale: LossScale | None,
+        *,
+        several: bool = False,
     ) -> Differentiated:
         tensors = [source for source in sources if not isinstance(source, keras.Variable)]
         self._depth += 1
@@ -92,13 +102,15 @@ class Probe(Step):
                 value, extra = called(function, tensors, aux)
         finally:
             self._depth -= 1
-        _require_scalar(value)
+        if not several:
+            _require_scalar(value)
         variables = [source for source in sources if isinstance(source, keras.Variable)]
         unread = not any(id(variable) in scope.read for variable in variables)
         if variables and unread and not tensors and not self._building:
             raise independent(variables)
         self._pass_on(scope.assigned, keep_updates=keep_updates)
-        return Differentiated(value, extra, [_zeros(source) for source in sources], None)
+        zeros = [_zeros(source) for source in sources]
+        return Differentiated(value, extra, [zeros] * value.shape[0] if several else zeros, None)
 
     def _differentiate_each(
         self,
@@ -118,6 +130,12 @@ class Probe(Step):
 
     def _scale_for(self, sources: Sequence[Any]) -> LossScale | None:
         return None
+
+    def _note_loss(self, value: Any, owners: Sequence[str]) -> None:
+        pass
+
+    def _part_size(self, at_once: int | None) -> int | None:
+        return None  # a loop over groups of examples shows no more
 
     def _owners_of(self, variables: Sequence[keras.Variable]) -> list[str]:
         if self._building:

@@ -110,6 +110,8 @@ class RunningStep(Step):
         aux: bool,
         keep_updates: bool,
         scale: LossScale | None,
+        *,
+        several: bool = False,
     ) -> Differentiated:
         here, scope = backend(), ValueScope()
         variables: list[Any] = []
@@ -129,7 +131,7 @@ class RunningStep(Step):
         self._depth += 1
         try:
             gradients, (value, extra, news) = here.differentiate(
-                scalar, sources, nested=self._depth > 1
+                scalar, sources, nested=self._depth > 1, several=several
             )
         finally:
             self._depth -= 1
@@ -144,6 +146,9 @@ class RunningStep(Step):
         batch: Sequence[Any],
     ) -> tuple[Any, Sequence[Gradient], Any, Any]:
         return backend().differentiate_each(function, variables, batch)
+
+    def _note_loss(self, value: Any, owners: Sequence[str]) -> None:
+        pass
 
 
 def _results_without_metrics(model: Any) -> dict[str, Any]:
@@ -172,15 +177,21 @@ class TrainingStep(RunningStep):
         aux: bool,
         keep_updates: bool,
         scale: LossScale | None,
+        *,
+        several: bool = False,
     ) -> Differentiated:
         if not self._depth:
             keras_private.forget_losses(self.model)
-        found = super()._differentiate(function, sources, aux, keep_updates, scale)
+        found = super()._differentiate(function, sources, aux, keep_updates, scale, several=several)
         if not self._depth:
             self._losses.append(found.value)
             name = self._owners().get(id(sources[0])) if len(sources) else None
             self._loss_of["" if name is None else name] = found.value
         return found
+
+    def _note_loss(self, value: Any, owners: Sequence[str]) -> None:
+        self._losses.append(value)
+        self._loss_of.update(dict.fromkeys(owners, value))
 
     def _apply(
         self,

@@ -12,7 +12,9 @@ from keras import ops
 
 from keras_trainops import keras_private
 from keras_trainops.backends import Assignment, Gradient, backend
+from keras_trainops.gradients.base import GradientSource, Losses, Objective, checked
 from keras_trainops.keras_private import Assigned, ValueScope
+from keras_trainops.training.examples import assigned_by_all, in_parts, of_example, summed_up
 from keras_trainops.training.optimizers.group import OptimizerGroup
 from keras_trainops.training.optimizers.loss_scale import LossScale, loss_scale_of
 from keras_trainops.training.optimizers.transfer import built_for
@@ -24,7 +26,8 @@ class Differentiated(NamedTuple):
     Attributes:
         value: The scalar.
         aux: The auxiliary results; None if there are none.
-        gradients: One per source, as the backend has them: sparse, or None, and scaled.
+        gradients: One per source, as the backend has them: sparse, or None, and scaled. Of several
+            scalars a list of these for each.
         scale: The loss scale of the gradients; None if they have none.
     """
 
@@ -57,6 +60,7 @@ class Step(ABC):
 
     def __init__(self, model: Any) -> None:
         self.model = model
+        self.has_minimized = False
         self._depth = 0  # of functions that are being differentiated
         self._scope: ValueScope | None = None  # around the text of the step
         self._metrics: list[tuple[Any, ...]] = []
@@ -91,6 +95,35 @@ class Step(ABC):
         return keras_private.compute_loss(
             self.model, x, y, sample_weight, y_pred, training=self.training
         )
+
+    def losses(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> Any:
+        """Return `loss`, told apart by outputs if the source of gradients asks for that.
+
+        Args:
+            x: The inputs of a batch.
+            y: The targets, or None.
+            y_pred: The predictions.
+            sample_weight: The weights of the samples, or None.
+
+        Returns:
+            A scalar; with `compile(gradients=kt.gradients.ProjectConflicts())`, for example, and
+            several outputs, a `kt.gradients.Losses`. `minimize` takes both.
+        """
+        value = self.loss(x, y, y_pred, sample_weight)
+        source = self._source
+        outputs = keras.tree.flatten(y_pred)
+        if source is None or not source.tells_losses_apart or len(outputs) < 2:
+            return value
+        stopped = [keras_private.stop_gradient(output) for output in outputs]
+
+        def through(*kept: int) -> Any:
+            mixed = [outputs[i] if i in kept else each for i, each in enumerate(stopped)]
+            packed = keras.tree.pack_sequence_as(y_pred, mixed)
+            return self.loss(x, y, packed, sample_weight)
+
+        with self.values([], [], keep_updates=False):  # metrics have counted the batch already
+            rest = through()
+            return Losses(value, [through(i) - rest for i in range(len(outputs))], rest)
 
     def update_metrics(
         self, y: Any, y_pred: Any, sample_weight: Any = None, *, x: Any = None
@@ -130,7 +163,7 @@ class Step(ABC):
             sources: A variable or a tensor, or a list, tuple or dictionary of these.
             aux: If True, `function` returns a scalar and something else, tensors or None.
             keep_updates: If False, assignments of layers to weights, as of batch-norm statistics,
-                do not happen; random seeds advance anyway.
+                and those to metrics do not happen; random seeds advance anyway.
 
         Returns:
             The scalar, or the scalar and the rest as a tuple; and the gradients, in the structure
@@ -152,6 +185,42 @@ class Step(ABC):
         ]
         value = (found.value, found.aux) if aux else found.value
         return value, keras.tree.pack_sequence_as(sources, gradients)
+
+    def gradients_of_each(
+        self,
+        function: Callable[..., Any],
+        variables: Sequence[keras.Variable],
+        *,
+        keep_updates: bool = True,
+    ) -> tuple[Any, list[list[Any]]]:
+        """Differentiate several scalars of one function by variables.
+
+        The function is called once, and differentiated backwards once for each scalar.
+
+        Args:
+            function: Returns a list of scalars, and something else, tensors or None.
+            variables: The variables.
+            keep_updates: As in `gradients`.
+
+        Returns:
+            The scalars, `(scalars,)`, and the rest as a tuple; and for each scalar its gradients,
+            one per variable, as `gradients` returns them.
+
+        References: `jax.jacrev`.
+        """
+        variables = list(variables)
+
+        def stacked() -> tuple[Any, Any]:
+            scalars, rest = function()
+            return ops.stack(list(scalars)), rest
+
+        scale = self._scale_for(variables)
+        found = self._differentiate(stacked, variables, True, keep_updates, scale, several=True)
+        rows = [
+            [_finished(g, v, scale) for g, v in zip(row, variables, strict=True)]
+            for row in found.gradients
+        ]
+        return (found.value, found.aux), rows
 
     def per_example_gradients(
         self,
@@ -184,24 +253,86 @@ class Step(ABC):
 
         References: Abadi et al. 2016, "Deep Learning with Differential Privacy"; `jax.vmap`.
         """
+        losses, gradients, extra = self._of_each_example(function, list(variables), data, aux)
+        return ((losses, extra) if aux else losses), gradients
+
+    def mean_of_examples(
+        self,
+        function: Callable[..., Any],
+        variables: Sequence[keras.Variable],
+        data: Any,
+        change: Callable[[Sequence[Any]], Sequence[Any]],
+        *,
+        at_once: int | None = None,
+    ) -> tuple[Any, list[Any]]:
+        """Average the gradients of the examples of a batch, each changed first.
+
+        Args:
+            function: As in `per_example_gradients`; it returns a loss and tensors.
+            variables: The variables.
+            data: As in `per_example_gradients`.
+            change: Called with the gradients of some examples, `(examples, *variable.shape)` for
+                each variable; returns them changed, each example on its own.
+            at_once: How many examples are differentiated at once, one group after the other, which
+                bounds the memory for their gradients; None: all of the batch.
+
+        Returns:
+            The losses, `(batch,)`, and the other results, each with a first axis for the examples,
+            as a tuple; and the means of the changed gradients over the batch, one per variable.
+
+        Raises:
+            ValueError: If a layer assigns a weight; the message names it.
+        """
         variables, leaves = list(variables), keras.tree.flatten(data)
-        assigned: list[Assigned] = []
+        tensors = _tensors(data)
 
-        def of_example(values: Sequence[Assignment], parts: Sequence[Any]) -> Any:
+        def of_part(parts: Sequence[Any], valid: Any) -> tuple[list[Any], tuple[Any, Any]]:
             each = iter(parts)
-            batches = [None if t is None else ops.expand_dims(next(each), 0) for t in leaves]
-            example = keras.tree.pack_sequence_as(data, batches)
-            with ValueScope(values) as scope:
-                value, extra = called(function, [example], aux)
-            _refuse_weights(scope.assigned, self.model)
-            assigned[:] = scope.assigned
-            return value, (() if extra is None else extra, [a.value for a in assigned])
+            part = keras.tree.pack_sequence_as(
+                data, [None if leaf is None else next(each) for leaf in leaves]
+            )
+            losses, gradients, extra = self._of_each_example(function, variables, part, True, valid)
+            return [summed_up(g, valid) for g in change(gradients)], (losses, extra)
 
-        tensors = [tensor for tensor in leaves if tensor is not None]
-        losses, gradients, extra, news = self._differentiate_each(of_example, variables, tensors)
-        pairs = zip(assigned, news, strict=True)
-        self._pass_on([each._replace(value=value) for each, value in pairs], keep_updates=True)
-        return ((losses, extra) if aux else losses), list(gradients)
+        sums, results = in_parts(of_part, tensors, variables, self._part_size(at_once), self.model)
+        size = ops.shape(tensors[0])[0]
+        means = [
+            ops.cast(total / ops.cast(size, total.dtype), variable.dtype)
+            for total, variable in zip(sums, variables, strict=True)
+        ]
+        return results, means
+
+    def _of_each_example(
+        self,
+        function: Callable[..., Any],
+        variables: Sequence[keras.Variable],
+        data: Any,
+        aux: bool,
+        valid: Any = None,
+    ) -> tuple[Any, list[Any], Any]:
+        """Return the losses, the gradients and the other results of each example.
+
+        Args:
+            function: As in `per_example_gradients`.
+            variables: The variables.
+            data: The examples.
+            aux: Whether `function` returns a loss and tensors.
+            valid: Which of the examples belong to the batch; None: all.
+        """
+        scale, assigned = self._scale_for(variables), []  # type: ignore[var-annotated]
+        call = lambda example: called(function, [example], aux)  # noqa: E731
+        one = of_example(call, data, self.model, scale, assigned)
+        tensors = _tensors(data)
+        self._depth += 1
+        try:
+            _, gradients, (losses, extra, added), news = self._differentiate_each(
+                one, variables, tensors
+            )
+        finally:
+            self._depth -= 1
+        self._pass_on(assigned_by_all(assigned, added, news, valid), keep_updates=True)
+        pairs = zip(gradients, variables, strict=True)
+        return losses, [_finished(gradient, v, scale) for gradient, v in pairs], extra
 
     @contextlib.contextmanager
     def values(
@@ -231,6 +362,15 @@ class Step(ABC):
         lent = {id(variable) for variable in variables}
         others = [each for each in scope.assigned if id(each.variable) not in lent]
         self._pass_on(others, keep_updates=keep_updates)
+
+    @staticmethod
+    def mean_over_replicas(tensors: Sequence[Any]) -> Sequence[Any]:
+        """Return the means of floating-point tensors over the replicas of a strategy.
+
+        On one device these are the tensors themselves. What a step computes from the means is the
+        same on every replica.
+        """
+        return backend().mean_over_replicas(tensors)
 
     # Weight updates
 
@@ -284,7 +424,8 @@ class Step(ABC):
         variable without a gradient is left alone.
 
         Args:
-            function: Returns the loss, a scalar. It is called with `data`, if that is given.
+            function: Returns the loss: a scalar, or a list or dictionary of scalars, whose sum is
+                the loss, or `losses(...)`. It is called with `data`, if that is given.
             variables: Variables to train; None: all that the model trains. If several optimizers
                 train them, each makes an update.
             data: A batch, for sources of gradients that look at its examples.
@@ -293,21 +434,25 @@ class Step(ABC):
             again: As in `apply`.
 
         Returns:
-            The loss, or the loss and the rest.
+            The loss, a scalar, or the loss and the rest.
 
         Raises:
-            ValueError: As `gradients` and `apply`.
+            ValueError: As `gradients` and `apply`, and as the source of gradients.
             RuntimeError: As `apply`.
         """
         self._require_outermost("minimize")
         variables = self.model.trainable_variables if variables is None else list(variables)
-        of_batch = function if data is None else lambda batch=data: function(batch)
+        self.has_minimized = True
+        objective = Objective(function, data, aux, keep_updates)
         if not variables:
-            found = self._differentiate(of_batch, [], aux, keep_updates, None)
+            found = self._differentiate(objective.whole, [], True, keep_updates, None)
             return (found.value, found.aux) if aux else found.value
         owners = self._owners_of(variables)
+        if self._source is not None:
+            value, extra = self._minimize_from(self._source, objective, variables, owners, again)
+            return (value, extra) if aux else value
         scale = loss_scale_of(self._optimizers()[owners[0]])
-        found = self._differentiate(of_batch, variables, aux, keep_updates, scale)
+        found = self._differentiate(objective.whole, variables, True, keep_updates, scale)
         for name in dict.fromkeys(owners):
             own = [i for i, owner in enumerate(owners) if owner == name]
             gradients, part = [found.gradients[i] for i in own], [variables[i] for i in own]
@@ -315,6 +460,35 @@ class Step(ABC):
                 gradients = self._rescaled(gradients, part, scale, name)
             self._apply(name, gradients, part, again=again)
         return (found.value, found.aux) if aux else found.value
+
+    @property
+    def _source(self) -> GradientSource | None:
+        return self.model.train_ops.gradients if self.training else None
+
+    def _minimize_from(
+        self,
+        source: GradientSource,
+        objective: Objective,
+        variables: Sequence[keras.Variable],
+        owners: Sequence[str],
+        again: bool,
+    ) -> tuple[Any, Any]:
+        """Update weights with the gradients of a source; return the loss and the rest."""
+        found = checked(source, source(self, objective, variables), variables)
+        self._note_loss(found.value, owners)
+        for name in dict.fromkeys(owners):
+            scale = loss_scale_of(self._optimizers()[name])
+            part = [
+                (gradient, variable)
+                for gradient, variable, owner in zip(
+                    found.gradients, variables, owners, strict=True
+                )
+                if owner == name
+            ]
+            self._apply(
+                name, [scale.scaled(g, v) for g, v in part], [v for _, v in part], again=again
+            )
+        return found.value, found.aux
 
     def _rescaled(
         self,
@@ -338,8 +512,10 @@ class Step(ABC):
         aux: bool,
         keep_updates: bool,
         scale: LossScale | None,
+        *,
+        several: bool = False,
     ) -> Differentiated:
-        """Differentiate `function` by variables and tensors."""
+        """Differentiate `function` by variables and tensors; a vector element by element."""
 
     @abstractmethod
     def _differentiate_each(
@@ -372,21 +548,34 @@ class Step(ABC):
                 "outside of `step.values`."
             )
 
+    @abstractmethod
+    def _note_loss(self, value: Any, owners: Sequence[str]) -> None:
+        """Take the loss that belongs to the weight updates of the optimizers of these names."""
+
+    def _part_size(self, at_once: int | None) -> int | None:
+        """Return how many examples to differentiate at once."""
+        return at_once
+
     def _pass_on(self, assigned: Sequence[Assigned], *, keep_updates: bool) -> None:
         """Assign in the scope around, or permanently if there is none."""
-        weights = set() if keep_updates else {id(weight) for weight in self.model.weights}
+        weights: set[int] = set()
+        metrics: set[int] = set()
+        if not keep_updates:
+            weights = {id(weight) for weight in self.model.weights}
+            metrics = {id(v) for metric in self.model.metrics for v in metric.variables}
         for each in assigned:
-            if not each.by_layer or id(each.variable) not in weights:
+            by_layer = each.by_layer and id(each.variable) in weights
+            if not by_layer and id(each.variable) not in metrics:
                 keras_private.assign(each)
 
     def _scale_for(self, sources: Sequence[Any]) -> LossScale | None:
         """Return the loss scale for gradients that can become a weight update."""
         if self._depth or not sources:
             return None
-        owners = {self._owners().get(id(source)) for source in sources}
-        if len(owners) > 1 or None in owners:
+        owners = self._owners()
+        if any(id(source) not in owners for source in sources):
             return None
-        return loss_scale_of(self._optimizers()[owners.pop() or ""])
+        return loss_scale_of(self._optimizers()[owners[id(sources[0])]])
 
     def _optimizers(self) -> Mapping[str, Any]:
         return keras_private.named_optimizers(self.model.optimizer)
@@ -437,6 +626,11 @@ class Step(ABC):
         return names[0]
 
 
+def _tensors(data: Any) -> list[Any]:
+    """Return the tensors of a batch."""
+    return [ops.convert_to_tensor(t) for t in keras.tree.flatten(data) if t is not None]
+
+
 def _as_source(source: Any) -> Any:
     return source if isinstance(source, keras.Variable) else ops.convert_to_tensor(source)
 
@@ -469,13 +663,3 @@ def independent(sources: Sequence[Any]) -> ValueError:
         f"{', '.join(names)}. A tensor must be used as the function's argument, not from outside; "
         "a variable must belong to a layer that the function calls."
     )
-
-
-def _refuse_weights(assigned: Sequence[Assigned], model: Any) -> None:
-    weights = {id(weight) for weight in model.weights}
-    bad = [each.variable.path for each in assigned if id(each.variable) in weights]
-    if bad:
-        raise ValueError(
-            f"Layers assign {', '.join(bad)}, which is not possible for each example apart. Call "
-            "them with `training=False`, or freeze them."
-        )

@@ -10,6 +10,7 @@ from typing import Any
 
 import keras
 
+from keras_trainops.gradients.base import GradientSource
 from keras_trainops.training.norm_logs import NormLogs
 from keras_trainops.training.numerics import NumericsGuard
 from keras_trainops.training.step_logs import StepLogs
@@ -17,7 +18,7 @@ from keras_trainops.training.trainability import Trainability
 from keras_trainops.updates.functions import PolicyEntry
 from keras_trainops.updates.policy import UpdatePolicy
 
-COMPILE_ARGUMENTS = ("updates", "variables_to_train", "check_numerics")
+COMPILE_ARGUMENTS = ("updates", "variables_to_train", "check_numerics", "gradients")
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,11 @@ class TrainOps:
         return self.compiled.arguments
 
     @property
+    def gradients(self) -> GradientSource | None:
+        """The source of gradients; None for those of the loss."""
+        return self.arguments["gradients"]
+
+    @property
     def policy(self) -> UpdatePolicy:
         """The updates that run."""
         return self.compiled.policy
@@ -140,10 +146,11 @@ class TrainOps:
             self.norms.reset()
 
     def needs_our_step(self) -> bool:
-        """Return whether a policy or a check needs the mixin's training step instead of Keras's.
+        """Return whether an argument needs the mixin's training step instead of Keras's.
 
         The arguments that do are among `Compiled.need_our_step_for`. `Monitor` is there too, but
         not counted here: with it Keras's step works, as it calls the mixin's `compute_metrics`.
         """
         policy = self.policy
-        return bool(self.numerics or policy.after_weights or not policy.keeps_layer_updates)
+        needed = self.numerics or policy.after_weights or self.gradients is not None
+        return bool(needed or not policy.keeps_layer_updates)

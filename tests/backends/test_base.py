@@ -28,7 +28,7 @@ def test_another_backend_refuses_to_train(monkeypatch: pytest.MonkeyPatch) -> No
     assert not model.compiled
     for refused in (
         lambda: OTHER.trace(lambda: None),
-        lambda: OTHER.differentiate(lambda: (0, None), []),
+        lambda: OTHER.differentiate(lambda *_: (0, None), [], nested=False, several=False),
         lambda: OTHER.conditionally(True, print, print, [], changes=[]),
     ):
         with pytest.raises(NotImplementedError, match="Restoring works on every backend"):
