@@ -78,6 +78,7 @@ class TypedModel(_Model):
         updates: Updates | Mapping[str, Updates] | None = None,
         variables_to_train: paths.Patterns | Mapping[str, paths.Patterns] = None,
         check_numerics: bool = False,
+        gradients: Any = None,
     ) -> None:
         """Configure the model for training; the first arguments are those of `keras.Model.compile`.
 
@@ -107,6 +108,8 @@ class TypedModel(_Model):
             check_numerics: If True, a NaN or infinite loss or gradient stops training with a
                 `NonFiniteLossError`, which names the step and the tensor; the weights are those of
                 the last good step.
+            gradients: How a step computes the gradients of its loss, a `GradientSource`, as in
+                `kt.gradients.SharpnessAware(rho=0.05)`. None: as in Keras. Transforms follow it.
 
         Raises:
             ValueError: If an argument is not valid; nothing changes. Patterns are checked when the
