@@ -30,7 +30,7 @@ from keras_trainops.training.optimizers.wrapping import ensure_transformed, guar
 from keras_trainops.training.running import test_step, train_step
 from keras_trainops.training.signatures import TypedModel, typed_as
 from keras_trainops.training.step import Step
-from keras_trainops.training.texts import EVALUATION, TRAINING, has_own_text, of_mixin
+from keras_trainops.training.texts import EVALUATION, has_own_text, of_mixin
 from keras_trainops.training.train_ops import (
     COMPILE_ARGUMENTS,
     Compiled,

@@ -144,9 +144,7 @@ class GradientGuard(GradientTransform):
         self, gradients: Sequence[Gradient], variables: Sequence[keras.Variable]
     ) -> Sequence[Gradient]:
         step = updates_before("The check of gradients")
-        skip_update_if(
-            ops.logical_not(self._guard.check(gradients, _names(variables), [], step))
-        )
+        skip_update_if(ops.logical_not(self._guard.check(gradients, _names(variables), [], step)))
         return gradients
 
 

@@ -115,9 +115,7 @@ def need_our_step(needed: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
     return tuple(name for name, methods in needed.items() if _STEP in methods)
 
 
-def refuse_without_methods(
-    model: Any, mixin: type, needed: Mapping[str, Sequence[str]]
-) -> None:
+def refuse_without_methods(model: Any, mixin: type, needed: Mapping[str, Sequence[str]]) -> None:
     """Raise if a user-defined method replaces one of the mixin's that an argument needs.
 
     Args:

@@ -119,7 +119,10 @@ def test_a_step_must_name_the_optimizer_by_its_variables() -> None:
         (both, ValueError, "one optimizer at a time. Received variables of: 'critic' and 'gen"),
         (directly, RuntimeError, "`self.optimizer` is several optimizers: critic, generator"),
     ):
-        type(model).training_step, before = lambda self, *args, t=text: t(*args), type(model).training_step
+        type(model).training_step, before = (
+            lambda self, *args, t=text: t(*args),
+            type(model).training_step,
+        )
         try:
             with refused(model, message, kind):
                 fit(model)
