@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from keras_trainops.training.numerics import NonFiniteLossError
     from keras_trainops.training.optimizers.group import OptimizerGroup
     from keras_trainops.training.optimizers.transformed import TransformedOptimizer
-    from keras_trainops.training.step import Step
+    from keras_trainops.training.steps.step import Step
 
 _SUBPACKAGES = ("adapt", "callbacks", "checkpoints", "gradients", "transforms", "updates")
 _WITHOUT_KERAS = ("checkpoints", "checkpoints.open", "errors")
@@ -42,7 +42,7 @@ _HOMES = {
     "RestoreError": "errors",
     "RestoreReport": "restoring.planning.report",
     "SessionInterrupted": "session.interruption",
-    "Step": "training.step",
+    "Step": "training.steps.step",
     "TrainOpsMixin": "training.mixin",
     "TrainOpsModel": "training.models",
     "TrainingSession": "callbacks",

@@ -27,6 +27,7 @@ from keras_trainops.backends.base import (
     T,
     split_sources,
 )
+from keras_trainops.backends.tensorflow_rows import dense, sum_duplicate_rows, with_values
 
 
 class TensorFlow(Backend):
@@ -144,7 +145,7 @@ class TensorFlow(Backend):
             gradients = tape.gradient(
                 loss, copies, unconnected_gradients=tf.UnconnectedGradients.ZERO
             )
-            return loss, [_dense(g) for g in gradients], own, shared
+            return loss, [dense(g) for g in gradients], own, shared
 
         losses, gradients, own, shared = tf.vectorized_map(of_example, list(batch))
         return losses, gradients, own, tf.nest.map_structure(lambda each: each[0], shared)
@@ -182,7 +183,7 @@ class TensorFlow(Backend):
         self, gradients: Sequence[Gradient], optimizer: keras.optimizers.Optimizer
     ) -> list[Gradient]:
         if optimizer.loss_scale_factor or optimizer.gradient_accumulation_steps:
-            return [_dense(g) for g in gradients]
+            return [dense(g) for g in gradients]
         return list(gradients)
 
     def reduce_and_transform(
@@ -195,13 +196,13 @@ class TensorFlow(Backend):
 
         A sparse gradient is passed as its rows if `chain.row_sparse`, otherwise as a dense one.
         """
-        rows = _sum_duplicate_rows if chain.row_sparse else _dense
+        rows = sum_duplicate_rows if chain.row_sparse else dense
         reduced = [rows(g) for g in _sum_over_replicas(gradients)]
         for gradient, variable in zip(reduced, variables, strict=True):
             if isinstance(gradient, tf.Tensor):  # a sparse one that became dense lost its shape
                 gradient.set_shape(variable.shape)
         transformed = chain([self.elements(g) for g in reduced], variables)
-        return [_with_values(old, new) for old, new in zip(reduced, transformed, strict=True)]
+        return [with_values(old, new) for old, new in zip(reduced, transformed, strict=True)]
 
     def without_reduction(
         self, optimizer: keras.optimizers.Optimizer
@@ -209,7 +210,7 @@ class TensorFlow(Backend):
         return keras_private.replaced(optimizer, "_all_reduce_sum_gradients", list)
 
     def dense(self, gradient: Gradient) -> Gradient:
-        return _dense(gradient)
+        return dense(gradient)
 
     def elements(self, gradient: Gradient) -> Any:
         return gradient.values if isinstance(gradient, tf.IndexedSlices) else gradient
@@ -321,35 +322,6 @@ def _sum_over_replicas(gradients: Sequence[Gradient]) -> Sequence[Gradient]:
         return gradients
     summed = iter(replica.all_reduce(tf.distribute.ReduceOp.SUM, present))
     return [None if g is None else next(summed) for g in gradients]
-
-
-def _dense(gradient: Gradient) -> Gradient:
-    return tf.convert_to_tensor(gradient) if isinstance(gradient, tf.IndexedSlices) else gradient
-
-
-def _with_values(gradient: Gradient, values: Gradient) -> Gradient:
-    if isinstance(gradient, tf.IndexedSlices):
-        return tf.IndexedSlices(values, gradient.indices, gradient.dense_shape)
-    return values
-
-
-def _sum_duplicate_rows(gradient: Gradient) -> Gradient:
-    """Return a sparse gradient with each row's sum once, in as many rows as before.
-
-    The rows left over are zero, at an index that occurs: they change neither norms nor updates. All
-    shapes stay static, which XLA needs and `tf.unique` cannot give.
-    """
-    if not isinstance(gradient, tf.IndexedSlices):
-        return gradient
-    order = tf.argsort(gradient.indices)
-    indices = tf.gather(gradient.indices, order)
-    is_new = tf.concat([[0], tf.cast(indices[1:] != indices[:-1], tf.int32)], axis=0)
-    segment = tf.cumsum(is_new[: tf.size(indices)])
-    count = tf.size(indices)
-    summed = tf.math.unsorted_segment_sum(tf.gather(gradient.values, order), segment, count)
-    rows = tf.math.unsorted_segment_max(indices, segment, count)
-    rows = tf.where(tf.range(count) <= segment[-1], rows, indices[0])
-    return tf.IndexedSlices(summed, rows, gradient.dense_shape)
 
 
 def _finite_on_all_replicas(

@@ -27,10 +27,10 @@ from keras_trainops.training.optimizers.group import all_transformed_in
 from keras_trainops.training.optimizers.transfer import built_for
 from keras_trainops.training.optimizers.weight_decay import EXCLUDED, exclude, exclusions
 from keras_trainops.training.optimizers.wrapping import ensure_transformed, guarded, owned_by
-from keras_trainops.training.running import test_step, train_step
 from keras_trainops.training.signatures import TypedModel, typed_as
-from keras_trainops.training.step import Step
-from keras_trainops.training.texts import EVALUATION, has_own_text, of_mixin
+from keras_trainops.training.steps.running import test_step, train_step
+from keras_trainops.training.steps.step import Step
+from keras_trainops.training.steps.texts import EVALUATION, has_own_text, of_mixin
 from keras_trainops.training.train_ops import (
     COMPILE_ARGUMENTS,
     Compiled,
@@ -313,9 +313,9 @@ class TrainOpsMixin(_Model):
             return self.train_function
         if state.why_unbuilt and state.needs_our_step():
             raise ValueError(
-                "`updates`, `check_numerics` and `gradients` need a model that is built, and this one "
-                "could not be built from the shapes of its data. Call it on a batch before `fit`, as in "
-                f"`model(x)`. The reason: {state.why_unbuilt}"
+                "`updates`, `check_numerics` and `gradients` need a model that is built, and this "
+                "one could not be built from the shapes of its data. Call it on a batch before "
+                f"`fit`, as in `model(x)`. The reason: {state.why_unbuilt}"
             )
         if self.built and not state.why_unbuilt:
             preparation.prepare(self)

@@ -14,7 +14,7 @@ from keras_trainops import keras_private
 from keras_trainops.backends import backend
 from keras_trainops.training.optimizers.group import OptimizerGroup, monitors_of
 from keras_trainops.training.optimizers.transformed import TransformedOptimizer, transformed_in
-from keras_trainops.training.texts import EVALUATION, TRAINING, has_own_text
+from keras_trainops.training.steps.texts import EVALUATION, TRAINING, has_own_text
 from keras_trainops.updates.policy import UpdatePolicy
 from keras_trainops.values import copy_of
 
@@ -131,10 +131,10 @@ def refuse_without_methods(model: Any, mixin: type, needed: Mapping[str, Sequenc
         for owner, function in _overrides(model, mixin, method) if asked else ():
             if not _may_call(function, method):
                 raise _refusal(asked, owner, method, f"have it call `super().{method}`")
-    after, asked = own_step_after_mixin(type(model), mixin), need_our_step(needed)
-    if asked and after is not None:
+    after, stepping = own_step_after_mixin(type(model), mixin), need_our_step(needed)
+    if stepping and after is not None:
         owner = f"class {after.__name__!r}"
-        raise _refusal(asked, owner, _STEP, "compute the loss in `compute_loss` instead")
+        raise _refusal(stepping, owner, _STEP, "compute the loss in `compute_loss` instead")
 
 
 @contextmanager

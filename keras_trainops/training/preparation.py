@@ -18,9 +18,9 @@ from keras_trainops.training.optimizers.group import (
 )
 from keras_trainops.training.optimizers.transfer import built_for, is_built_for
 from keras_trainops.training.optimizers.transformed import transformed_in
-from keras_trainops.training.probe import probe
-from keras_trainops.training.step_logs import StepLogs
-from keras_trainops.training.texts import EVALUATION, TRAINING, has_own_text
+from keras_trainops.training.steps.logs import StepLogs
+from keras_trainops.training.steps.probe import probe
+from keras_trainops.training.steps.texts import EVALUATION, TRAINING, has_own_text
 from keras_trainops.training.trainability import changed_since, without
 
 T = TypeVar("T")

@@ -13,7 +13,7 @@ import keras
 from keras_trainops.gradients.base import GradientSource
 from keras_trainops.training.norm_logs import NormLogs
 from keras_trainops.training.numerics import NumericsGuard
-from keras_trainops.training.step_logs import StepLogs
+from keras_trainops.training.steps.logs import StepLogs
 from keras_trainops.training.trainability import Trainability
 from keras_trainops.updates.functions import PolicyEntry
 from keras_trainops.updates.policy import UpdatePolicy

@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import pytest
 
+from keras_trainops import keras_private
 from keras_trainops.backends import backend
 from tests.helpers import value
 
@@ -50,12 +51,19 @@ def test_conditions_select_the_values_that_one_function_assigns() -> None:
 
 def test_differentiates_within_a_stateless_scope() -> None:
     weight, factor = variables(1.0, 0.0)
+
+    def squared(values: Any, tensors: Any) -> Any:
+        with keras_private.ValueScope(values):
+            loss = keras.ops.sum(factor * weight * weight * tensors[0])
+        return loss, tensors[0]
+
     with keras.StatelessScope([(factor, factor.value + 3)]):
-        (gradient,), rest = backend().differentiate(
-            lambda: (keras.ops.sum(factor * weight * weight), "rest"), [weight]
+        (by_weight, by_tensor), rest = backend().differentiate(
+            squared, [weight, np.float32([2, 2])], nested=False, several=False
         )
-    np.testing.assert_allclose(gradient, [6, 6])
-    assert rest == "rest"
+    np.testing.assert_allclose(by_weight, [12, 12])
+    np.testing.assert_allclose(by_tensor, [3, 3])
+    np.testing.assert_allclose(rest, [2, 2])
 
 
 def test_tracing_assigns_nothing() -> None:

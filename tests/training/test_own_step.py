@@ -209,7 +209,7 @@ def test_gradients_of_any_step_are_checked(owner: str, eager: bool) -> None:
     good.fit(X[:8], Y[:8], batch_size=8, shuffle=False, verbose=0)
     bad = Y.copy()
     bad[9] = np.nan
-    with pytest.raises(kt.NonFiniteLossError, match="The gradient of 'trunk/kernel' .*at step 1 "):
+    with pytest.raises(kt.NonFiniteLossError, match=r"The gradient of 'trunk/kernel' .*at step 1 "):
         model.fit(X, bad, batch_size=8, shuffle=False, verbose=0)
     for variable, twin in zip(model.trainable_weights, good.trainable_weights, strict=True):
         assert_same([numpy(variable)], [numpy(twin)])
@@ -366,7 +366,7 @@ def test_norms_reach_logs_that_a_model_makes_itself() -> None:
 
 
 def test_refuses_a_reset_that_loses_norms_with_monitors_only() -> None:
-    with pytest.raises(ValueError, match="`Monitor` cannot be used .*class 'NeverResets'"):
+    with pytest.raises(ValueError, match=r"`Monitor` cannot be used .*class 'NeverResets'"):
         net(NeverResets).compile("sgd", "mse", gradient_transforms=T.Monitor())
     model = net(NeverResets)
     model.compile("sgd", "mse", gradient_transforms=T.ClipByNorm(1.0), check_numerics=True)

@@ -96,10 +96,9 @@ def test_nothing_changes_from_a_bad_loss_on(options: dict[str, Any]) -> None:
     assert differ(values(good), values(model)) <= 1e-6
 
 
-def test_a_bad_second_loss_keeps_the_first_update() -> None:
+def test_a_bad_second_loss_keeps_the_first_update(monkeypatch: pytest.MonkeyPatch) -> None:
     """The critic has been updated when the generator's loss turns out to be NaN."""
     model = adversaries(check_numerics=True)
-    loss = Adversaries.training_step
 
     def spoilt(self: Any, step: Any, data: Any) -> Any:
         noise, real, _ = step.unpack(data)
@@ -110,12 +109,9 @@ def test_a_bad_second_loss_keeps_the_first_update() -> None:
         second = step.minimize(lambda: keras.ops.sum(self.generator(bad)), weights)
         return {"critic": first, "generator": second}
 
-    try:
-        Adversaries.training_step = spoilt  # type: ignore[method-assign]
-        with pytest.raises(kt.NonFiniteLossError, match="at step 1 "):
-            fit(model, steps_per_epoch=1)
-    finally:
-        Adversaries.training_step = loss  # type: ignore[method-assign]
+    monkeypatch.setattr(Adversaries, "training_step", spoilt)
+    with pytest.raises(kt.NonFiniteLossError, match="at step 1 "):
+        fit(model, steps_per_epoch=1)
     assert updates_made(model) == {"critic": 1, "generator": 0}
 
 
@@ -254,7 +250,7 @@ def test_evaluation_step_is_used_by_validation() -> None:
 
 
 @pytest.mark.parametrize(
-    "options, message",
+    ("options", "message"),
     [
         ({"optimizers": []}, "`optimizers` must be a dictionary"),
         ({"optimizers": {"a b": "sgd"}}, "must be valid Python names. Received: 'a b'"),

@@ -44,6 +44,7 @@ def test_plain_models_need_no_step_of_their_own() -> None:
         "updates": None,
         "variables_to_train": None,
         "check_numerics": None,
+        "gradients": None,
     }
     model = net()
     for options in ({"updates": []}, {"check_numerics": True}):

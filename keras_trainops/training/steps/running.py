@@ -16,8 +16,10 @@ from keras_trainops.backends import Assignment, Gradient, backend
 from keras_trainops.keras_private import ValueScope
 from keras_trainops.training.optimizers.loss_scale import LossScale
 from keras_trainops.training.optimizers.transfer import built_for
-from keras_trainops.training.step import Differentiated, Step, called
-from keras_trainops.training.texts import EVALUATION, TRAINING, text_of
+from keras_trainops.training.steps.differentiation import Differentiated, called
+from keras_trainops.training.steps.owners import optimizers_of, owners
+from keras_trainops.training.steps.step import Step
+from keras_trainops.training.steps.texts import EVALUATION, TRAINING, text_of
 
 
 def train_step(model: Any, data: Any) -> dict[str, Any]:
@@ -185,7 +187,7 @@ class TrainingStep(RunningStep):
         found = super()._differentiate(function, sources, aux, keep_updates, scale, several=several)
         if not self._depth:
             self._losses.append(found.value)
-            name = self._owners().get(id(sources[0])) if len(sources) else None
+            name = owners(self.model).get(id(sources[0])) if len(sources) else None
             self._loss_of["" if name is None else name] = found.value
         return found
 
@@ -204,7 +206,7 @@ class TrainingStep(RunningStep):
         require_once(name, self._applied, again)
         self._applied.add(name)
         model, policy = self.model, self.model.train_ops.policy
-        optimizer = self._optimizers()[name]
+        optimizer = optimizers_of(self.model)[name]
         given = {id(v): g for v, g in zip(variables, gradients, strict=True)}
         trained = built_for(optimizer) or list(variables)
         partly = len(given) < len(trained)
@@ -303,9 +305,9 @@ def require_once(name: str, applied: set[str], again: bool) -> None:
     if name in applied and not again:
         which = f"The optimizer {name!r}" if name else "The optimizer"
         raise ValueError(
-            f"{which} has already updated weights in this step. Apply all of its gradients at once; "
-            "or compile with several `optimizers`; or, if each step is to make several updates, "
-            "pass `again=True`."
+            f"{which} has already updated weights in this step. Apply all of its gradients at "
+            "once; or compile with several `optimizers`; or, if each step is to make several "
+            "updates, pass `again=True`."
         )
 
 

@@ -1,4 +1,4 @@
-"""A user's training step on shapes alone: what it builds, returns and applies, and what is wrong."""
+"""A user's training step on shapes alone: what it builds and returns, and what is wrong."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ from keras_trainops import keras_private
 from keras_trainops.backends import Assignment, Gradient
 from keras_trainops.keras_private import ValueScope
 from keras_trainops.training.optimizers.loss_scale import LossScale
-from keras_trainops.training.running import require_once
-from keras_trainops.training.step import Differentiated, Step, called, independent
-from keras_trainops.training.texts import EVALUATION, TRAINING, text_of
+from keras_trainops.training.steps.differentiation import Differentiated, called, independent
+from keras_trainops.training.steps.owners import optimizers_of
+from keras_trainops.training.steps.running import require_once
+from keras_trainops.training.steps.step import Step
+from keras_trainops.training.steps.texts import EVALUATION, TRAINING, text_of
 
 
 def probe(model: Any, batch: Any, *, training: bool) -> list[str]:
@@ -139,7 +141,7 @@ class Probe(Step):
 
     def _owners_of(self, variables: Sequence[keras.Variable]) -> list[str]:
         if self._building:
-            return [next(iter(self._optimizers()))] * max(len(variables), 1)
+            return [next(iter(optimizers_of(self.model)))] * max(len(variables), 1)
         return super()._owners_of(variables)
 
     def _apply(

@@ -68,7 +68,7 @@ def metrics_inside(model: Any, step: Any, data: Any) -> Any:
 
 
 @pytest.mark.parametrize(
-    "text, kind, message",
+    ("text", "kind", "message"),
     [
         (no_dictionary, ValueError, r"`training_step` must return a dictionary .*Received: "),
         (no_scalar_log, ValueError, r"must return scalars as logs.*\(4, 2\) for 'predictions'"),
@@ -100,7 +100,9 @@ def test_an_optimizer_may_update_several_times_on_request() -> None:
     np.testing.assert_allclose(value(model.weights[0]), np.full((6, 2), 0.8**3), rtol=1e-6)
 
 
-def test_a_step_must_name_the_optimizer_by_its_variables() -> None:
+def test_a_step_must_name_the_optimizer_by_its_variables(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     model = adversaries()
 
     def both(step: Any, data: Any) -> Any:
@@ -119,15 +121,9 @@ def test_a_step_must_name_the_optimizer_by_its_variables() -> None:
         (both, ValueError, "one optimizer at a time. Received variables of: 'critic' and 'gen"),
         (directly, RuntimeError, "`self.optimizer` is several optimizers: critic, generator"),
     ):
-        type(model).training_step, before = (
-            lambda self, *args, t=text: t(*args),
-            type(model).training_step,
-        )
-        try:
-            with refused(model, message, kind):
-                fit(model)
-        finally:
-            type(model).training_step = before
+        with refused(model, message, kind), monkeypatch.context() as patch:
+            patch.setattr(type(model), "training_step", lambda self, *args, t=text: t(*args))
+            fit(model)
 
 
 def test_it_builds_layers_that_only_the_step_calls() -> None:

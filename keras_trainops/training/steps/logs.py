@@ -42,8 +42,8 @@ class StepLogs:
         """
         if name not in self._means:
             raise KeyError(
-                f"The step returns a log {name!r} that it did not return before: it must return the "
-                f"same ones every time. Before: {', '.join(self._means) or 'none'}"
+                f"The step returns a log {name!r} that it did not return before: it must return "
+                f"the same ones every time. Before: {', '.join(self._means) or 'none'}"
             )
         self._means[name].update_state(value, sample_weight=size)
 

@@ -1,0 +1,1 @@
+"""One training step: what it is given, how it runs, and the check of it on shapes alone."""
