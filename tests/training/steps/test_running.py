@@ -8,6 +8,7 @@ import pytest
 
 import keras_trainops as kt
 from tests.helpers import assert_same, two_layers, value, values
+from tests.training import step_runs
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(8, 4)).astype("float32")
@@ -60,3 +61,22 @@ def test_the_loss_is_averaged_by_batch_size() -> None:
         logs.append((history["loss"], values(model)))
     np.testing.assert_allclose(logs[0][0], logs[1][0], rtol=1e-6)
     assert_same(logs[0][1], logs[1][1])
+
+
+@pytest.mark.backends("tensorflow")
+def test_two_replicas_give_the_numbers_of_one_device() -> None:
+    """Losses of Keras and of `ops` alike, which Keras would add up to different sums."""
+    one, two = step_runs.run(1), step_runs.run(2)
+    assert one.keys() == two.keys()
+    for name, array in one.items():
+        np.testing.assert_allclose(two[name], array, rtol=2e-5, atol=2e-6, err_msg=name)
+
+
+@pytest.mark.backends("jax")
+def test_four_devices_give_the_numbers_of_one() -> None:
+    one = step_runs.run(1)
+    with keras.distribution.DataParallel().scope():
+        four = step_runs.run(4)
+    assert one.keys() == four.keys()
+    for name, array in one.items():
+        np.testing.assert_allclose(four[name], array, rtol=2e-5, atol=2e-6, err_msg=name)
