@@ -21,6 +21,7 @@ from keras_trainops.training.optimizers.compiling import (
     DEFAULT,
     OptimizerArguments,
     fitted,
+    for_replicas,
     with_loss_scales,
 )
 from keras_trainops.training.optimizers.group import all_transformed_in
@@ -101,6 +102,8 @@ class TrainOpsMixin(_Model):
         )
         policy = UpdatePolicy(updates, state.registered, state.policy, described.names)
         optimizer = described.create(keeps_state=bool(policy.after_weights))
+        if preparation.in_scope(self, backend().replicas) > 1:
+            optimizer = for_replicas(optimizer)
         values = (updates, variables_to_train, check_numerics, as_source(gradients))
         arguments: dict[str, Any] = dict(zip(COMPILE_ARGUMENTS, values, strict=True))
         needed = own_step.methods_needed(self, TrainOpsMixin, policy, arguments, optimizer)

@@ -8,7 +8,7 @@ from typing import Any
 
 import keras
 
-from keras_trainops import paths
+from keras_trainops import keras_private, paths
 from keras_trainops.training.optimizers.group import OptimizerGroup
 from keras_trainops.training.optimizers.transfer import transferred
 from keras_trainops.training.optimizers.wrapping import ensure_transformed, with_transforms
@@ -111,6 +111,20 @@ def _with_loss_scale(optimizer: Any, name: str) -> Any:
     if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
         return optimizer
     return keras.optimizers.LossScaleOptimizer(optimizer, name=name)
+
+
+def for_replicas(optimizer: Any) -> Any:
+    """Return the optimizer, which can accumulate gradients on several replicas.
+
+    Keras's own accumulation cannot: replicas must not synchronise within the condition of one.
+    """
+    if isinstance(optimizer, OptimizerGroup):
+        return optimizer.with_optimizers(
+            {name: for_replicas(each) for name, each in optimizer.by_name.items()}
+        )
+    innermost = keras_private.innermost(optimizer)
+    accumulates = innermost is not None and innermost.gradient_accumulation_steps
+    return ensure_transformed(optimizer) if accumulates else optimizer
 
 
 def fitted(optimizer: Any, model: Any) -> Any:
