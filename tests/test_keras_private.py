@@ -548,3 +548,83 @@ def test_a_constant_copy_of_a_tensor_keeps_its_mask() -> None:
     stopped = keras_private.stop_gradient(masked)
     loss = keras.losses.MeanAbsoluteError()
     assert float(loss(np.full((1, 2, 1), 3.0, "float32"), stopped)) == 2.0  # of the first
+
+
+def test_a_scope_of_values_falls_back_to_the_scope_around_it_and_then_to_the_variable() -> None:
+    own, outer, inner = [keras.Variable(float(i), name=f"v{i}") for i in range(3)]
+
+    def read() -> list[float]:
+        tensors = [keras.ops.convert_to_tensor(v) for v in (own, outer, inner)]
+        return [float(keras.ops.convert_to_numpy(tensor)) for tensor in tensors]
+
+    around = keras.StatelessScope([(outer, keras.ops.convert_to_tensor(10.0))])
+    with around, keras_private.ValueScope([(inner, keras.ops.convert_to_tensor(20.0))]) as scope:
+        assert read() == [0.0, 10.0, 20.0]
+        own.assign(5.0)
+        assert read() == [5.0, 10.0, 20.0]
+        with scope.left():
+            assert keras_private.current_scope() is around
+            assert read() == [0.0, 10.0, 2.0]
+        (assigned,) = scope.take_assigned()
+        assert (assigned.variable is own, assigned.by_layer) == (True, False)
+        assert read() == [0.0, 10.0, 20.0]
+    assert read() == [0.0, 1.0, 2.0]
+
+
+def test_a_scope_knows_whether_a_layer_assigned_while_it_was_called() -> None:
+    made, by_hand = model(), keras.Variable(0.0)
+    with keras_private.ValueScope() as scope:
+        made(np.ones((2, 3), "float32"), training=True)
+        by_hand.assign(1.0)
+    found = {assigned.variable.name: assigned.by_layer for assigned in scope.assigned}
+    assert found == {"moving_mean": True, "moving_variance": True, by_hand.name: False}
+
+
+@pytest.mark.backends("tensorflow", "torch")  # JAX makes metrics before it traces
+def test_variables_made_in_a_scope_are_initialised_when_it_is_left() -> None:
+    loss = keras.metrics.Mean  # as the trackers of several losses are, in the first step
+    made: list[Any] = []
+
+    def build() -> None:
+        with keras_private.ValueScope() as scope:
+            made.append(loss())
+            made[0].update_state(4.0)
+            with scope.left():
+                for assigned in scope.take_assigned():
+                    assigned.variable.assign(assigned.value)
+
+    build()
+    assert float(keras.ops.convert_to_numpy(made[0].result())) == 4.0
+
+
+@pytest.mark.backends("tensorflow")
+def test_losses_are_those_of_one_replica_on_this_thread_alone() -> None:
+    from keras.src.losses import loss as loss_module
+
+    def mean_of_ones(replica: Any = None) -> Any:
+        return keras.losses.MeanSquaredError()(np.ones((2, 1)), np.zeros((2, 1)))
+
+    before = loss_module.scale_loss_for_distribution
+    strategy = two_replicas()
+    assert [float(each) for each in strategy.run(mean_of_ones).values] == [0.5, 0.5]
+
+    def of_one_replica() -> Any:
+        with keras_private.losses_of_one_replica():
+            return mean_of_ones()
+
+    assert [float(each) for each in strategy.run(of_one_replica).values] == [1.0, 1.0]
+    assert loss_module.scale_loss_for_distribution is before
+
+
+def test_shapes_alone_build_layers_and_assign_nothing() -> None:
+    layer, seen = keras.layers.BatchNormalization(), []
+
+    def forward(x: Any) -> Any:
+        with keras_private.ValueScope():
+            seen.append(tuple(x.shape)[1:])
+            return layer(x, training=True)
+
+    out = keras_private.output_shapes(forward, keras.KerasTensor((None, 3), "float32"))
+    assert tuple(out.shape) == (None, 3)
+    assert layer.built
+    np.testing.assert_array_equal(value(layer.moving_mean), np.zeros(3))

@@ -20,5 +20,5 @@ def test_values_are_averaged_by_size_until_they_are_reset() -> None:
 
 
 def test_an_unknown_log_is_an_error() -> None:
-    with pytest.raises(KeyError, match="log 'b' .*Before: a"):
+    with pytest.raises(KeyError, match=r"log 'b' .*Before: a"):
         StepLogs(["a"]).update("b", 1.0, 1)
