@@ -30,7 +30,8 @@ ALLOWED: dict[str, set[str]] = {
     "representation": set(),
     "keras_private": set(),
     "arguments": {"state"},
-    "backends": {"keras_private"},
+    "trees": set(),
+    "backends": {"keras_private", "trees"},
     "checkpoints": {"errors", "numbering"},
     "weight_names": {"checkpoints", "paths", "keras_private"},
     "transforms": {
@@ -44,7 +45,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     "training": {
         *("transforms", "updates", "gradients", "backends", "keras_private"),
-        *("paths", "state", "arguments", "values"),
+        *("paths", "state", "arguments", "values", "trees"),
     },
     "registration": set(),
     "adapt": {"weight_names", "keras_private", "paths"},

@@ -21,6 +21,7 @@ from keras_trainops.backends.base import (
     T,
     split_sources,
 )
+from keras_trainops.trees import mapped
 
 
 class Torch(Backend):
@@ -90,9 +91,14 @@ class Torch(Backend):
         self, function: Differentiable[T], sources: Sequence[Any], *, nested: bool, several: bool
     ) -> tuple[Sequence[Gradient], T]:
         with torch.enable_grad():
-            leaves = [_leaf(source, nested) for source in sources]
+            now = [s.value if isinstance(s, keras.Variable) else s for s in sources]
+            leaves = [
+                _leaf(source, tensor, nested) for source, tensor in zip(sources, now, strict=True)
+            ]
             variables, tensors = split_sources(sources, leaves)
-            value, rest = function([(v, t) for v, t in variables if t is not v.value], tensors)
+            if all(leaf is tensor for leaf, tensor in zip(leaves, now, strict=True)):
+                variables = []  # they keep their values
+            value, rest = function(variables, tensors)
             scalars = value.unbind() if several else [value]
             rows: list[Sequence[Gradient]] = []
             for scalar in scalars:
@@ -107,7 +113,7 @@ class Torch(Backend):
                     )
                 rows.append(row)
         gradients = rows if several else rows[0]
-        return gradients, rest if nested else keras.tree.map_structure(_detached, rest)
+        return gradients, rest if nested else mapped(_detached, rest)
 
     def differentiate_each(
         self,
@@ -123,7 +129,7 @@ class Torch(Backend):
             one = torch.func.grad_and_value(of_values, has_aux=True)
             each = torch.func.vmap(one, in_dims=(None, *[0] * len(batch)), randomness="same")
             gradients, (losses, (own, shared)) = each(values, *batch)
-        return losses, list(gradients), own, keras.tree.map_structure(lambda s: s[0], shared)
+        return losses, list(gradients), own, mapped(lambda s: s[0], shared)
 
     def no_gradients(self) -> AbstractContextManager[Any]:
         return torch.no_grad()
@@ -140,13 +146,12 @@ class Torch(Backend):
         return sorted((t.data_ptr(), t.data_ptr() + t.nbytes) for t in tensors if not t.is_meta)
 
 
-def _leaf(source: Any, nested: bool) -> Any:
-    """Return the tensor to differentiate by.
+def _leaf(source: Any, tensor: Any, nested: bool) -> Any:
+    """Return the tensor to differentiate by, for a source and its tensor.
 
     In a function that is differentiated, tensors of the outer one may depend on the source. It gets
     a node of its own, or the inner gradient would count their paths too.
     """
-    tensor = source.value if isinstance(source, keras.Variable) else source
     if (
         isinstance(source, keras.Variable)
         and tensor.is_leaf

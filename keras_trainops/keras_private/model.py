@@ -55,7 +55,13 @@ def forget_losses(model: keras.Model) -> None:
     loss, and would then be dropped.
     """
     model._clear_losses()
-    model._losses_override = []
+    forget_returned_losses(model)
+
+
+def forget_returned_losses(model: keras.Model) -> None:
+    """Clear the losses that a stateless call returned and that the model shows as its own."""
+    if model._losses_override:
+        model._losses_override = []
 
 
 def kernel_of(layer: Any) -> keras.Variable:

@@ -259,7 +259,7 @@ class TrainOpsMixin(_Model):
             return step.losses(x, y, y_pred, sample_weight), y_pred
 
         batch = (x, y, sample_weight)
-        value, y_pred = step.minimize(loss, self.trainable_variables, data=batch, aux=True)
+        value, y_pred = step.minimize(loss, data=batch, aux=True)
         step.update_metrics(y, y_pred, sample_weight, x=x)
         return {"loss": value}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -275,6 +276,11 @@ class Differentiation(ABC):
         """
         return backend().mean_over_replicas(tensors)
 
+    @functools.cached_property
+    def _names(self) -> dict[int, str]:
+        """The name of the optimizer that trains each variable, by the variables' `id`."""
+        return owners(self.model)
+
     # What differs between a step that runs and one that is only looked at
 
     @abstractmethod
@@ -330,10 +336,9 @@ class Differentiation(ABC):
         """Return the loss scale for gradients that can become a weight update."""
         if self._depth or not sources:
             return None
-        names = owners(self.model)
-        if any(id(source) not in names for source in sources):
+        if any(id(source) not in self._names for source in sources):
             return None
-        return loss_scale_of(optimizers_of(self.model)[names[id(sources[0])]])
+        return loss_scale_of(optimizers_of(self.model)[self._names[id(sources[0])]])
 
 
 def _tensors(data: Any) -> list[Any]:

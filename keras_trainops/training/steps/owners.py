@@ -22,7 +22,9 @@ def owners(model: Any) -> dict[int, str]:
     optimizer = model.optimizer
     trained: Mapping[str, Sequence[keras.Variable]]
     if not isinstance(optimizer, OptimizerGroup):
-        trained = {"": [] if optimizer is None else model.trainable_variables}
+        trained = {
+            "": [] if optimizer is None else built_for(optimizer) or model.trainable_variables
+        }
     elif optimizer.built:
         trained = {name: built_for(each) for name, each in optimizer.by_name.items()}
     else:
@@ -30,21 +32,22 @@ def owners(model: Any) -> dict[int, str]:
     return {id(v): name for name, variables in trained.items() for v in variables}
 
 
-def owners_of(model: Any, variables: Sequence[keras.Variable]) -> list[str]:
+def owners_of(names: Mapping[int, str], variables: Sequence[keras.Variable]) -> list[str]:
     """Return the name of the optimizer that trains each of these variables.
+
+    Args:
+        names: What `owners` returned.
+        variables: The variables.
 
     Raises:
         ValueError: If there is none for one of them; the message names it.
     """
-    if model.optimizer is None:
-        raise ValueError("The model was compiled without an optimizer.")
-    names = owners(model)
     strangers = [v.path for v in variables if id(v) not in names]
     if strangers:
         raise ValueError(
-            f"No optimizer trains {', '.join(map(repr, strangers))}. The model must own these "
-            "variables, as weights of a layer that is its attribute; they must be trainable, and "
-            "`variables_to_train` must choose them."
+            f"No optimizer trains {', '.join(map(repr, strangers))}. The model must be compiled with "
+            "an optimizer, and own these variables, as weights of a layer that is its attribute; "
+            "they must be trainable, and `variables_to_train` must choose them."
         )
     return [names[id(v)] for v in variables]
 

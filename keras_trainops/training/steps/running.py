@@ -17,9 +17,10 @@ from keras_trainops.keras_private import ValueScope
 from keras_trainops.training.optimizers.loss_scale import LossScale
 from keras_trainops.training.optimizers.transfer import built_for
 from keras_trainops.training.steps.differentiation import Differentiated, called
-from keras_trainops.training.steps.owners import optimizers_of, owners
+from keras_trainops.training.steps.owners import optimizers_of
 from keras_trainops.training.steps.step import Step
 from keras_trainops.training.steps.texts import EVALUATION, TRAINING, text_of
+from keras_trainops.trees import first_leaf, mapped
 
 
 def train_step(model: Any, data: Any) -> dict[str, Any]:
@@ -49,12 +50,11 @@ def test_step(model: Any, data: Any) -> dict[str, Any]:
 
 
 def _run(step: RunningStep, text: Callable[..., Any], data: Any) -> dict[str, Any]:
-    data = keras.tree.map_structure(_as_tensor, data)
-    keras_private.forget_losses(step.model)
+    data = mapped(_as_tensor, data)
     with step.open():
         logs = text(step, data)
         step.finish()
-    keras_private.forget_losses(step.model)
+    keras_private.forget_returned_losses(step.model)
     return step.results(logs, data)
 
 
@@ -90,7 +90,7 @@ class RunningStep(Step):
         model = self.model
         means = model.train_ops.step_logs[self.training]
         x, *_ = self.unpack(data)
-        size = ops.shape(next(leaf for leaf in keras.tree.flatten(x) if leaf is not None))[0]
+        size = ops.shape(first_leaf(x))[0]
         for name, value in logs.items():
             if name == "loss":
                 keras_private.track_loss(model, value, size)
@@ -187,7 +187,7 @@ class TrainingStep(RunningStep):
         found = super()._differentiate(function, sources, aux, keep_updates, scale, several=several)
         if not self._depth:
             self._losses.append(found.value)
-            name = owners(self.model).get(id(sources[0])) if len(sources) else None
+            name = self._names.get(id(sources[0])) if len(sources) else None
             self._loss_of["" if name is None else name] = found.value
         return found
 

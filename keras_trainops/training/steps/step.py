@@ -12,6 +12,7 @@ from keras_trainops import keras_private
 from keras_trainops.backends import Gradient, backend
 from keras_trainops.gradients.base import GradientSource, Losses, Objective, checked
 from keras_trainops.training.optimizers.loss_scale import LossScale, loss_scale_of
+from keras_trainops.training.optimizers.transfer import built_for
 from keras_trainops.training.steps.differentiation import Differentiation
 from keras_trainops.training.steps.owners import optimizers_of, owners_of, the_one
 
@@ -188,7 +189,7 @@ class Step(Differentiation):
             RuntimeError: As `apply`.
         """
         self._require_outermost("minimize")
-        variables = self.model.trainable_variables if variables is None else list(variables)
+        variables = self._trained() if variables is None else list(variables)
         self.has_minimized = True
         objective = Objective(function, data, aux, keep_updates)
         if not variables:
@@ -269,5 +270,9 @@ class Step(Differentiation):
     def _note_loss(self, value: Any, owners: Sequence[str]) -> None:
         """Take the loss that belongs to the weight updates of the optimizers of these names."""
 
+    def _trained(self) -> list[keras.Variable]:
+        """Return all variables that the model trains."""
+        return built_for(self.model.optimizer) or self.model.trainable_variables
+
     def _owners_of(self, variables: Sequence[keras.Variable]) -> list[str]:
-        return owners_of(self.model, variables)
+        return owners_of(self._names, variables)

@@ -73,7 +73,11 @@ def metrics_inside(model: Any, step: Any, data: Any) -> Any:
         (no_dictionary, ValueError, r"`training_step` must return a dictionary .*Received: "),
         (no_scalar_log, ValueError, r"must return scalars as logs.*\(4, 2\) for 'predictions'"),
         (no_scalar_loss, ValueError, r"must return a scalar. Received: shape \(4, 2\)"),
-        (a_stranger, ValueError, r"No optimizer trains 'dense_0/kernel'. The model must own"),
+        (
+            a_stranger,
+            ValueError,
+            r"No optimizer trains 'dense_0/kernel'. The model must be compiled",
+        ),
         (twice, ValueError, r"has already updated weights in this step.*`again=True`"),
         (independent, ValueError, r"does not depend on .*dense_1/kernel, dense_1/bias"),
         (too_few_gradients, ValueError, r"Received: 1 gradients, 2 variables"),
