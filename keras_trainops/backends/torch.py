@@ -92,9 +92,8 @@ class Torch(Backend):
     ) -> tuple[Sequence[Gradient], T]:
         with torch.enable_grad():
             now = [s.value if isinstance(s, keras.Variable) else s for s in sources]
-            leaves = [
-                _leaf(source, tensor, nested) for source, tensor in zip(sources, now, strict=True)
-            ]
+            pairs = zip(sources, now, strict=True)
+            leaves = [_leaf(source, tensor, nested) for source, tensor in pairs]
             variables, tensors = split_sources(sources, leaves)
             if all(leaf is tensor for leaf, tensor in zip(leaves, now, strict=True)):
                 variables = []  # they keep their values
