@@ -32,6 +32,9 @@ docs: $(VENV)/.installed
 bench: $(VENV)/.installed
 	KERAS_BACKEND=tensorflow $(BIN)/python tests/benchmarks/step_time.py
 	KERAS_BACKEND=jax $(BIN)/python tests/benchmarks/step_time.py
+	for backend in $(BACKENDS); do \
+		KERAS_BACKEND=$$backend $(BIN)/python tests/benchmarks/custom_step.py || exit; \
+	done
 	$(BIN)/python tests/benchmarks/restore.py
 	$(BIN)/python tests/benchmarks/saving.py
 

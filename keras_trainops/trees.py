@@ -1,4 +1,4 @@
-"""Trees of tensors, mapped faster than by general libraries: an eager step does it for each batch."""
+"""Trees of tensors, mapped faster than by general libraries; an eager step does it every time."""
 
 from __future__ import annotations
 

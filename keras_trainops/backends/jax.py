@@ -146,6 +146,8 @@ class Jax(Backend):
 
         Values that a layer assigns to a trainable weight are lost. Both are as in Keras on JAX.
         """
+        if not model.built:  # a probe builds it
+            return super().forward(model, x, training=training)
         others = model.non_trainable_variables
         before = [v.value for v in others]
         options = {"training": training} if model._call_has_training_arg else {}

@@ -17,7 +17,7 @@ import gc
 import os
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any, TypeVar
@@ -163,12 +163,12 @@ def epoch_in_fit(model: keras.Model, x: Any, y: Any, batch_size: int = 16) -> fl
     return timer.seconds
 
 
-def interleave(runs: dict[str, Callable[[], T]], rounds: int, label: str) -> dict[str, list[T]]:
+def interleave(runs: Mapping[str, Callable[[], T]], rounds: int, label: str) -> dict[str, list[T]]:
     """Return the results of all rounds by the name of the variant."""
     results: dict[str, list[T]] = {name: [] for name in runs}
     progress = tqdm(total=(rounds + 1) * len(runs), desc=label, leave=False)
     for i in range(rounds + 1):
-        for name in list(runs) if i % 2 else reversed(runs):
+        for name in list(runs) if i % 2 else reversed(list(runs)):
             gc.collect()
             results[name].append(runs[name]())
             progress.update()
@@ -181,7 +181,7 @@ def interleave(runs: dict[str, Callable[[], T]], rounds: int, label: str) -> dic
 
 def table(
     title: str,
-    seconds: dict[str, Sequence[float]],
+    seconds: Mapping[str, Sequence[float]],
     steps: int = 0,
     targets: dict[str, float] | None = None,
 ) -> None:

@@ -46,8 +46,8 @@ def owners_of(names: Mapping[int, str], variables: Sequence[keras.Variable]) -> 
     if strangers:
         raise ValueError(
             f"No optimizer trains {', '.join(map(repr, strangers))}. The model must be compiled "
-            "with an optimizer, and own these variables, as weights of a layer that is its attribute; "
-            "they must be trainable, and `variables_to_train` must choose them."
+            "with an optimizer, and own these variables, as weights of a layer that is its "
+            "attribute; they must be trainable, and `variables_to_train` must choose them."
         )
     return [names[id(v)] for v in variables]
 
