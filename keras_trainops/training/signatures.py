@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, overload
 import keras
 
 from keras_trainops import paths
+from keras_trainops.gradients.base import GradientSource
 from keras_trainops.transforms.chain import Transforms
 from keras_trainops.updates.base import On, Update
 from keras_trainops.updates.functions import UpdateFn, Updates
@@ -78,7 +79,7 @@ class TypedModel(_Model):
         updates: Updates | Mapping[str, Updates] | None = None,
         variables_to_train: paths.Patterns | Mapping[str, paths.Patterns] = None,
         check_numerics: bool = False,
-        gradients: Any = None,
+        gradients: GradientSource | None = None,
     ) -> None:
         """Configure the model for training; the first arguments are those of `keras.Model.compile`.
 

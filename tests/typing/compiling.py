@@ -43,6 +43,7 @@ net.compile(
     updates={"critic": average},
     variables_to_train={"critic": "critic/.*", "actor": [layer]},
 )
+net.compile(gradients=kt.gradients.SharpnessAware(0.05))
 net.compile(kt.OptimizerGroup(group, {"critic": "critic", "actor": layer}))
 net.compile(kt.TransformedOptimizer(keras.optimizers.SGD(0.1), [clip, halve]))
 
@@ -54,6 +55,7 @@ net.compile(gradient_transforms=average)  # error: reportArgumentType, arg-type
 net.compile(gradient_transforms="clip")  # error: reportArgumentType, arg-type
 net.compile(gradient_transforms=kt.transforms.Centralize)  # error: reportArgumentType, arg-type
 net.compile(gradient_transforms=lambda g: g)  # error: reportArgumentType, arg-type, misc
+net.compile(gradients=clip)  # error: reportArgumentType, arg-type
 net.compile(updates=0.99)  # error: reportArgumentType, arg-type
 net.compile(variables_to_train=3)  # error: reportArgumentType
 net.compile(optimizers=[keras.optimizers.Adam()])  # error: reportArgumentType, arg-type

@@ -158,6 +158,8 @@ class Differentiation(ABC):
         References: Abadi et al. 2016, "Deep Learning with Differential Privacy"; `jax.vmap`.
         """
         losses, gradients, extra = self._of_each_example(function, list(variables), data, aux)
+        if not self._depth:
+            self._note_loss(ops.mean(losses), self._owners_in(variables))
         return ((losses, extra) if aux else losses), gradients
 
     def mean_of_examples(
@@ -281,6 +283,11 @@ class Differentiation(ABC):
         """The name of the optimizer that trains each variable, by the variables' `id`."""
         return owners(self.model)
 
+    def _owners_in(self, sources: Sequence[Any]) -> list[str]:
+        """Return the names of the optimizers that train some of these sources."""
+        names = [self._names.get(id(source)) for source in sources]
+        return list(dict.fromkeys(name for name in names if name is not None))
+
     # What differs between a step that runs and one that is only looked at
 
     @abstractmethod
@@ -304,6 +311,10 @@ class Differentiation(ABC):
         batch: Sequence[Any],
     ) -> tuple[Any, Sequence[Gradient], Any, Any]:
         """See `Backend.differentiate_each`."""
+
+    @abstractmethod
+    def _note_loss(self, value: Any, owners: Sequence[str]) -> None:
+        """Take the loss that belongs to the weight updates of the optimizers of these names."""
 
     def _part_size(self, at_once: int | None) -> int | None:
         """Return how many examples to differentiate at once."""

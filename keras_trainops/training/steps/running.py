@@ -186,9 +186,8 @@ class TrainingStep(RunningStep):
             keras_private.forget_losses(self.model)
         found = super()._differentiate(function, sources, aux, keep_updates, scale, several=several)
         if not self._depth:
-            self._losses.append(found.value)
-            name = self._names.get(id(sources[0])) if len(sources) else None
-            self._loss_of["" if name is None else name] = found.value
+            # A loss that is differentiated by tensors alone belongs to no weight update.
+            self._note_loss(found.value, self._owners_in(sources) if sources else [""])
         return found
 
     def _note_loss(self, value: Any, owners: Sequence[str]) -> None:

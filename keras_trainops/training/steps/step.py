@@ -266,10 +266,6 @@ class Step(Differentiation):
     ) -> None:
         """Pass scaled gradients to the optimizer of this name."""
 
-    @abstractmethod
-    def _note_loss(self, value: Any, owners: Sequence[str]) -> None:
-        """Take the loss that belongs to the weight updates of the optimizers of these names."""
-
     def _trained(self) -> list[keras.Variable]:
         """Return all variables that the model trains."""
         return built_for(self.model.optimizer) or self.model.trainable_variables

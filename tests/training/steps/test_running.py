@@ -5,10 +5,12 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
+from keras import ops
 
 import keras_trainops as kt
 from tests.helpers import assert_same, two_layers, value, values
 from tests.training import step_runs
+from tests.training.custom_steps import NOISE, REAL, stepping
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(8, 4)).astype("float32")
@@ -72,11 +74,57 @@ def test_two_replicas_give_the_numbers_of_one_device() -> None:
         np.testing.assert_allclose(two[name], array, rtol=2e-5, atol=2e-6, err_msg=name)
 
 
+def split_weights() -> Any:
+    """Return a distribution of batches over two pairs of devices, and of weights over each pair."""
+    devices = keras.distribution.list_devices()
+    mesh = keras.distribution.DeviceMesh((2, 2), ["batch", "model"], devices)
+    layout = keras.distribution.LayoutMap(mesh)
+    layout[".*kernel"], layout[".*bias"] = (None, "model"), ("model",)
+    return keras.distribution.ModelParallel(layout_map=layout, batch_dim_name="batch")
+
+
 @pytest.mark.backends("jax")
-def test_four_devices_give_the_numbers_of_one() -> None:
+@pytest.mark.parametrize(
+    "distribution",
+    [pytest.param(lambda: keras.distribution.DataParallel(), id="batches"), split_weights],
+)
+def test_four_devices_give_the_numbers_of_one(distribution: Any) -> None:
     one = step_runs.run(1)
-    with keras.distribution.DataParallel().scope():
+    with distribution().scope():
         four = step_runs.run(4)
     assert one.keys() == four.keys()
     for name, array in one.items():
         np.testing.assert_allclose(four[name], array, rtol=2e-5, atol=2e-6, err_msg=name)
+
+
+def test_updates_get_the_loss_of_their_weight_update() -> None:
+    """Not that of a gradient by inputs, which the step takes in between."""
+    found: dict[str, float] = {}
+    for kind in ("whole", "examples"):
+        seen = keras.Variable(0.0, trainable=False, name="seen")
+        model = stepping(
+            lambda model, step, data, kind=kind: between(model, step, data, kind),
+            updates=[kt.updates.Function(lambda model, loss, seen=seen: seen.assign(loss), [seen])],
+        )
+        logs = model.train_on_batch(NOISE[:4], REAL[:4], return_dict=True)
+        found[kind] = float(value(seen))
+        np.testing.assert_allclose(found[kind], logs["loss"], rtol=1e-6)
+    np.testing.assert_allclose(found["whole"], found["examples"], rtol=1e-5)
+
+
+def between(model: Any, step: kt.Step, data: Any, kind: str) -> dict[str, Any]:
+    """Differentiate by variables, then by inputs, then apply."""
+    x, y, _ = step.unpack(data)
+    variables = model.trainable_variables
+
+    def loss(batch: Any) -> Any:
+        return ops.mean((model(batch[0]) - batch[1]) ** 2)
+
+    if kind == "whole":
+        value, gradients = step.gradients(lambda: loss((x, y)), variables)
+    else:
+        losses, each = step.per_example_gradients(loss, variables, (x, y))
+        value, gradients = ops.mean(losses), [ops.mean(g, axis=0) for g in each]
+    step.gradients(lambda x: 1000.0 + ops.sum(model(x)), x)
+    step.apply(gradients, variables)
+    return {"loss": value}
