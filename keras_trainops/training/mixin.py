@@ -241,8 +241,8 @@ class TrainOpsMixin(_Model):
     def training_step(self, step: Step, data: Any) -> dict[str, Any]:
         """Train on one batch; override it for a step of your own.
 
-        The text is the same on every backend, and compiled as `fit` compiles. Assign no weights in
-        it but through `step`; other variables of the model may be assigned.
+        The text is the same on every backend, and compiled as `fit` compiles. What it assigns
+        itself, for example to clip weights after an update, is kept whatever `updates` says.
 
         Args:
             step: Differentiates functions and updates weights.

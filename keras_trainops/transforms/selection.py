@@ -167,6 +167,12 @@ class When(_Selection):
             for g, new in zip(gradients, transformed, strict=True)
         ]
 
+    def leaves_out(self, gradients: Sequence[Gradient], variables: Sequence[keras.Variable]) -> Any:
+        left_out = self.transform.leaves_out(gradients, variables)
+        if left_out is None:
+            return None
+        return ops.logical_and(self._applies(updates_before("A condition")), left_out)
+
     def step_factors(self, variables: Sequence[keras.Variable]) -> Sequence[Any]:
         factors = self.transform.step_factors(variables)
         if all(factor is None for factor in factors):

@@ -109,3 +109,14 @@ def test_when_rejects_other_conditions() -> None:
     when.build(made)
     with pytest.raises(RuntimeError, match="A condition has a value only while an optimizer runs"):
         when([ops.ones(v.shape) for v in made], made)
+
+
+@pytest.mark.parametrize("updates", [0, 1])
+def test_a_batch_is_left_out_only_while_the_condition_holds(updates: int) -> None:
+    when = T.When(lambda t: t < 1, T.SkipNonFinite(per_batch=True))
+    own = variables()
+    when.build(own)
+    bad = [None if g is None else g * np.float32("nan") for g in GRADIENTS]
+    with update_scope(lambda: updates):
+        assert bool(numpy(when.leaves_out(bad, own))) is (updates == 0)
+    assert T.When(lambda t: t < 1, T.SkipNonFinite()).leaves_out(bad, own) is None
