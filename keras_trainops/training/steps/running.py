@@ -155,7 +155,8 @@ class RunningStep(Step):
 
 def _results_without_metrics(model: Any) -> dict[str, Any]:
     """Return the logs of a step that has not updated the metrics of `compile`."""
-    model.train_ops.norms.update()
+    if not model.train_ops.evaluating:
+        model.train_ops.norms.update()
     unused = keras_private.compiled_metric_names(model)
     found = model.get_metrics_result()
     return {name: value for name, value in found.items() if name not in unused}
