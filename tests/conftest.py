@@ -42,6 +42,9 @@ def pytest_sessionstart(session: pytest.Session) -> None:
         cpu = tf.config.list_physical_devices("CPU")[0]
         two = [tf.config.LogicalDeviceConfiguration()] * 2
         tf.config.set_logical_device_configuration(cpu, two)
+        # Operations in parallel give other numbers (1e-3) in a few of a hundred fits of a GAN, with
+        # a step of plain Keras too.
+        tf.config.threading.set_inter_op_parallelism_threads(1)
 
 
 def pytest_collection_finish() -> None:

@@ -324,22 +324,26 @@ def _sum_over_replicas(gradients: Sequence[Gradient]) -> Sequence[Gradient]:
     return [None if g is None else next(summed) for g in gradients]
 
 
-def _finite_on_all_replicas(
-    backend: Backend, model: Any
-) -> contextlib.AbstractContextManager[None]:
+def _finite_on_all_replicas(backend: Backend, model: Any) -> contextlib.ExitStack:
     """Make a LossScaleOptimizer skip a step if any replica's gradient is not finite.
 
     Keras checks each replica's gradients separately, but uses the first replica's result for all.
     """
-    optimizer, several = model.optimizer, model.distribute_strategy.num_replicas_in_sync > 1
-    if not several or not isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
-        return contextlib.nullcontext()
-    check = optimizer.check_finite  # Keras's, or user-defined
+    shadows = contextlib.ExitStack()
+    if model.distribute_strategy.num_replicas_in_sync == 1:
+        return shadows
 
-    def check_all(gradients: Any) -> Any:
-        return tf.logical_not(backend.any_over_replicas(tf.logical_not(check(gradients))))
+    def checking_all(check: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        """Return Keras's check, or a user-defined one, over all replicas."""
+        return lambda gradients: tf.logical_not(
+            backend.any_over_replicas(tf.logical_not(check(gradients)))
+        )
 
-    return keras_private.shadowed(optimizer, "check_finite", check_all)
+    for optimizer in keras_private.named_optimizers(model.optimizer).values():
+        if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+            check = checking_all(optimizer.check_finite)
+            shadows.enter_context(keras_private.shadowed(optimizer, "check_finite", check))
+    return shadows
 
 
 def _step_of(spec: Any, function: Callable[..., Any], model: Any) -> Callable[[Any], Any]:

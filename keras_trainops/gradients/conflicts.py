@@ -76,7 +76,7 @@ class ProjectConflicts(GradientSource):
             losses, variables, keep_updates=objective.keep_updates
         )
         means = [[upcast(g) for g in step.mean_over_replicas(row)] for row in rows]
-        weights = _weights(_products(means[:count]), step.model.optimizer.iterations)
+        weights = _weights(_products(means[:count]), _updates_made(step.model.optimizer))
         factors = [weights[i] for i in range(count)] + [1.0] * (len(rows) - count)
         gradients = []
         for i, variable in enumerate(variables):
@@ -116,3 +116,8 @@ def _weights(products: Any, updates: Any) -> Any:
             row = row - share * ops.one_hot(j, count, dtype=products.dtype)
         rows.append(row)
     return ops.sum(ops.stack(rows), axis=0)
+
+
+def _updates_made(optimizer: Any) -> Any:
+    """Return the number of weight updates; of several optimizers, those of the first."""
+    return next(iter(getattr(optimizer, "optimizers", [optimizer]))).iterations

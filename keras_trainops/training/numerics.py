@@ -118,7 +118,7 @@ class NumericsGuard:
         self._first_bad.assign(_NONE_YET)
         raise NonFiniteLossError(
             f"The {self._checked[culprit]} became NaN or infinite at step {step} (weight updates "
-            f"before it: {step}). The weights are those of the last good step. Look at that step's "
+            f"before it: {step}). Nothing was updated from there on. Look at that step's "
             "data, lower the learning rate, or clip gradients."
         )
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import keras_trainops as kt
-from tests.helpers import assert_same, differ, value, values
+from tests.helpers import assert_same, differ, two_replicas, value, values
 from tests.training.custom_steps import NOISE, REAL, Adversaries, adversaries, fit
 from tests.training.small_models import TRACED
 
@@ -308,3 +308,46 @@ def test_a_step_of_keras_cannot_use_several() -> None:
     model: Any = Old()
     with pytest.raises(ValueError, match="`optimizers` cannot be used with the `train_step`"):
         model.compile(optimizers={"a": "sgd"}, variables_to_train={"a": ".*"})
+
+
+def test_names_of_optimizers_may_look_like_those_of_saved_state(tmp_path: Path) -> None:
+    model: Any = Adversaries()
+    optimizers = {"update_0": keras.optimizers.Adam(), "seed_net": keras.optimizers.SGD()}
+    chosen = {"update_0": model.critic, "seed_net": model.generator}
+    model.compile(optimizers=optimizers, variables_to_train=chosen)
+    fit(model)
+    model.save(tmp_path / "model.keras")
+    assert_same(values(keras.models.load_model(tmp_path / "model.keras")), values(model))
+
+
+def test_one_loss_cannot_be_scaled_for_some_optimizers_only() -> None:
+    inputs = keras.Input((6,))
+    x = keras.layers.Dense(2, name="first")(inputs)
+    model: Any = kt.TrainOpsModel(inputs, keras.layers.Dense(2, name="second")(x))
+    scaled = keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD())
+    model.compile(
+        optimizers={"a": scaled, "b": keras.optimizers.SGD()},
+        variables_to_train={"a": "first", "b": "second"},
+        loss="mse",
+    )
+    with pytest.raises(ValueError, match="with and without a `LossScaleOptimizer` at once"):
+        fit(model)
+
+
+@pytest.mark.backends("tensorflow")
+def test_each_loss_scale_is_the_same_on_all_replicas() -> None:
+    """A replica's gradients overflow, and the others skip that optimizer's update, too."""
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("mixed_float16")
+    try:
+        with two_replicas().scope():
+            model = adversaries()
+        fit(model, steps_per_epoch=1)
+        bad = REAL.copy()
+        bad[-1] = np.inf  # on the second replica alone
+        updates = updates_made(model)
+        model.fit(NOISE, bad, batch_size=24, shuffle=False, verbose=0)
+    finally:
+        keras.config.set_dtype_policy(before)
+    assert updates_made(model) == {**updates, "generator": updates["generator"] + 1}
+    assert all(np.isfinite(value(v)).all() for v in model.trainable_variables)

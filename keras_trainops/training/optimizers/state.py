@@ -57,7 +57,7 @@ class ModelState:
         keys = list(store.keys())
 
         def values(start: str) -> list[np.ndarray]:
-            count = sum(key.startswith(start) for key in keys)
+            count = sum(key.startswith(start) and key[len(start) :].isdigit() for key in keys)
             return [np.asarray(store[f"{start}{i}"]) for i in range(count)]
 
         seeds, self._awaited = values(_SEED), values(_UPDATE)

@@ -46,6 +46,7 @@ class Differentiation(ABC):
     def __init__(self, model: Any) -> None:
         self.model = model
         self._depth = 0  # of functions that are being differentiated
+        self._within_examples = False
         self._scope: ValueScope | None = None  # around the text of the step
 
     def gradients(
@@ -79,6 +80,7 @@ class Differentiation(ABC):
 
         References: `jax.value_and_grad`.
         """
+        self._refuse_within_examples("gradients")
         flat = [_as_source(source) for source in keras.tree.flatten(sources)]
         scale = self._scale_for(flat)
         found = self._differentiate(function, flat, aux, keep_updates, scale)
@@ -112,6 +114,7 @@ class Differentiation(ABC):
 
         References: `jax.jacrev`.
         """
+        self._refuse_within_examples("gradients_of_each")
         variables = list(variables)
 
         def stacked() -> tuple[Any, Any]:
@@ -154,12 +157,13 @@ class Differentiation(ABC):
 
         Raises:
             ValueError: If a layer assigns a weight; the message names it.
+            RuntimeError: Within a function that is differentiated.
 
         References: Abadi et al. 2016, "Deep Learning with Differential Privacy"; `jax.vmap`.
         """
         losses, gradients, extra = self._of_each_example(function, list(variables), data, aux)
-        if not self._depth:
-            self._note_loss(ops.mean(losses), self._owners_in(variables))
+        self._note_loss(ops.mean(losses), self._owners_in(variables))
+        extra = None if isinstance(extra, tuple) and not extra else extra
         return ((losses, extra) if aux else losses), gradients
 
     def mean_of_examples(
@@ -201,6 +205,7 @@ class Differentiation(ABC):
             return [summed_up(g, valid) for g in change(gradients)], (losses, extra)
 
         sums, results = in_parts(of_part, tensors, variables, self._part_size(at_once), self.model)
+        self._note_loss(ops.mean(results[0]), self._owners_in(variables))
         size = ops.shape(tensors[0])[0]
         means = [
             ops.cast(total / ops.cast(size, total.dtype), variable.dtype)
@@ -225,17 +230,24 @@ class Differentiation(ABC):
             aux: Whether `function` returns a loss and tensors.
             valid: Which of the examples belong to the batch; None: all.
         """
+        if self._depth:
+            raise RuntimeError(
+                "Gradients of each example cannot be differentiated in turn: call "
+                "`step.per_example_gradients` outside of functions that are differentiated."
+            )
         scale, assigned = self._scale_for(variables), []  # type: ignore[var-annotated]
         call = lambda example: called(function, [example], aux)  # noqa: E731
         one = of_example(call, data, self.model, scale, assigned)
         tensors = _tensors(data)
         self._depth += 1
+        self._within_examples = True
         try:
             _, gradients, (losses, extra, added), news = self._differentiate_each(
                 one, variables, tensors
             )
         finally:
             self._depth -= 1
+            self._within_examples = False
         self._pass_on(assigned_by_all(assigned, added, news, valid), keep_updates=True)
         pairs = zip(gradients, variables, strict=True)
         return losses, [_finished(gradient, v, scale) for gradient, v in pairs], extra
@@ -251,7 +263,8 @@ class Differentiation(ABC):
         """Give variables other values for a while; the variables themselves do not change.
 
         Gradients flow through the values: to differentiate by the tensors, compute them in the
-        function that is differentiated.
+        function that is differentiated. The losses that layers add meanwhile are to be used
+        meanwhile, too.
 
         Args:
             variables: The variables.
@@ -321,6 +334,13 @@ class Differentiation(ABC):
         return at_once
 
     # Shared
+
+    def _refuse_within_examples(self, method: str) -> None:
+        """Raise a RuntimeError within the function of one example."""
+        if self._within_examples:
+            raise RuntimeError(
+                f"`step.{method}` cannot be called in the function of `per_example_gradients`."
+            )
 
     def _require_outermost(self, method: str) -> None:
         """Raise a RuntimeError within a differentiated function, or within `values`."""

@@ -133,6 +133,9 @@ class Probe(Step):
     def _scale_for(self, sources: Sequence[Any]) -> LossScale | None:
         return None
 
+    def _owners_in(self, sources: Sequence[Any]) -> list[str]:
+        return []
+
     def _note_loss(self, value: Any, owners: Sequence[str]) -> None:
         pass
 

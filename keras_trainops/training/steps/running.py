@@ -170,6 +170,7 @@ class TrainingStep(RunningStep):
         self._scope = None if _writes_directly(model) else ValueScope()
         self._losses: list[Any] = []  # not yet checked for NaN
         self._loss_of: dict[str, Any] = {}  # the last loss of each optimizer, by its name
+        self._last_loss: Any = 0.0
         self._applied: set[str] = set()
         self._checked: list[str] = []  # the names of what was checked for NaN
 
@@ -188,11 +189,13 @@ class TrainingStep(RunningStep):
         found = super()._differentiate(function, sources, aux, keep_updates, scale, several=several)
         if not self._depth:
             # A loss that is differentiated by tensors alone belongs to no weight update.
-            self._note_loss(found.value, self._owners_in(sources) if sources else [""])
+            value = ops.sum(found.value) if several else found.value
+            self._note_loss(value, self._owners_in(sources) if sources else [""])
         return found
 
     def _note_loss(self, value: Any, owners: Sequence[str]) -> None:
         self._losses.append(value)
+        self._last_loss = value
         self._loss_of.update(dict.fromkeys(owners, value))
 
     def _apply(
@@ -209,7 +212,8 @@ class TrainingStep(RunningStep):
         optimizer = optimizers_of(self.model)[name]
         given = {id(v): g for v, g in zip(variables, gradients, strict=True)}
         trained = built_for(optimizer) or list(variables)
-        partly = len(given) < len(trained)
+        # Filters of warnings are those of the process, and replicas take turns.
+        partly = len(given) < len(trained) and backend().replicas() == 1
 
         def update(loss: Any, *gradients: Gradient) -> None:
             before = policy.weight_updates(model, name) if policy.followers(name) else ()
@@ -225,8 +229,7 @@ class TrainingStep(RunningStep):
         waiting = self._scope is not None and self._scope.assigned
         unchecked = self._losses and self.model.train_ops.numerics is not None
         if waiting or unchecked or policy.of_batches:
-            loss = list(self._loss_of.values())[-1] if self._loss_of else 0.0
-            self._write(lambda loss: policy.run_for_batch(self.model, loss), loss)
+            self._write(lambda loss: policy.run_for_batch(self.model, loss), self._last_loss)
 
     def _write(
         self,

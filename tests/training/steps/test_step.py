@@ -319,3 +319,46 @@ def test_logs_are_averaged_by_batch_size() -> None:
     model = stepping(lambda model, step, data: {"seen": ops.mean(data[0])})
     history = model.fit(NOISE, REAL, batch_size=10, shuffle=False, verbose=0).history
     np.testing.assert_allclose(history["seen"], [NOISE.mean()], rtol=1e-5)
+
+
+def test_gradients_of_each_example_are_not_differentiated() -> None:
+    """PyTorch would return zeros without a word."""
+
+    def around(model: Any, step: Any, data: Any) -> Any:
+        variables = model.trainable_variables
+
+        def penalty() -> Any:
+            _, each = step.per_example_gradients(lambda x: ops.sum(model(x)), variables, data[0])
+            return ops.sum(each[0] ** 2)
+
+        return step.gradients(penalty, variables)[0]
+
+    def within(model: Any, step: Any, data: Any) -> Any:
+        def loss(x: Any) -> Any:
+            return ops.sum(step.gradients(lambda x: ops.sum(model(x)), x)[1])
+
+        return step.per_example_gradients(loss, model.trainable_variables, data[0])[0]
+
+    for text in (around, within):
+        with pytest.raises(RuntimeError, match="per_example_gradients"):
+            logged(text)
+
+
+def test_updates_get_a_scalar_loss_of_several() -> None:
+    seen = keras.Variable(0.0, trainable=False, name="seen")
+
+    def text(model: Any, step: Any, data: Any) -> Any:
+        x, y, _ = step.unpack(data)
+        variables = model.trainable_variables
+
+        def both() -> Any:
+            error = model(x) - y
+            return [ops.mean(error**2), ops.mean(ops.abs(error))], None
+
+        (losses, _), rows = step.gradients_of_each(both, variables)
+        step.apply([a + b for a, b in zip(*rows, strict=True)], variables)
+        return {"loss": ops.sum(losses)}
+
+    update = kt.updates.Function(lambda model, loss: seen.assign(loss), [seen])
+    _, logs = once(text, updates=[update])
+    np.testing.assert_allclose(value(seen), logs["loss"], rtol=1e-6)
