@@ -25,13 +25,14 @@ from keras_trainops.training.optimizers.compiling import (
     with_loss_scales,
 )
 from keras_trainops.training.optimizers.group import all_transformed_in
+from keras_trainops.training.optimizers.loss_scale import require_same_scaling
 from keras_trainops.training.optimizers.transfer import built_for
 from keras_trainops.training.optimizers.weight_decay import EXCLUDED, exclude, exclusions
 from keras_trainops.training.optimizers.wrapping import ensure_transformed, guarded, owned_by
 from keras_trainops.training.signatures import TypedModel, typed_as
 from keras_trainops.training.steps.running import test_step, train_step
 from keras_trainops.training.steps.step import Step
-from keras_trainops.training.steps.texts import EVALUATION, has_own_text, of_mixin
+from keras_trainops.training.steps.texts import EVALUATION, TRAINING, has_own_text, of_mixin
 from keras_trainops.training.train_ops import (
     COMPILE_ARGUMENTS,
     Compiled,
@@ -117,6 +118,8 @@ class TrainOpsMixin(_Model):
             optimizer = preparation.in_scope(self, lambda: fitted(optimizer, self))
             super().compile(optimizer, *args, **kwargs)
             self.optimizer = preparation.in_scope(self, lambda: with_loss_scales(self.optimizer))
+            if not has_own_text(self, TRAINING):
+                require_same_scaling(keras_private.named_optimizers(self.optimizer).values())
             state.compiled = dataclasses.replace(state.compiled, trainability=Trainability(self))
             preparation.attach_optimizer(self)
 

@@ -175,7 +175,8 @@ class OptimizerGroup(keras_private.OptimizerShell):
         """Write the averages of `use_ema` into the weights, of those optimizers that keep some."""
         for optimizer in self.optimizers:
             optimizer.finalize_variable_values(built_for(optimizer))
-        backend().unshare_values([*var_list, *self.variables])
+        if any(getattr(optimizer, "use_ema", False) for optimizer in self.optimizers):
+            backend().unshare_values([*var_list, *self.variables])
 
     def save_own_variables(self, store: Any) -> None:
         """Store the variables of each optimizer under its name, and the state of updates."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import keras
@@ -55,3 +55,19 @@ def _scaled(tensor: Any, factor: Any, how: Callable[[Any, Any], Any]) -> Any:
     if tensor is None or (isinstance(factor, (int, float)) and factor == 1):
         return tensor
     return how(tensor, ops.cast(factor, tensor.dtype))
+
+
+def require_same_scaling(optimizers: Iterable[Any]) -> None:
+    """Check that a loss can be scaled for several optimizers at once.
+
+    Raises:
+        ValueError: If some of them skip weight updates in which the scaled loss overflows, and
+            others would make them.
+    """
+    scaled = [isinstance(each, keras.optimizers.LossScaleOptimizer) for each in optimizers]
+    if any(scaled) and not all(scaled):
+        raise ValueError(
+            "`step.minimize` cannot train variables of optimizers with and without a "
+            "`LossScaleOptimizer` at once: where the scaled loss overflows, only the former skip "
+            "the update. Use one around each, or call `step.minimize` for each."
+        )

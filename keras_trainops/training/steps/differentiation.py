@@ -6,7 +6,7 @@ import contextlib
 import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import keras
 from keras import ops
@@ -16,24 +16,15 @@ from keras_trainops.backends import Assignment, Gradient, backend
 from keras_trainops.keras_private import Assigned, ValueScope
 from keras_trainops.training.optimizers.loss_scale import LossScale, loss_scale_of
 from keras_trainops.training.steps.examples import assigned_by_all, in_parts, of_example, summed_up
+from keras_trainops.training.steps.outcome import (
+    Differentiated,
+    as_source,
+    called,
+    finished,
+    require_dependence,
+    tensors_of,
+)
 from keras_trainops.training.steps.owners import optimizers_of, owners
-
-
-class Differentiated(NamedTuple):
-    """The results of one differentiation.
-
-    Attributes:
-        value: The scalar.
-        aux: The auxiliary results; None if there are none.
-        gradients: One per source, as the backend has them: sparse, or None, and scaled. Of several
-            scalars a list of these for each.
-        scale: The loss scale of the gradients; None if they have none.
-    """
-
-    value: Any
-    aux: Any
-    gradients: Sequence[Gradient]
-    scale: LossScale | None
 
 
 class Differentiation(ABC):
@@ -81,12 +72,12 @@ class Differentiation(ABC):
         References: `jax.value_and_grad`.
         """
         self._refuse_within_examples("gradients")
-        flat = [_as_source(source) for source in keras.tree.flatten(sources)]
+        flat = [as_source(source) for source in keras.tree.flatten(sources)]
         scale = self._scale_for(flat)
         found = self._differentiate(function, flat, aux, keep_updates, scale)
-        _require_dependence(found.gradients, flat)
+        require_dependence(found.gradients, flat)
         gradients = [
-            _finished(gradient, source, scale)
+            finished(gradient, source, scale)
             for gradient, source in zip(found.gradients, flat, strict=True)
         ]
         value = (found.value, found.aux) if aux else found.value
@@ -124,7 +115,7 @@ class Differentiation(ABC):
         scale = self._scale_for(variables)
         found = self._differentiate(stacked, variables, True, keep_updates, scale, several=True)
         rows = [
-            [_finished(g, v, scale) for g, v in zip(row, variables, strict=True)]
+            [finished(g, v, scale) for g, v in zip(row, variables, strict=True)]
             for row in found.gradients
         ]
         return (found.value, found.aux), rows
@@ -194,7 +185,7 @@ class Differentiation(ABC):
             ValueError: If a layer assigns a weight; the message names it.
         """
         variables, leaves = list(variables), keras.tree.flatten(data)
-        tensors = _tensors(data)
+        tensors = tensors_of(data)
 
         def of_part(parts: Sequence[Any], valid: Any) -> tuple[list[Any], tuple[Any, Any]]:
             each = iter(parts)
@@ -238,7 +229,7 @@ class Differentiation(ABC):
         scale, assigned = self._scale_for(variables), []  # type: ignore[var-annotated]
         call = lambda example: called(function, [example], aux)  # noqa: E731
         one = of_example(call, data, self.model, scale, assigned)
-        tensors = _tensors(data)
+        tensors = tensors_of(data)
         self._depth += 1
         self._within_examples = True
         try:
@@ -250,7 +241,7 @@ class Differentiation(ABC):
             self._within_examples = False
         self._pass_on(assigned_by_all(assigned, added, news, valid), keep_updates=True)
         pairs = zip(gradients, variables, strict=True)
-        return losses, [_finished(gradient, v, scale) for gradient, v in pairs], extra
+        return losses, [finished(gradient, v, scale) for gradient, v in pairs], extra
 
     @contextlib.contextmanager
     def values(
@@ -370,42 +361,3 @@ class Differentiation(ABC):
         if any(id(source) not in self._names for source in sources):
             return None
         return loss_scale_of(optimizers_of(self.model)[self._names[id(sources[0])]])
-
-
-def _tensors(data: Any) -> list[Any]:
-    """Return the tensors of a batch."""
-    return [ops.convert_to_tensor(t) for t in keras.tree.flatten(data) if t is not None]
-
-
-def _as_source(source: Any) -> Any:
-    return source if isinstance(source, keras.Variable) else ops.convert_to_tensor(source)
-
-
-def called(function: Callable[..., Any], tensors: Sequence[Any], aux: bool) -> tuple[Any, Any]:
-    """Call a function, and return its scalar and the rest."""
-    result = function(*tensors)
-    value, extra = result if aux else (result, None)
-    return ops.convert_to_tensor(value), extra
-
-
-def _finished(gradient: Gradient, source: Any, scale: LossScale | None) -> Any:
-    """Return a gradient as `gradients` promises it: dense, not scaled, zero instead of None."""
-    if gradient is None:
-        return ops.zeros_like(source.value if isinstance(source, keras.Variable) else source)
-    gradient = backend().dense(gradient)
-    return gradient if scale is None else scale.unscaled(gradient, source)
-
-
-def _require_dependence(gradients: Sequence[Gradient], sources: Sequence[Any]) -> None:
-    if sources and all(gradient is None for gradient in gradients):
-        raise independent(sources)
-
-
-def independent(sources: Sequence[Any]) -> ValueError:
-    """Return the error for a function that depends on none of the sources."""
-    names = [s.path if isinstance(s, keras.Variable) else f"a tensor {s.shape}" for s in sources]
-    return ValueError(
-        "The function that is differentiated does not depend on what it is differentiated by: "
-        f"{', '.join(names)}. A tensor must be used as the function's argument, not from outside; "
-        "a variable must belong to a layer that the function calls."
-    )

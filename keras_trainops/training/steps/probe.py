@@ -12,7 +12,7 @@ from keras_trainops import keras_private
 from keras_trainops.backends import Assignment, Gradient
 from keras_trainops.keras_private import ValueScope
 from keras_trainops.training.optimizers.loss_scale import LossScale
-from keras_trainops.training.steps.differentiation import Differentiated, called, independent
+from keras_trainops.training.steps.outcome import Differentiated, called, independent
 from keras_trainops.training.steps.owners import optimizers_of
 from keras_trainops.training.steps.running import require_once
 from keras_trainops.training.steps.step import Step

@@ -16,7 +16,7 @@ from keras_trainops.backends import Assignment, Gradient, backend
 from keras_trainops.keras_private import ValueScope
 from keras_trainops.training.optimizers.loss_scale import LossScale
 from keras_trainops.training.optimizers.transfer import built_for
-from keras_trainops.training.steps.differentiation import Differentiated, called
+from keras_trainops.training.steps.outcome import Differentiated, called
 from keras_trainops.training.steps.owners import optimizers_of
 from keras_trainops.training.steps.step import Step
 from keras_trainops.training.steps.texts import EVALUATION, TRAINING, text_of

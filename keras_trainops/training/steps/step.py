@@ -11,7 +11,11 @@ import keras
 from keras_trainops import keras_private
 from keras_trainops.backends import Gradient, backend
 from keras_trainops.gradients.base import GradientSource, Losses, Objective, checked
-from keras_trainops.training.optimizers.loss_scale import LossScale, loss_scale_of
+from keras_trainops.training.optimizers.loss_scale import (
+    LossScale,
+    loss_scale_of,
+    require_same_scaling,
+)
 from keras_trainops.training.optimizers.transfer import built_for
 from keras_trainops.training.steps.differentiation import Differentiation
 from keras_trainops.training.steps.owners import optimizers_of, owners_of, the_one
@@ -196,7 +200,7 @@ class Step(Differentiation):
             found = self._differentiate(objective.whole, [], True, keep_updates, None)
             return (found.value, found.aux) if aux else found.value
         owners = self._owners_of(variables)
-        _require_same_scaling([optimizers_of(self.model)[name] for name in dict.fromkeys(owners)])
+        require_same_scaling([optimizers_of(self.model)[name] for name in dict.fromkeys(owners)])
         if self._source is not None:
             value, extra = self._minimize_from(self._source, objective, variables, owners, again)
             return (value, extra) if aux else value
@@ -273,19 +277,3 @@ class Step(Differentiation):
 
     def _owners_of(self, variables: Sequence[keras.Variable]) -> list[str]:
         return owners_of(self._names, variables)
-
-
-def _require_same_scaling(optimizers: Sequence[Any]) -> None:
-    """Check that a loss can be scaled for several optimizers at once.
-
-    Raises:
-        ValueError: If some of them skip weight updates in which the scaled loss overflows, and
-            others would make them.
-    """
-    scaled = [isinstance(each, keras.optimizers.LossScaleOptimizer) for each in optimizers]
-    if any(scaled) and not all(scaled):
-        raise ValueError(
-            "`step.minimize` cannot train variables of optimizers with and without a "
-            "`LossScaleOptimizer` at once: where the scaled loss overflows, only the former skip "
-            "the update. Use one around each, or call `step.minimize` for each."
-        )
