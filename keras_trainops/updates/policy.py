@@ -63,13 +63,12 @@ class UpdatePolicy(Stateful):
         self._all_started = False
 
     def _entries(self, updates: Any, optimizers: Sequence[str]) -> list[PolicyEntry]:
-        if not isinstance(updates, Mapping):
+        if not isinstance(updates, Mapping) or not optimizers:
             return [as_update(update) for update in _as_list(updates)]
         if not updates.keys() <= set(optimizers):
             raise ValueError(
                 "The names in `updates` must be those of several optimizers "
-                f"({', '.join(map(repr, optimizers)) or 'there is only one'}). "
-                f"Received: {', '.join(map(repr, updates))}"
+                f"({', '.join(map(repr, optimizers))}). Received: {', '.join(map(repr, updates))}"
             )
         entries: list[PolicyEntry] = []
         for name, several in updates.items():
