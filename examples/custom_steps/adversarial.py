@@ -15,8 +15,7 @@ from __future__ import annotations
 from typing import Any
 
 import keras
-import numpy as np
-from common import Batches, digits, mlp, options, with_equal_start
+from common import Batches, digits, drawn, mlp, options, with_equal_start
 from keras import ops
 
 import keras_trainops as kt
@@ -84,12 +83,7 @@ def build(attacks: int = 4) -> Robust:
 def batches(steps: int) -> Batches:
     """Return batches of digits and labels."""
     (images, labels), _ = digits()
-
-    def batch(rng: np.random.Generator) -> tuple[Any, Any]:
-        chosen = rng.integers(len(images), size=BATCH)
-        return images[chosen], labels[chosen]
-
-    return Batches(batch, steps)
+    return drawn(steps, BATCH, images, labels)
 
 
 def main() -> None:

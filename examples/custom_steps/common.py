@@ -52,6 +52,16 @@ class Batches(keras.utils.PyDataset):
         return self.draw(np.random.default_rng((self.seed, index)))
 
 
+def drawn(steps: int, size: int, *arrays: np.ndarray) -> Batches:
+    """Return batches of rows that are drawn from arrays, the same rows from each."""
+
+    def batch(rng: np.random.Generator) -> tuple[Any, ...]:
+        chosen = rng.integers(len(arrays[0]), size=size)
+        return tuple(array[chosen] for array in arrays)
+
+    return Batches(batch, steps)
+
+
 def mlp(
     inputs: int,
     *sizes: int,

@@ -15,7 +15,7 @@ from typing import Any
 
 import keras
 import numpy as np
-from common import Batches, accuracy, digits, mlp, options, with_equal_start
+from common import Batches, accuracy, digits, drawn, mlp, options, with_equal_start
 from keras import ops
 
 import keras_trainops as kt
@@ -62,12 +62,7 @@ def trained_teacher(steps: int) -> Any:
     (images, labels), _ = digits()
     teacher = with_equal_start(mlp(64, 128, 128, 10), seed=1)
     compile_for_labels(teacher)
-
-    def batch(rng: np.random.Generator) -> tuple[Any, Any]:
-        chosen = rng.integers(len(images), size=BATCH)
-        return images[chosen], labels[chosen]
-
-    teacher.fit(Batches(batch, steps), shuffle=False, verbose=0)
+    teacher.fit(drawn(steps, BATCH, images, labels), shuffle=False, verbose=0)
     return teacher
 
 
@@ -86,15 +81,10 @@ def build(teacher: Any = None, share: float = 0.9) -> Distiller:
 
 
 def batches(steps: int) -> Batches:
-    """Return batches of digits, labels, and weights that are 0 where there is no label."""
+    """Return batches of digits, labels and sample weights; a missing label has weight 0."""
     (images, labels), _ = digits()
     weights = (np.arange(len(images)) < LABELS).astype("float32") * len(images) / LABELS
-
-    def batch(rng: np.random.Generator) -> tuple[Any, Any, Any]:
-        chosen = rng.integers(len(images), size=BATCH)
-        return images[chosen], labels[chosen], weights[chosen]
-
-    return Batches(batch, steps)
+    return drawn(steps, BATCH, images, labels, weights)
 
 
 def main() -> None:

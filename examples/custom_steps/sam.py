@@ -17,7 +17,7 @@ from typing import Any
 
 import keras
 import numpy as np
-from common import Batches, digits, mlp, options, with_equal_start
+from common import Batches, digits, drawn, mlp, options, with_equal_start
 from keras import ops
 
 import keras_trainops as kt
@@ -95,12 +95,7 @@ def noisy_digits() -> tuple[np.ndarray, np.ndarray]:
 def batches(steps: int) -> Batches:
     """Return batches of digits and labels."""
     images, labels = noisy_digits()
-
-    def batch(rng: np.random.Generator) -> tuple[Any, Any]:
-        chosen = rng.integers(len(images), size=BATCH)
-        return images[chosen], labels[chosen]
-
-    return Batches(batch, steps)
+    return drawn(steps, BATCH, images, labels)
 
 
 def main() -> None:

@@ -19,7 +19,7 @@ from keras_trainops.state import BoundToModel
 
 
 class Losses(NamedTuple):
-    """A loss that is told apart into parts, which a function given to `step.minimize` may return.
+    """A loss that is split into parts; a function given to `step.minimize` may return one.
 
     Attributes:
         value: The loss, a scalar.
@@ -92,7 +92,7 @@ class StepLike(Protocol):
 
 @dataclass(frozen=True)
 class Objective:
-    """What a step minimises.
+    """The function that a step minimises, and its data.
 
     Attributes:
         function: Returns a loss: a scalar, a list or dictionary of scalars, whose sum is the loss,
@@ -109,8 +109,7 @@ class Objective:
 
     def whole(self) -> tuple[Any, Any]:
         """Return the loss of the batch, a scalar, and the rest or None."""
-        loss, rest = self._called(self.data)
-        return _total(loss), rest
+        return self.of(self.data)
 
     def of(self, data: Any) -> tuple[Any, Any]:
         """Return the loss of other data of the same structure, a scalar, and the rest or None."""
@@ -144,7 +143,7 @@ class GradientSource(CallRepr, BoundToModel):
     with `keras.saving.register_keras_serializable`.
 
     Attributes:
-        tells_losses_apart: If True, the loss of a model with several outputs comes in parts, one
+        splits_losses: If True, the loss of a model with several outputs comes in parts, one
             per output; see `Objective.apart`.
 
     Example:
@@ -159,7 +158,7 @@ class GradientSource(CallRepr, BoundToModel):
     """
 
     argument = "compile(gradients=...)"
-    tells_losses_apart: bool = False
+    splits_losses: bool = False
 
     @abstractmethod
     def __call__(

@@ -1,4 +1,4 @@
-"""Gradients of several losses, without what they have against each other."""
+"""Gradients of several losses, without the components that conflict."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class ProjectConflicts(GradientSource):
     References: Yu et al. 2020, "Gradient Surgery for Multi-Task Learning".
     """
 
-    tells_losses_apart = True
+    splits_losses = True
 
     def __call__(
         self, step: StepLike, objective: Objective, variables: Sequence[keras.Variable]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -155,7 +156,35 @@ class UpdatePolicy(Stateful):
             read.update({key: v for key, v in accesses.read.items() if key not in known})
         return list(read.values())
 
-    def followers(self, optimizer: str) -> list[Update]:
+    @property
+    def of_batches(self) -> list[Update]:
+        """The updates that count batches."""
+        return [update for update in self.after_weights if update.on == "batch"]
+
+    @contextlib.contextmanager
+    def following(self, model: keras.Model, optimizer: str, loss: Any) -> Iterator[None]:
+        """Surround what may be a weight update, and run the updates that it makes due, in order.
+
+        Args:
+            model: The model in training.
+            optimizer: The name of the optimizer that may update the weights; "" for the only one.
+            loss: The loss that it minimises.
+        """
+        followers = self._followers(optimizer)
+        if not followers:
+            yield
+            return
+        before = _weight_updates(model, optimizer)
+        yield
+        now = _weight_updates(model, optimizer)
+        for (every, is_own), updates in itertools.groupby(
+            followers, lambda update: (update.every, id(update) in self._follows)
+        ):
+            count, earlier = now[is_own], before[is_own]
+            due = ops.logical_and(_is_multiple(count, every), ops.not_equal(count, earlier))
+            self._run_if(due, list(updates), model, loss)
+
+    def _followers(self, optimizer: str) -> list[Update]:
         """Return the updates that run after the weight updates of an optimizer.
 
         Args:
@@ -163,43 +192,6 @@ class UpdatePolicy(Stateful):
         """
         updates = [update for update in self.after_weights if update.on == "update"]
         return [u for u in updates if self._follows.get(id(u), optimizer) == optimizer]
-
-    @property
-    def of_batches(self) -> list[Update]:
-        """The updates that count batches."""
-        return [update for update in self.after_weights if update.on == "batch"]
-
-    def weight_updates(self, model: keras.Model, optimizer: str) -> tuple[Any, Any]:
-        """Return how many weight updates were made: by all optimizers, and by one of them.
-
-        Args:
-            model: The model in training.
-            optimizer: Its name among several; "" for the only one.
-        """
-        group = model.optimizer
-        own = group.by_name[optimizer] if optimizer else group
-        return _now(group.iterations), _now(own.iterations)
-
-    def run(self, model: keras.Model, optimizer: str, loss: Any, before: tuple[Any, Any]) -> None:
-        """Run the updates that a weight update makes due, in their order.
-
-        Args:
-            model: The model in training.
-            optimizer: The name of the optimizer that may have updated the weights; "" for the only
-                one.
-            loss: The loss that it minimises.
-            before: What `weight_updates` returned before.
-        """
-        followers = self.followers(optimizer)
-        if not followers:
-            return
-        now = self.weight_updates(model, optimizer)
-        for (every, is_own), updates in itertools.groupby(
-            followers, lambda update: (update.every, id(update) in self._follows)
-        ):
-            count, earlier = now[is_own], before[is_own]
-            due = ops.logical_and(_is_multiple(count, every), ops.not_equal(count, earlier))
-            self._run_if(due, list(updates), model, loss)
 
     def run_for_batch(self, model: keras.Model, loss: Any) -> None:
         """Run the updates that a batch makes due, in their order, at the end of a step.
@@ -292,6 +284,18 @@ def _accesses_of(update: Update, model: keras.Model) -> _AccessRecorder:
     except ValueError as error:
         raise ValueError(f"The update {update.name!r} fails: {error}") from error
     return recorder
+
+
+def _weight_updates(model: Any, optimizer: str) -> tuple[Any, Any]:
+    """Return how many weight updates were made: by all optimizers, and by one of them.
+
+    Args:
+        model: The model in training.
+        optimizer: Its name among several; "" for the only one.
+    """
+    group = model.optimizer
+    own = group.by_name[optimizer] if optimizer else group
+    return _now(group.iterations), _now(own.iterations)
 
 
 def _now(count: Any) -> Any:

@@ -67,7 +67,7 @@ class OptimizerGroup(keras_private.OptimizerShell):
 
     @property
     def patterns(self) -> Mapping[str, paths.Patterns]:
-        """What each optimizer trains."""
+        """The patterns of the variables that each optimizer trains, by its name."""
         return MappingProxyType(self._held.patterns)
 
     @property

@@ -15,14 +15,21 @@ from keras_trainops import keras_private
 from keras_trainops.backends import Assignment, Gradient, backend
 from keras_trainops.keras_private import Assigned, ValueScope
 from keras_trainops.training.optimizers.loss_scale import LossScale, loss_scale_of
-from keras_trainops.training.steps.examples import assigned_by_all, in_parts, of_example, summed_up
+from keras_trainops.training.steps.examples import (
+    assigned_by_all,
+    in_parts,
+    of_example,
+    summed_up,
+    tensors_of,
+    with_tensors,
+)
 from keras_trainops.training.steps.outcome import (
     Differentiated,
+    Question,
     as_source,
     called,
     finished,
     require_dependence,
-    tensors_of,
 )
 from keras_trainops.training.steps.owners import optimizers_of, owners
 
@@ -74,7 +81,7 @@ class Differentiation(ABC):
         self._refuse_within_examples("gradients")
         flat = [as_source(source) for source in keras.tree.flatten(sources)]
         scale = self._scale_for(flat)
-        found = self._differentiate(function, flat, aux, keep_updates, scale)
+        found = self._differentiate(Question(function, flat, aux, keep_updates, scale))
         require_dependence(found.gradients, flat)
         gradients = [
             finished(gradient, source, scale)
@@ -113,7 +120,8 @@ class Differentiation(ABC):
             return ops.stack(list(scalars)), rest
 
         scale = self._scale_for(variables)
-        found = self._differentiate(stacked, variables, True, keep_updates, scale, several=True)
+        asked = Question(stacked, variables, True, keep_updates, scale, several=True)
+        found = self._differentiate(asked)
         rows = [
             [finished(g, v, scale) for g, v in zip(row, variables, strict=True)]
             for row in found.gradients
@@ -152,8 +160,9 @@ class Differentiation(ABC):
 
         References: Abadi et al. 2016, "Deep Learning with Differential Privacy"; `jax.vmap`.
         """
-        losses, gradients, extra = self._of_each_example(function, list(variables), data, aux)
-        self._note_loss(ops.mean(losses), self._owners_in(variables))
+        variables = list(variables)
+        losses, gradients, extra = self._of_each_example(function, variables, data, aux)
+        self._note_loss(ops.mean(losses), variables)
         extra = None if isinstance(extra, tuple) and not extra else extra
         return ((losses, extra) if aux else losses), gradients
 
@@ -184,19 +193,15 @@ class Differentiation(ABC):
         Raises:
             ValueError: If a layer assigns a weight; the message names it.
         """
-        variables, leaves = list(variables), keras.tree.flatten(data)
-        tensors = tensors_of(data)
+        variables, tensors = list(variables), tensors_of(data)
 
         def of_part(parts: Sequence[Any], valid: Any) -> tuple[list[Any], tuple[Any, Any]]:
-            each = iter(parts)
-            part = keras.tree.pack_sequence_as(
-                data, [None if leaf is None else next(each) for leaf in leaves]
-            )
+            part = with_tensors(data, parts)
             losses, gradients, extra = self._of_each_example(function, variables, part, True, valid)
             return [summed_up(g, valid) for g in change(gradients)], (losses, extra)
 
         sums, results = in_parts(of_part, tensors, variables, self._part_size(at_once), self.model)
-        self._note_loss(ops.mean(results[0]), self._owners_in(variables))
+        self._note_loss(ops.mean(results[0]), variables)
         size = ops.shape(tensors[0])[0]
         means = [
             ops.cast(total / ops.cast(size, total.dtype), variable.dtype)
@@ -287,25 +292,11 @@ class Differentiation(ABC):
         """The name of the optimizer that trains each variable, by the variables' `id`."""
         return owners(self.model)
 
-    def _owners_in(self, sources: Sequence[Any]) -> list[str]:
-        """Return the names of the optimizers that train some of these sources."""
-        names = [self._names.get(id(source)) for source in sources]
-        return list(dict.fromkeys(name for name in names if name is not None))
-
-    # What differs between a step that runs and one that is only looked at
+    # Overridden by steps that run, and by the probe
 
     @abstractmethod
-    def _differentiate(
-        self,
-        function: Callable[..., Any],
-        sources: Sequence[Any],
-        aux: bool,
-        keep_updates: bool,
-        scale: LossScale | None,
-        *,
-        several: bool = False,
-    ) -> Differentiated:
-        """Differentiate `function` by variables and tensors; a vector element by element."""
+    def _differentiate(self, asked: Question) -> Differentiated:
+        """Differentiate a function by variables and tensors; a vector element by element."""
 
     @abstractmethod
     def _differentiate_each(
@@ -316,9 +307,8 @@ class Differentiation(ABC):
     ) -> tuple[Any, Sequence[Gradient], Any, Any]:
         """See `Backend.differentiate_each`."""
 
-    @abstractmethod
-    def _note_loss(self, value: Any, owners: Sequence[str]) -> None:
-        """Take the loss that belongs to the weight updates of the optimizers of these names."""
+    def _note_loss(self, value: Any, sources: Sequence[Any]) -> None:  # noqa: B027
+        """Take the loss that belongs to the weight updates of those sources that are trained."""
 
     def _part_size(self, at_once: int | None) -> int | None:
         """Return how many examples to differentiate at once."""

@@ -38,12 +38,7 @@ def of_example(
     """
 
     def of_values(values: Sequence[Assignment], parts: Sequence[Any]) -> Any:
-        each = iter(parts)
-        batches = [
-            None if leaf is None else ops.expand_dims(next(each), 0)
-            for leaf in keras.tree.flatten(data)
-        ]
-        example = keras.tree.pack_sequence_as(data, batches)
+        example = with_tensors(data, [ops.expand_dims(part, 0) for part in parts])
         keras_private.forget_losses(model)
         with ValueScope(values) as scope:
             value, extra = function(example)
@@ -55,6 +50,18 @@ def of_example(
         return scaled, ((value, () if extra is None else extra, own), shared)
 
     return of_values
+
+
+def tensors_of(data: Any) -> list[Any]:
+    """Return the tensors of a batch."""
+    return [ops.convert_to_tensor(t) for t in keras.tree.flatten(data) if t is not None]
+
+
+def with_tensors(data: Any, tensors: Sequence[Any]) -> Any:
+    """Return a batch of the same structure with other tensors, in the order of `tensors_of`."""
+    each = iter(tensors)
+    leaves = [None if leaf is None else next(each) for leaf in keras.tree.flatten(data)]
+    return keras.tree.pack_sequence_as(data, leaves)
 
 
 def assigned_by_all(

@@ -12,6 +12,26 @@ from keras_trainops.backends import Gradient, backend
 from keras_trainops.training.optimizers.loss_scale import LossScale
 
 
+class Question(NamedTuple):
+    """What to differentiate, and by what.
+
+    Attributes:
+        function: Called with those sources that are tensors; returns a scalar.
+        sources: Variables and tensors.
+        aux: Whether `function` returns the scalar and something else.
+        keep_updates: Whether assignments of layers to weights, and those to metrics, happen.
+        scale: The loss scale of the gradients; None if they have none.
+        several: Whether `function` returns a vector of scalars in place of one.
+    """
+
+    function: Callable[..., Any]
+    sources: Sequence[Any]
+    aux: bool = False
+    keep_updates: bool = True
+    scale: LossScale | None = None
+    several: bool = False
+
+
 class Differentiated(NamedTuple):
     """The results of one differentiation.
 
@@ -20,18 +40,11 @@ class Differentiated(NamedTuple):
         aux: The auxiliary results; None if there are none.
         gradients: One per source, as the backend has them: sparse, or None, and scaled. Of several
             scalars a list of these for each.
-        scale: The loss scale of the gradients; None if they have none.
     """
 
     value: Any
     aux: Any
     gradients: Sequence[Gradient]
-    scale: LossScale | None
-
-
-def tensors_of(data: Any) -> list[Any]:
-    """Return the tensors of a batch."""
-    return [ops.convert_to_tensor(t) for t in keras.tree.flatten(data) if t is not None]
 
 
 def as_source(source: Any) -> Any:
@@ -49,9 +62,14 @@ def called(function: Callable[..., Any], tensors: Sequence[Any], aux: bool) -> t
 def finished(gradient: Gradient, source: Any, scale: LossScale | None) -> Any:
     """Return a gradient as `gradients` promises it: dense, not scaled, zero instead of None."""
     if gradient is None:
-        return ops.zeros_like(source.value if isinstance(source, keras.Variable) else source)
+        return zeros_of(source)
     gradient = backend().dense(gradient)
     return gradient if scale is None else scale.unscaled(gradient, source)
+
+
+def zeros_of(source: Any) -> Any:
+    """Return zeros in the shape of a variable or tensor."""
+    return ops.zeros_like(source.value if isinstance(source, keras.Variable) else source)
 
 
 def require_dependence(gradients: Sequence[Gradient], sources: Sequence[Any]) -> None:

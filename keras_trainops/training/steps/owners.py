@@ -1,4 +1,4 @@
-"""Which optimizer of a model trains which variables."""
+"""The optimizers of a model, and the variables that each of them trains."""
 
 from __future__ import annotations
 

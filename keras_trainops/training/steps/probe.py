@@ -12,9 +12,14 @@ from keras_trainops import keras_private
 from keras_trainops.backends import Assignment, Gradient
 from keras_trainops.keras_private import ValueScope
 from keras_trainops.training.optimizers.loss_scale import LossScale
-from keras_trainops.training.steps.outcome import Differentiated, called, independent
+from keras_trainops.training.steps.outcome import (
+    Differentiated,
+    Question,
+    called,
+    independent,
+    zeros_of,
+)
 from keras_trainops.training.steps.owners import optimizers_of
-from keras_trainops.training.steps.running import require_once
 from keras_trainops.training.steps.step import Step
 from keras_trainops.training.steps.texts import EVALUATION, TRAINING, text_of
 
@@ -79,7 +84,6 @@ class Probe(Step):
     def __init__(self, model: Any, *, training: bool, building: bool) -> None:
         super().__init__(model)
         self.training, self._building = training, building
-        self._applied: set[str] = set()
         self.scope = self._scope = ValueScope()
 
     def run_metrics(self) -> None:
@@ -87,32 +91,24 @@ class Probe(Step):
         for x, y, y_pred, sample_weight in self._metrics:
             self.model.compute_metrics(x, y, y_pred, sample_weight)
 
-    def _differentiate(
-        self,
-        function: Callable[..., Any],
-        sources: Sequence[Any],
-        aux: bool,
-        keep_updates: bool,
-        scale: LossScale | None,
-        *,
-        several: bool = False,
-    ) -> Differentiated:
+    def _differentiate(self, asked: Question) -> Differentiated:
+        sources = asked.sources
         tensors = [source for source in sources if not isinstance(source, keras.Variable)]
         self._depth += 1
         try:
             with _ReadingScope() as scope:
-                value, extra = called(function, tensors, aux)
+                value, extra = called(asked.function, tensors, asked.aux)
         finally:
             self._depth -= 1
-        if not several:
+        if not asked.several:
             _require_scalar(value)
         variables = [source for source in sources if isinstance(source, keras.Variable)]
         unread = not any(id(variable) in scope.read for variable in variables)
         if variables and unread and not tensors and not self._building:
             raise independent(variables)
-        self._pass_on(scope.assigned, keep_updates=keep_updates)
-        zeros = [_zeros(source) for source in sources]
-        return Differentiated(value, extra, [zeros] * value.shape[0] if several else zeros, None)
+        self._pass_on(scope.assigned, keep_updates=asked.keep_updates)
+        zeros = [zeros_of(source) for source in sources]
+        return Differentiated(value, extra, [zeros] * value.shape[0] if asked.several else zeros)
 
     def _differentiate_each(
         self,
@@ -127,17 +123,11 @@ class Probe(Step):
         def each(tensor: Any) -> Any:
             return ops.broadcast_to(tensor, (size, *tensor.shape))
 
-        gradients = [each(_zeros(variable)) for variable in variables]
+        gradients = [each(zeros_of(variable)) for variable in variables]
         return each(loss), gradients, keras.tree.map_structure(each, own), shared
 
     def _scale_for(self, sources: Sequence[Any]) -> LossScale | None:
         return None
-
-    def _owners_in(self, sources: Sequence[Any]) -> list[str]:
-        return []
-
-    def _note_loss(self, value: Any, owners: Sequence[str]) -> None:
-        pass
 
     def _part_size(self, at_once: int | None) -> int | None:
         return None  # a loop over groups of examples shows no more
@@ -149,17 +139,15 @@ class Probe(Step):
 
     def _apply(
         self,
-        name: str,
         gradients: Sequence[Gradient],
         variables: Sequence[keras.Variable],
+        owners: Sequence[str],
+        scale: LossScale | None,
         *,
         again: bool,
     ) -> None:
-        if not self.training:
-            raise RuntimeError("`evaluation_step` must not update weights.")
         if not self._building:
-            require_once(name, self._applied, again)
-        self._applied.add(name)
+            super()._apply(gradients, variables, owners, scale, again=again)
 
 
 class _ReadingScope(ValueScope):
@@ -200,7 +188,3 @@ def _shape_of(leaf: Any) -> Any:
     if not hasattr(leaf, "shape") or not hasattr(leaf, "dtype"):
         return None
     return keras.KerasTensor(tuple(leaf.shape), keras.backend.standardize_dtype(leaf.dtype))
-
-
-def _zeros(source: Any) -> Any:
-    return ops.zeros_like(source.value if isinstance(source, keras.Variable) else source)

@@ -13,10 +13,9 @@ from keras import ops
 
 from keras_trainops import keras_private
 from keras_trainops.backends import Assignment, Gradient, backend
-from keras_trainops.keras_private import ValueScope
-from keras_trainops.training.optimizers.loss_scale import LossScale
+from keras_trainops.keras_private import Assigned, ValueScope
 from keras_trainops.training.optimizers.transfer import built_for
-from keras_trainops.training.steps.outcome import Differentiated, called
+from keras_trainops.training.steps.outcome import Differentiated, Question, called
 from keras_trainops.training.steps.owners import optimizers_of
 from keras_trainops.training.steps.step import Step
 from keras_trainops.training.steps.texts import EVALUATION, TRAINING, text_of
@@ -33,7 +32,7 @@ def train_step(model: Any, data: Any) -> dict[str, Any]:
     Returns:
         The logs.
     """
-    return _run(TrainingStep(model), text_of(model, TRAINING), data)
+    return _run(TrainingStep(model), TRAINING, data)
 
 
 def test_step(model: Any, data: Any) -> dict[str, Any]:
@@ -46,13 +45,13 @@ def test_step(model: Any, data: Any) -> dict[str, Any]:
     Returns:
         The logs.
     """
-    return _run(EvaluationStep(model), text_of(model, EVALUATION), data)
+    return _run(EvaluationStep(model), EVALUATION, data)
 
 
-def _run(step: RunningStep, text: Callable[..., Any], data: Any) -> dict[str, Any]:
+def _run(step: RunningStep, method: str, data: Any) -> dict[str, Any]:
     data = mapped(_as_tensor, data)
     with step.open():
-        logs = text(step, data)
+        logs = text_of(step.model, method)(step, data)
         step.finish()
     keras_private.forget_returned_losses(step.model)
     return step.results(logs, data)
@@ -105,41 +104,31 @@ class RunningStep(Step):
             found = {name: value for name, value in found.items() if name != "loss"}
         return {**found, **means.result()}
 
-    def _differentiate(
-        self,
-        function: Callable[..., Any],
-        sources: Sequence[Any],
-        aux: bool,
-        keep_updates: bool,
-        scale: LossScale | None,
-        *,
-        several: bool = False,
-    ) -> Differentiated:
-        here, scope = backend(), ValueScope()
-        variables: list[Any] = []
+    def _differentiate(self, asked: Question) -> Differentiated:
+        here, scale, keep_updates = backend(), asked.scale, asked.keep_updates
+        assigned: list[Assigned] = []
 
         def scalar(values: Sequence[Assignment], tensors: Sequence[Any]) -> Any:
-            nonlocal scope
             scope = ValueScope(values)
             # Without a scope around it, layers may assign directly, unless that is to be undone.
             collects = bool(values) or not keep_updates or keras_private.current_scope() is not None
             with scope if collects else contextlib.nullcontext():
-                value, extra = called(function, tensors, aux)
-                here.require_collectable((a.variable, a.value) for a in scope.assigned)
-            variables[:] = scope.assigned
+                value, extra = called(asked.function, tensors, asked.aux)
+                assigned[:] = scope.assigned
+                here.require_collectable((each.variable, each.value) for each in assigned)
             scaled = value if scale is None else scale.scaled_loss(value)
-            return scaled, (value, extra, [each.value for each in scope.assigned])
+            return scaled, (value, extra, [each.value for each in assigned])
 
         self._depth += 1
         try:
             gradients, (value, extra, news) = here.differentiate(
-                scalar, sources, nested=self._depth > 1, several=several
+                scalar, asked.sources, nested=self._depth > 1, several=asked.several
             )
         finally:
             self._depth -= 1
-        pairs = zip(variables, news, strict=True)
+        pairs = zip(assigned, news, strict=True)
         self._pass_on([each._replace(value=new) for each, new in pairs], keep_updates=keep_updates)
-        return Differentiated(value, extra, gradients, scale)
+        return Differentiated(value, extra, gradients)
 
     def _differentiate_each(
         self,
@@ -148,9 +137,6 @@ class RunningStep(Step):
         batch: Sequence[Any],
     ) -> tuple[Any, Sequence[Gradient], Any, Any]:
         return backend().differentiate_each(function, variables, batch)
-
-    def _note_loss(self, value: Any, owners: Sequence[str]) -> None:
-        pass
 
 
 def _results_without_metrics(model: Any) -> dict[str, Any]:
@@ -171,55 +157,37 @@ class TrainingStep(RunningStep):
         self._losses: list[Any] = []  # not yet checked for NaN
         self._loss_of: dict[str, Any] = {}  # the last loss of each optimizer, by its name
         self._last_loss: Any = 0.0
-        self._applied: set[str] = set()
         self._checked: list[str] = []  # the names of what was checked for NaN
 
-    def _differentiate(
-        self,
-        function: Callable[..., Any],
-        sources: Sequence[Any],
-        aux: bool,
-        keep_updates: bool,
-        scale: LossScale | None,
-        *,
-        several: bool = False,
-    ) -> Differentiated:
+    def _differentiate(self, asked: Question) -> Differentiated:
         if not self._depth:
             keras_private.forget_losses(self.model)
-        found = super()._differentiate(function, sources, aux, keep_updates, scale, several=several)
+        found = super()._differentiate(asked)
         if not self._depth:
-            # A loss that is differentiated by tensors alone belongs to no weight update.
-            value = ops.sum(found.value) if several else found.value
-            self._note_loss(value, self._owners_in(sources) if sources else [""])
+            self._note_loss(ops.sum(found.value) if asked.several else found.value, asked.sources)
         return found
 
-    def _note_loss(self, value: Any, owners: Sequence[str]) -> None:
+    def _note_loss(self, value: Any, sources: Sequence[Any]) -> None:
         self._losses.append(value)
         self._last_loss = value
-        self._loss_of.update(dict.fromkeys(owners, value))
+        for source in sources:  # a loss that is differentiated by tensors alone belongs to none
+            if id(source) in self._names:
+                self._loss_of[self._names[id(source)]] = value
 
-    def _apply(
-        self,
-        name: str,
-        gradients: Sequence[Gradient],
-        variables: Sequence[keras.Variable],
-        *,
-        again: bool,
+    def _update(
+        self, name: str, gradients: Sequence[Gradient], variables: Sequence[keras.Variable]
     ) -> None:
-        require_once(name, self._applied, again)
-        self._applied.add(name)
         model, policy = self.model, self.model.train_ops.policy
-        optimizer = optimizers_of(self.model)[name]
+        optimizer = optimizers_of(model)[name]
         given = {id(v): g for v, g in zip(variables, gradients, strict=True)}
         trained = built_for(optimizer) or list(variables)
         # Filters of warnings are those of the process, and replicas take turns.
         partly = len(given) < len(trained) and backend().replicas() == 1
 
         def update(loss: Any, *gradients: Gradient) -> None:
-            before = policy.weight_updates(model, name) if policy.followers(name) else ()
-            with _unwarned() if partly else contextlib.nullcontext():
+            warned = _unwarned() if partly else contextlib.nullcontext()
+            with policy.following(model, name, loss), warned:
                 backend().apply_gradients(optimizer, gradients, trained)
-            policy.run(model, name, loss, before)
 
         loss = self._loss_of.get(name, 0.0)
         self._write(update, loss, [given.get(id(v)) for v in trained], optimizer, trained)
@@ -282,36 +250,6 @@ class EvaluationStep(RunningStep):
     """A step that evaluates."""
 
     training = False
-
-    def _apply(
-        self,
-        name: str,
-        gradients: Sequence[Gradient],
-        variables: Sequence[keras.Variable],
-        *,
-        again: bool,
-    ) -> None:
-        raise RuntimeError("`evaluation_step` must not update weights.")
-
-
-def require_once(name: str, applied: set[str], again: bool) -> None:
-    """Check that an optimizer makes its first update in a step.
-
-    Args:
-        name: The optimizer's name.
-        applied: The names of those that have made an update.
-        again: Whether the user has asked for another one.
-
-    Raises:
-        ValueError: If it is another one, and the user has not asked for it.
-    """
-    if name in applied and not again:
-        which = f"The optimizer {name!r}" if name else "The optimizer"
-        raise ValueError(
-            f"{which} has already updated weights in this step. Apply all of its gradients at "
-            "once; or compile with several `optimizers`; or, if each step is to make several "
-            "updates, pass `again=True`."
-        )
 
 
 def _writes_directly(model: Any) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,7 +9,7 @@ import keras
 
 from keras_trainops import keras_private
 from keras_trainops.backends import Gradient, backend
-from keras_trainops.gradients.base import GradientSource, Losses, Objective, checked
+from keras_trainops.gradients.base import Found, GradientSource, Losses, Objective, checked
 from keras_trainops.training.optimizers.loss_scale import (
     LossScale,
     loss_scale_of,
@@ -18,6 +17,7 @@ from keras_trainops.training.optimizers.loss_scale import (
 )
 from keras_trainops.training.optimizers.transfer import built_for
 from keras_trainops.training.steps.differentiation import Differentiation
+from keras_trainops.training.steps.outcome import Differentiated, Question
 from keras_trainops.training.steps.owners import optimizers_of, owners_of, the_one
 
 
@@ -45,6 +45,7 @@ class Step(Differentiation):
     def __init__(self, model: Any) -> None:
         super().__init__(model)
         self.has_minimized = False
+        self._applied: set[str] = set()  # the names of the optimizers that have made an update
         self._metrics: list[tuple[Any, ...]] = []
 
     # The data and the model
@@ -79,7 +80,7 @@ class Step(Differentiation):
         )
 
     def losses(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> Any:
-        """Return `loss`, told apart by outputs if the source of gradients asks for that.
+        """Return `loss`, split by output if the source of gradients asks for that.
 
         Args:
             x: The inputs of a batch.
@@ -94,7 +95,7 @@ class Step(Differentiation):
         value = self.loss(x, y, y_pred, sample_weight)
         source = self._source
         outputs = keras.tree.flatten(y_pred)
-        if source is None or not source.tells_losses_apart or len(outputs) < 2:
+        if source is None or not source.splits_losses or len(outputs) < 2:
             return value
         stopped = [keras_private.stop_gradient(output) for output in outputs]
 
@@ -154,10 +155,9 @@ class Step(Differentiation):
                 f"gradients, {len(variables)} variables"
             )
         self._require_outermost("apply")
-        name = the_one(self._owners_of(variables))
-        scale = loss_scale_of(optimizers_of(self.model)[name])
-        pairs = zip(gradients, variables, strict=True)
-        self._apply(name, [scale.scaled(g, v) for g, v in pairs], variables, again=again)
+        owners = self._owners_of(variables)
+        the_one(owners)
+        self._apply(gradients, variables, owners, None, again=again)
 
     def minimize(
         self,
@@ -197,79 +197,66 @@ class Step(Differentiation):
         self.has_minimized = True
         objective = Objective(function, data, aux, keep_updates)
         if not variables:
-            found = self._differentiate(objective.whole, [], True, keep_updates, None)
+            found = self._differentiate(Question(objective.whole, [], True, keep_updates))
             return (found.value, found.aux) if aux else found.value
         owners = self._owners_of(variables)
         require_same_scaling([optimizers_of(self.model)[name] for name in dict.fromkeys(owners)])
-        if self._source is not None:
-            value, extra = self._minimize_from(self._source, objective, variables, owners, again)
-            return (value, extra) if aux else value
-        scale = loss_scale_of(optimizers_of(self.model)[owners[0]])
-        found = self._differentiate(objective.whole, variables, True, keep_updates, scale)
-        for name in dict.fromkeys(owners):
-            own = [i for i, owner in enumerate(owners) if owner == name]
-            gradients, part = [found.gradients[i] for i in own], [variables[i] for i in own]
-            if name != owners[0]:
-                gradients = self._rescaled(gradients, part, scale, name)
-            self._apply(name, gradients, part, again=again)
-        return (found.value, found.aux) if aux else found.value
+        result: Differentiated | Found
+        if self._source is None:
+            scale = loss_scale_of(optimizers_of(self.model)[owners[0]])
+            result = self._differentiate(
+                Question(objective.whole, variables, True, keep_updates, scale)
+            )
+        else:
+            scale = None
+            result = checked(self._source, self._source(self, objective, variables), variables)
+            self._note_loss(result.value, variables)
+        self._apply(result.gradients, variables, owners, scale, again=again)
+        return (result.value, result.aux) if aux else result.value
 
     @property
     def _source(self) -> GradientSource | None:
         return self.model.train_ops.gradients if self.training else None
 
-    def _minimize_from(
-        self,
-        source: GradientSource,
-        objective: Objective,
-        variables: Sequence[keras.Variable],
-        owners: Sequence[str],
-        again: bool,
-    ) -> tuple[Any, Any]:
-        """Update weights with the gradients of a source; return the loss and the rest."""
-        found = checked(source, source(self, objective, variables), variables)
-        self._note_loss(found.value, owners)
-        for name in dict.fromkeys(owners):
-            scale = loss_scale_of(optimizers_of(self.model)[name])
-            part = [
-                (gradient, variable)
-                for gradient, variable, owner in zip(
-                    found.gradients, variables, owners, strict=True
-                )
-                if owner == name
-            ]
-            self._apply(
-                name, [scale.scaled(g, v) for g, v in part], [v for _, v in part], again=again
-            )
-        return found.value, found.aux
-
-    def _rescaled(
-        self,
-        gradients: Sequence[Gradient],
-        variables: Sequence[keras.Variable],
-        scale: LossScale,
-        name: str,
-    ) -> list[Gradient]:
-        """Return gradients with the loss scale of the optimizer of this name."""
-        new, pairs = (
-            loss_scale_of(optimizers_of(self.model)[name]),
-            zip(gradients, variables, strict=True),
-        )
-        dense = [(None if g is None else backend().dense(g), v) for g, v in pairs]
-        return [new.scaled(scale.unscaled(gradient, v), v) for gradient, v in dense]
-
-    # What differs between a step that runs and one that is only looked at
-
-    @abstractmethod
     def _apply(
         self,
-        name: str,
         gradients: Sequence[Gradient],
         variables: Sequence[keras.Variable],
+        owners: Sequence[str],
+        scale: LossScale | None,
         *,
         again: bool,
     ) -> None:
-        """Pass scaled gradients to the optimizer of this name."""
+        """Pass gradients to the optimizers of their variables.
+
+        Args:
+            gradients: One per variable, or None.
+            variables: The variables.
+            owners: The name of the optimizer of each variable.
+            scale: The loss scale that the gradients have; None if they have none.
+            again: Whether an optimizer may have made an update in this step.
+
+        Raises:
+            RuntimeError: In an evaluation.
+            ValueError: If an optimizer has made an update, and may not make another one.
+        """
+        if not self.training:
+            raise RuntimeError("`evaluation_step` must not update weights.")
+        for name in dict.fromkeys(owners):
+            if name in self._applied and not again:
+                raise _repeated(name)
+            self._applied.add(name)
+            new = loss_scale_of(optimizers_of(self.model)[name])
+            trios = zip(gradients, variables, owners, strict=True)
+            part = [(g, v) for g, v, owner in trios if owner == name]
+            if scale != new:
+                part = [(_rescaled(g, v, scale, new), v) for g, v in part]
+            self._update(name, [g for g, _ in part], [v for _, v in part])
+
+    def _update(
+        self, name: str, gradients: Sequence[Gradient], variables: Sequence[keras.Variable]
+    ) -> None:
+        """Pass scaled gradients to the optimizer of this name; the probe does nothing."""
 
     def _trained(self) -> list[keras.Variable]:
         """Return all variables that the model trains."""
@@ -277,3 +264,22 @@ class Step(Differentiation):
 
     def _owners_of(self, variables: Sequence[keras.Variable]) -> list[str]:
         return owners_of(self._names, variables)
+
+
+def _rescaled(
+    gradient: Gradient, variable: keras.Variable, old: LossScale | None, new: LossScale
+) -> Gradient:
+    """Return a gradient with another loss scale; `old` is None if it has none."""
+    if old is not None:
+        gradient = old.unscaled(backend().dense(gradient), variable)
+    return new.scaled(gradient, variable)
+
+
+def _repeated(name: str) -> ValueError:
+    """Return the error for an optimizer that makes another update in a step."""
+    which = f"The optimizer {name!r}" if name else "The optimizer"
+    return ValueError(
+        f"{which} has already updated weights in this step. Apply all of its gradients at "
+        "once; or compile with several `optimizers`; or, if each step is to make several "
+        "updates, pass `again=True`."
+    )
