@@ -17,6 +17,7 @@ Gradient: TypeAlias = Any  # a backend tensor, or None where the loss does not d
 Assignment: TypeAlias = "tuple[keras.Variable, Any]"  # a variable and its new value
 Differentiable: TypeAlias = "Callable[[Sequence[Assignment], Sequence[Any]], tuple[Any, T]]"
 GroupFunction: TypeAlias = "Callable[[T, Any], tuple[T, Any]]"  # (carry, group) -> both
+OfExample: TypeAlias = "Callable[[Sequence[Assignment], Sequence[Any]], tuple[Any, tuple[T, Any]]]"
 StepFunction: TypeAlias = "Callable[[Any, Any], dict[str, Any]]"  # (model, data) -> logs
 
 
@@ -179,7 +180,7 @@ class Backend:
 
     def differentiate_each(
         self,
-        function: Callable[[Sequence[Assignment], Sequence[Any]], tuple[Any, tuple[T, Any]]],
+        function: OfExample[T],
         variables: Sequence[keras.Variable],
         batch: Sequence[Any],
     ) -> tuple[Any, Sequence[Gradient], T, Any]:

@@ -13,12 +13,12 @@ import numpy as np
 
 from keras_trainops import keras_private
 from keras_trainops.backends.base import (
-    Assignment,
     Backend,
     Differentiable,
     Gradient,
     GroupFunction,
     NumericsCheck,
+    OfExample,
     StepFunction,
     T,
     split_sources,
@@ -122,7 +122,7 @@ class Jax(Backend):
 
     def differentiate_each(
         self,
-        function: Callable[[Sequence[Assignment], Sequence[Any]], tuple[Any, tuple[T, Any]]],
+        function: OfExample[T],
         variables: Sequence[keras.Variable],
         batch: Sequence[Any],
     ) -> tuple[Any, Sequence[Gradient], T, Any]:

@@ -24,6 +24,7 @@ from keras_trainops.backends.base import (
     GradientChain,
     GroupFunction,
     NumericsCheck,
+    OfExample,
     T,
     split_sources,
 )
@@ -131,7 +132,7 @@ class TensorFlow(Backend):
 
     def differentiate_each(
         self,
-        function: Callable[[Sequence[Assignment], Sequence[Any]], tuple[Any, tuple[T, Any]]],
+        function: OfExample[T],
         variables: Sequence[keras.Variable],
         batch: Sequence[Any],
     ) -> tuple[Any, Sequence[Gradient], T, Any]:

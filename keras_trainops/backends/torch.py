@@ -12,11 +12,11 @@ import numpy as np
 import torch
 
 from keras_trainops.backends.base import (
-    Assignment,
     Backend,
     Differentiable,
     Gradient,
     NumericsCheck,
+    OfExample,
     StepFunction,
     T,
     split_sources,
@@ -116,7 +116,7 @@ class Torch(Backend):
 
     def differentiate_each(
         self,
-        function: Callable[[Sequence[Assignment], Sequence[Any]], tuple[Any, tuple[T, Any]]],
+        function: OfExample[T],
         variables: Sequence[keras.Variable],
         batch: Sequence[Any],
     ) -> tuple[Any, Sequence[Gradient], T, Any]:
