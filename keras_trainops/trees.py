@@ -12,6 +12,8 @@ def first_leaf(tree: Any) -> Any:
     """Return the first leaf of a tree that is not None; None if there is none."""
     if tree is None or hasattr(tree, "dtype"):
         return tree
+    if type(tree) in (tuple, list):
+        return next((leaf for leaf in map(first_leaf, tree) if leaf is not None), None)
     return next((leaf for leaf in keras.tree.flatten(tree) if leaf is not None), None)
 
 

@@ -94,6 +94,10 @@ class Backend:
         """Return whether `model` needs our training step instead of Keras's on this backend."""
         return False
 
+    def writes_at_once(self, model: Any) -> bool:
+        """Return whether a step may assign variables permanently before it ends."""
+        return False
+
     def runs_eagerly(self, model: Any) -> bool:
         """Return whether Python runs the training step for every batch, not once to trace it."""
         return bool(model.run_eagerly)

@@ -47,6 +47,10 @@ class TensorFlow(Backend):
         several = model.distribute_strategy.num_replicas_in_sync > 1
         return several and bool(model.non_trainable_weights)
 
+    def writes_at_once(self, model: Any) -> bool:
+        """Return False where replicas have to agree on what layers assign."""
+        return not self.needs_our_step(model)
+
     def train_function(
         self, function: Callable[..., Any], model: Any, numerics: NumericsCheck | None
     ) -> Callable[..., Any]:

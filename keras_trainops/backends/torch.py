@@ -49,6 +49,9 @@ class Torch(Backend):
         """Return True with `variables_to_train`: Keras's step computes all gradients."""
         return model.train_ops.arguments.get("variables_to_train") is not None
 
+    def writes_at_once(self, model: Any) -> bool:
+        return True
+
     def runs_eagerly(self, model: Any) -> bool:
         return True
 
@@ -92,12 +95,12 @@ class Torch(Backend):
     ) -> tuple[Sequence[Gradient], T]:
         with torch.enable_grad():
             now = [s.value if isinstance(s, keras.Variable) else s for s in sources]
-            pairs = zip(sources, now, strict=True)
-            leaves = [_leaf(source, tensor, nested) for source, tensor in pairs]
-            variables, tensors = split_sources(sources, leaves)
-            if all(leaf is tensor for leaf, tensor in zip(leaves, now, strict=True)):
-                variables = []  # they keep their values
-            value, rest = function(variables, tensors)
+            if nested or not all(map(_is_parameter, sources, now)):
+                leaves = [_leaf(tensor) for tensor in now]
+                value, rest = function(*split_sources(sources, leaves))
+            else:  # no graph comes before them, so they keep their values
+                leaves = now
+                value, rest = function([], [])
             scalars = value.unbind() if several else [value]
             rows: list[Sequence[Gradient]] = []
             for scalar in scalars:
@@ -145,19 +148,17 @@ class Torch(Backend):
         return sorted((t.data_ptr(), t.data_ptr() + t.nbytes) for t in tensors if not t.is_meta)
 
 
-def _leaf(source: Any, tensor: Any, nested: bool) -> Any:
-    """Return the tensor to differentiate by, for a source and its tensor.
+def _is_parameter(source: Any, tensor: Any) -> bool:
+    """Return whether a source is a variable whose tensor is a parameter."""
+    return tensor.requires_grad and tensor.is_leaf and isinstance(source, keras.Variable)
+
+
+def _leaf(tensor: Any) -> Any:
+    """Return the tensor to differentiate by, for the tensor of a source.
 
     In a function that is differentiated, tensors of the outer one may depend on the source. It gets
     a node of its own, or the inner gradient would count their paths too.
     """
-    if (
-        isinstance(source, keras.Variable)
-        and tensor.is_leaf
-        and tensor.requires_grad
-        and not nested
-    ):
-        return tensor  # a parameter, at the top: no graph comes before it
     return tensor.view_as(tensor) if tensor.requires_grad else tensor.detach().requires_grad_()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -31,7 +31,7 @@ from keras_trainops.training.steps.outcome import (
     finished,
     require_dependence,
 )
-from keras_trainops.training.steps.owners import optimizers_of, owners
+from keras_trainops.training.steps.owners import owners
 
 
 class Differentiation(ABC):
@@ -288,6 +288,11 @@ class Differentiation(ABC):
         return backend().mean_over_replicas(tensors)
 
     @functools.cached_property
+    def _optimizers(self) -> Mapping[str, Any]:
+        """The optimizers of the model by name; the only one has the name ""."""
+        return keras_private.named_optimizers(self.model.optimizer)
+
+    @functools.cached_property
     def _names(self) -> dict[int, str]:
         """The name of the optimizer that trains each variable, by the variables' `id`."""
         return owners(self.model)
@@ -350,4 +355,4 @@ class Differentiation(ABC):
             return None
         if any(id(source) not in self._names for source in sources):
             return None
-        return loss_scale_of(optimizers_of(self.model)[self._names[id(sources[0])]])
+        return loss_scale_of(self._optimizers[self._names[id(sources[0])]])

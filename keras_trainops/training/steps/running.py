@@ -16,7 +16,6 @@ from keras_trainops.backends import Assignment, Gradient, backend
 from keras_trainops.keras_private import Assigned, ValueScope
 from keras_trainops.training.optimizers.transfer import built_for
 from keras_trainops.training.steps.outcome import Differentiated, Question, called
-from keras_trainops.training.steps.owners import optimizers_of
 from keras_trainops.training.steps.step import Step
 from keras_trainops.training.steps.texts import EVALUATION, TRAINING, text_of
 from keras_trainops.trees import first_leaf, mapped
@@ -50,6 +49,7 @@ def test_step(model: Any, data: Any) -> dict[str, Any]:
 
 def _run(step: RunningStep, method: str, data: Any) -> dict[str, Any]:
     data = mapped(_as_tensor, data)
+    keras_private.forget_losses(step.model)
     with step.open():
         logs = text_of(step.model, method)(step, data)
         step.finish()
@@ -111,11 +111,14 @@ class RunningStep(Step):
         def scalar(values: Sequence[Assignment], tensors: Sequence[Any]) -> Any:
             scope = ValueScope(values)
             # Without a scope around it, layers may assign directly, unless that is to be undone.
-            collects = bool(values) or not keep_updates or keras_private.current_scope() is not None
+            direct = here.assigns_in_forward and keep_updates and not values
+            collects = not direct or keras_private.current_scope() is not None
             with scope if collects else contextlib.nullcontext():
                 value, extra = called(asked.function, tensors, asked.aux)
                 assigned[:] = scope.assigned
                 here.require_collectable((each.variable, each.value) for each in assigned)
+            if self._depth == 1 and (not collects or keras_private.has_losses(self.model, scope)):
+                keras_private.forget_losses(self.model)
             scaled = value if scale is None else scale.scaled_loss(value)
             return scaled, (value, extra, [each.value for each in assigned])
 
@@ -156,12 +159,10 @@ class TrainingStep(RunningStep):
         self._scope = None if _writes_directly(model) else ValueScope()
         self._losses: list[Any] = []  # not yet checked for NaN
         self._loss_of: dict[str, Any] = {}  # the last loss of each optimizer, by its name
-        self._last_loss: Any = 0.0
+        self._last_loss: Any = None
         self._checked: list[str] = []  # the names of what was checked for NaN
 
     def _differentiate(self, asked: Question) -> Differentiated:
-        if not self._depth:
-            keras_private.forget_losses(self.model)
         found = super()._differentiate(asked)
         if not self._depth:
             self._note_loss(ops.sum(found.value) if asked.several else found.value, asked.sources)
@@ -178,7 +179,7 @@ class TrainingStep(RunningStep):
         self, name: str, gradients: Sequence[Gradient], variables: Sequence[keras.Variable]
     ) -> None:
         model, policy = self.model, self.model.train_ops.policy
-        optimizer = optimizers_of(model)[name]
+        optimizer = self._optimizers[name]
         given = {id(v): g for v, g in zip(variables, gradients, strict=True)}
         trained = built_for(optimizer) or list(variables)
         # Filters of warnings are those of the process, and replicas take turns.
@@ -189,7 +190,7 @@ class TrainingStep(RunningStep):
             with policy.following(model, name, loss), warned:
                 backend().apply_gradients(optimizer, gradients, trained)
 
-        loss = self._loss_of.get(name, 0.0)
+        loss = self._loss_of.get(name)
         self._write(update, loss, [given.get(id(v)) for v in trained], optimizer, trained)
 
     def finish(self) -> None:
@@ -213,7 +214,7 @@ class TrainingStep(RunningStep):
 
         Args:
             change: Assigns variables.
-            loss: The loss that updates get.
+            loss: The loss that updates get; None if nothing was differentiated.
             gradients: The gradients of a weight update, on this replica.
             optimizer: The optimizer that makes it.
             variables: The variables of the gradients.
@@ -230,7 +231,7 @@ class TrainingStep(RunningStep):
             change(loss, *rest)
 
         with contextlib.nullcontext() if self._scope is None else self._scope.left():
-            loss = ops.convert_to_tensor(loss)
+            loss = ops.zeros(()) if loss is None else loss
             if policy.after_weights:
                 # Each replica has its own loss; an update gets that of the whole batch.
                 (loss,) = here.mean_over_replicas([loss])
@@ -256,7 +257,7 @@ def _writes_directly(model: Any) -> bool:
     """Return whether layers may assign variables at once, as nothing is left out or held back."""
     here, options = backend(), model.train_ops
     wants_all = options.policy.keeps_layer_updates and not options.numerics
-    return here.assigns_in_forward and wants_all and not here.needs_our_step(model)
+    return wants_all and here.writes_at_once(model)
 
 
 @contextlib.contextmanager

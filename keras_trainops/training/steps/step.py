@@ -18,7 +18,7 @@ from keras_trainops.training.optimizers.loss_scale import (
 from keras_trainops.training.optimizers.transfer import built_for
 from keras_trainops.training.steps.differentiation import Differentiation
 from keras_trainops.training.steps.outcome import Differentiated, Question
-from keras_trainops.training.steps.owners import optimizers_of, owners_of, the_one
+from keras_trainops.training.steps.owners import owners_of, the_one
 
 
 class Step(Differentiation):
@@ -200,10 +200,10 @@ class Step(Differentiation):
             found = self._differentiate(Question(objective.whole, [], True, keep_updates))
             return (found.value, found.aux) if aux else found.value
         owners = self._owners_of(variables)
-        require_same_scaling([optimizers_of(self.model)[name] for name in dict.fromkeys(owners)])
+        require_same_scaling([self._optimizers[name] for name in dict.fromkeys(owners)])
         result: Differentiated | Found
         if self._source is None:
-            scale = loss_scale_of(optimizers_of(self.model)[owners[0]])
+            scale = loss_scale_of(self._optimizers[owners[0]])
             result = self._differentiate(
                 Question(objective.whole, variables, True, keep_updates, scale)
             )
@@ -246,7 +246,7 @@ class Step(Differentiation):
             if name in self._applied and not again:
                 raise _repeated(name)
             self._applied.add(name)
-            new = loss_scale_of(optimizers_of(self.model)[name])
+            new = loss_scale_of(self._optimizers[name])
             trios = zip(gradients, variables, owners, strict=True)
             part = [(g, v) for g, v, owner in trios if owner == name]
             if scale != new:

@@ -128,3 +128,39 @@ def between(model: Any, step: kt.Step, data: Any, kind: str) -> dict[str, Any]:
     step.gradients(lambda x: 1000.0 + ops.sum(model(x)), x)
     step.apply(gradients, variables)
     return {"loss": value}
+
+
+@pytest.mark.parametrize("held_back", [False, True], ids=["direct", "held_back"])
+def test_a_function_has_the_losses_of_the_layers_that_it_calls(held_back: bool) -> None:
+    """Not those of a function before it, nor of calls outside, nor of the step before."""
+
+    class Two(kt.TrainOpsMixin, keras.Model):
+        def __init__(self) -> None:
+            super().__init__()
+            ones = {"kernel_initializer": "ones", "activity_regularizer": "l2"}
+            self.first = keras.layers.Dense(1, name="first", **ones)
+            self.second = keras.layers.Dense(1, name="second", **ones)
+            for layer in (self.first, self.second):
+                layer.build((None, 4))
+
+        def call(self, x: Any) -> Any:
+            return self.second(x)
+
+        def training_step(self, step: kt.Step, data: Any) -> dict[str, Any]:
+            (x,) = step.unpack(data)[:1]
+            self.first(x)
+            logs = {}
+            for again, layer in enumerate((self.first, self.second, self.first)):
+                logs[f"loss_{again}"] = step.minimize(
+                    lambda layer=layer: ops.sum(layer(x)) * 0 + sum(self.losses),
+                    layer.trainable_variables,
+                    again=bool(again),
+                )
+            return logs
+
+    model = Two()
+    model.compile(keras.optimizers.SGD(0.0), check_numerics=held_back)
+    history = model.fit(X, batch_size=4, epochs=2, shuffle=False, verbose=0).history
+    expected = np.mean([0.01 * np.sum(part.sum(1) ** 2) / 4 for part in (X[:4], X[4:])])
+    for each in range(3):
+        np.testing.assert_allclose(history[f"loss_{each}"], [expected] * 2, rtol=1e-5)
