@@ -50,6 +50,7 @@ class Torch(Backend):
         return model.train_ops.arguments.get("variables_to_train") is not None
 
     def writes_at_once(self, model: Any) -> bool:
+        """Return True: what would overwrite tensors that a gradient needs is collected anyway."""
         return True
 
     def runs_eagerly(self, model: Any) -> bool:

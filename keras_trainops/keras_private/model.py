@@ -48,13 +48,8 @@ def unbuilt_layers(model: keras.Model) -> list[keras.layers.Layer]:
     ]
 
 
-def has_losses(model: keras.Model, scope: keras.StatelessScope) -> bool:
-    """Return whether layers added losses within a scope, or a stateless call returned some."""
-    return bool(scope.losses or model._losses_override)
-
-
 def forget_losses(model: keras.Model) -> None:
-    """Clear the losses that layers keep; stateless calls do not.
+    """Clear the losses that layers kept from earlier calls; stateless calls do not.
 
     Layers identify their losses by `id`. A new loss may have the `id` of another layer's freed
     loss, and would then be dropped.

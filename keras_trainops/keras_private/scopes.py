@@ -63,9 +63,9 @@ class ValueScope(keras.StatelessScope):
         return taken
 
     def get_current_value(self, variable: keras.Variable) -> Any:
-        value, outer = self.state_mapping.get(id(variable)), self.original_scope
-        if value is None and outer is not None:
-            value = outer.get_current_value(variable)
+        value = self.state_mapping.get(id(variable))
+        if value is None and self.original_scope is not None:
+            value = self.original_scope.get_current_value(variable)
         # Weight regularisers read the scope instead of the variable, and fail on None.
         return variable._value if value is None else value
 

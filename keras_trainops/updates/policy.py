@@ -233,8 +233,6 @@ class UpdatePolicy(Stateful):
         advance.
         """
         assigned = list(assigned)
-        if not (assigned or self._unused):
-            return assigned
         kept = [each for each in assigned if self._keeps(each)]
         left_out = [each.variable.path for each in assigned if not self._keeps(each)]
         self._warn_once([*left_out, *self._unused])

@@ -11,7 +11,7 @@ import pytest
 import keras_trainops as kt
 from tests.gradients import nets
 from tests.gradients.nets import X, Y
-from tests.helpers import assert_same_arithmetic, refused, values
+from tests.helpers import assert_same_arithmetic, refused, value, values
 from tests.training.small_models import TRACED
 
 G, O = kt.gradients, keras.optimizers  # noqa: E741
@@ -61,6 +61,19 @@ def test_a_source_of_the_users() -> None:
     nets.close(
         nets.value_of(trained(Doubled(), O.SGD(0.1))), nets.value_of(trained(None, O.SGD(0.2)))
     )
+
+
+def test_updates_get_a_loss_that_is_a_number() -> None:
+    class OfOne(Doubled):
+        def __call__(self, *args: Any) -> Any:
+            return super().__call__(*args)._replace(value=1.0)
+
+    seen = keras.Variable(0.0, trainable=False, name="seen")
+    update = kt.updates.Function(lambda model, loss: seen.assign(loss), [seen])
+    model = nets.net(HEADS)
+    model.compile("sgd", "mse", gradients=OfOne(), updates=[kt.updates.LayerUpdates(), update])
+    nets.fit(model, TARGETS)
+    assert value(seen) == 1.0
 
 
 def test_transforms_follow_the_source() -> None:

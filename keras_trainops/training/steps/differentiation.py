@@ -25,7 +25,7 @@ from keras_trainops.training.steps.examples import (
 )
 from keras_trainops.training.steps.outcome import (
     Differentiated,
-    Question,
+    Request,
     as_source,
     called,
     finished,
@@ -81,7 +81,7 @@ class Differentiation(ABC):
         self._refuse_within_examples("gradients")
         flat = [as_source(source) for source in keras.tree.flatten(sources)]
         scale = self._scale_for(flat)
-        found = self._differentiate(Question(function, flat, aux, keep_updates, scale))
+        found = self._differentiate(Request(function, flat, aux, keep_updates, scale))
         require_dependence(found.gradients, flat)
         gradients = [
             finished(gradient, source, scale)
@@ -120,8 +120,8 @@ class Differentiation(ABC):
             return ops.stack(list(scalars)), rest
 
         scale = self._scale_for(variables)
-        asked = Question(stacked, variables, True, keep_updates, scale, several=True)
-        found = self._differentiate(asked)
+        request = Request(stacked, variables, True, keep_updates, scale, several=True)
+        found = self._differentiate(request)
         rows = [
             [finished(g, v, scale) for g, v in zip(row, variables, strict=True)]
             for row in found.gradients
@@ -300,7 +300,7 @@ class Differentiation(ABC):
     # Overridden by steps that run, and by the probe
 
     @abstractmethod
-    def _differentiate(self, asked: Question) -> Differentiated:
+    def _differentiate(self, request: Request) -> Differentiated:
         """Differentiate a function by variables and tensors; a vector element by element."""
 
     @abstractmethod

@@ -12,8 +12,8 @@ from keras_trainops.backends import Gradient, backend
 from keras_trainops.training.optimizers.loss_scale import LossScale
 
 
-class Question(NamedTuple):
-    """What to differentiate, and by what.
+class Request(NamedTuple):
+    """A request for the gradients of a function.
 
     Attributes:
         function: Called with those sources that are tensors; returns a scalar.

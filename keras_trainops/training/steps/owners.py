@@ -7,14 +7,8 @@ from typing import Any
 
 import keras
 
-from keras_trainops import keras_private
 from keras_trainops.training.optimizers.group import OptimizerGroup
 from keras_trainops.training.optimizers.transfer import built_for
-
-
-def optimizers_of(model: Any) -> Mapping[str, Any]:
-    """Return the optimizers of a model by name; the only one has the name ""."""
-    return keras_private.named_optimizers(model.optimizer)
 
 
 def owners(model: Any) -> dict[int, str]:

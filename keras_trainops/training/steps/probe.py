@@ -14,12 +14,11 @@ from keras_trainops.keras_private import ValueScope
 from keras_trainops.training.optimizers.loss_scale import LossScale
 from keras_trainops.training.steps.outcome import (
     Differentiated,
-    Question,
+    Request,
     called,
     independent,
     zeros_of,
 )
-from keras_trainops.training.steps.owners import optimizers_of
 from keras_trainops.training.steps.step import Step
 from keras_trainops.training.steps.texts import EVALUATION, TRAINING, text_of
 
@@ -91,24 +90,24 @@ class Probe(Step):
         for x, y, y_pred, sample_weight in self._metrics:
             self.model.compute_metrics(x, y, y_pred, sample_weight)
 
-    def _differentiate(self, asked: Question) -> Differentiated:
-        sources = asked.sources
+    def _differentiate(self, request: Request) -> Differentiated:
+        sources = request.sources
         tensors = [source for source in sources if not isinstance(source, keras.Variable)]
         self._depth += 1
         try:
             with _ReadingScope() as scope:
-                value, extra = called(asked.function, tensors, asked.aux)
+                value, extra = called(request.function, tensors, request.aux)
         finally:
             self._depth -= 1
-        if not asked.several:
+        if not request.several:
             _require_scalar(value)
         variables = [source for source in sources if isinstance(source, keras.Variable)]
         unread = not any(id(variable) in scope.read for variable in variables)
         if variables and unread and not tensors and not self._building:
             raise independent(variables)
-        self._pass_on(scope.assigned, keep_updates=asked.keep_updates)
+        self._pass_on(scope.assigned, keep_updates=request.keep_updates)
         zeros = [zeros_of(source) for source in sources]
-        return Differentiated(value, extra, [zeros] * value.shape[0] if asked.several else zeros)
+        return Differentiated(value, extra, [zeros] * value.shape[0] if request.several else zeros)
 
     def _differentiate_each(
         self,
@@ -134,7 +133,7 @@ class Probe(Step):
 
     def _owners_of(self, variables: Sequence[keras.Variable]) -> list[str]:
         if self._building:
-            return [next(iter(optimizers_of(self.model)))] * max(len(variables), 1)
+            return [next(iter(self._optimizers))] * max(len(variables), 1)
         return super()._owners_of(variables)
 
     def _apply(

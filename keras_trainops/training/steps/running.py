@@ -15,7 +15,7 @@ from keras_trainops import keras_private
 from keras_trainops.backends import Assignment, Gradient, backend
 from keras_trainops.keras_private import Assigned, ValueScope
 from keras_trainops.training.optimizers.transfer import built_for
-from keras_trainops.training.steps.outcome import Differentiated, Question, called
+from keras_trainops.training.steps.outcome import Differentiated, Request, called
 from keras_trainops.training.steps.step import Step
 from keras_trainops.training.steps.texts import EVALUATION, TRAINING, text_of
 from keras_trainops.trees import first_leaf, mapped
@@ -49,7 +49,6 @@ def test_step(model: Any, data: Any) -> dict[str, Any]:
 
 def _run(step: RunningStep, method: str, data: Any) -> dict[str, Any]:
     data = mapped(_as_tensor, data)
-    keras_private.forget_losses(step.model)
     with step.open():
         logs = text_of(step.model, method)(step, data)
         step.finish()
@@ -104,8 +103,8 @@ class RunningStep(Step):
             found = {name: value for name, value in found.items() if name != "loss"}
         return {**found, **means.result()}
 
-    def _differentiate(self, asked: Question) -> Differentiated:
-        here, scale, keep_updates = backend(), asked.scale, asked.keep_updates
+    def _differentiate(self, request: Request) -> Differentiated:
+        here, scale, keep_updates = backend(), request.scale, request.keep_updates
         assigned: list[Assigned] = []
 
         def scalar(values: Sequence[Assignment], tensors: Sequence[Any]) -> Any:
@@ -114,18 +113,16 @@ class RunningStep(Step):
             direct = here.assigns_in_forward and keep_updates and not values
             collects = not direct or keras_private.current_scope() is not None
             with scope if collects else contextlib.nullcontext():
-                value, extra = called(asked.function, tensors, asked.aux)
+                value, extra = called(request.function, tensors, request.aux)
                 assigned[:] = scope.assigned
                 here.require_collectable((each.variable, each.value) for each in assigned)
-            if self._depth == 1 and (not collects or keras_private.has_losses(self.model, scope)):
-                keras_private.forget_losses(self.model)
             scaled = value if scale is None else scale.scaled_loss(value)
             return scaled, (value, extra, [each.value for each in assigned])
 
         self._depth += 1
         try:
             gradients, (value, extra, news) = here.differentiate(
-                scalar, asked.sources, nested=self._depth > 1, several=asked.several
+                scalar, request.sources, nested=self._depth > 1, several=request.several
             )
         finally:
             self._depth -= 1
@@ -159,13 +156,16 @@ class TrainingStep(RunningStep):
         self._scope = None if _writes_directly(model) else ValueScope()
         self._losses: list[Any] = []  # not yet checked for NaN
         self._loss_of: dict[str, Any] = {}  # the last loss of each optimizer, by its name
-        self._last_loss: Any = None
+        self._last_loss: Any = 0.0
         self._checked: list[str] = []  # the names of what was checked for NaN
 
-    def _differentiate(self, asked: Question) -> Differentiated:
-        found = super()._differentiate(asked)
+    def _differentiate(self, request: Request) -> Differentiated:
         if not self._depth:
-            self._note_loss(ops.sum(found.value) if asked.several else found.value, asked.sources)
+            keras_private.forget_losses(self.model)
+        found = super()._differentiate(request)
+        if not self._depth:
+            loss = ops.sum(found.value) if request.several else found.value
+            self._note_loss(loss, request.sources)
         return found
 
     def _note_loss(self, value: Any, sources: Sequence[Any]) -> None:
@@ -190,7 +190,7 @@ class TrainingStep(RunningStep):
             with policy.following(model, name, loss), warned:
                 backend().apply_gradients(optimizer, gradients, trained)
 
-        loss = self._loss_of.get(name)
+        loss = self._loss_of.get(name, 0.0)
         self._write(update, loss, [given.get(id(v)) for v in trained], optimizer, trained)
 
     def finish(self) -> None:
@@ -214,7 +214,7 @@ class TrainingStep(RunningStep):
 
         Args:
             change: Assigns variables.
-            loss: The loss that updates get; None if nothing was differentiated.
+            loss: The loss that updates get.
             gradients: The gradients of a weight update, on this replica.
             optimizer: The optimizer that makes it.
             variables: The variables of the gradients.
@@ -231,7 +231,7 @@ class TrainingStep(RunningStep):
             change(loss, *rest)
 
         with contextlib.nullcontext() if self._scope is None else self._scope.left():
-            loss = ops.zeros(()) if loss is None else loss
+            loss = ops.convert_to_tensor(loss)
             if policy.after_weights:
                 # Each replica has its own loss; an update gets that of the whole batch.
                 (loss,) = here.mean_over_replicas([loss])

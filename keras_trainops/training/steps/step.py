@@ -17,7 +17,7 @@ from keras_trainops.training.optimizers.loss_scale import (
 )
 from keras_trainops.training.optimizers.transfer import built_for
 from keras_trainops.training.steps.differentiation import Differentiation
-from keras_trainops.training.steps.outcome import Differentiated, Question
+from keras_trainops.training.steps.outcome import Differentiated, Request
 from keras_trainops.training.steps.owners import owners_of, the_one
 
 
@@ -197,7 +197,7 @@ class Step(Differentiation):
         self.has_minimized = True
         objective = Objective(function, data, aux, keep_updates)
         if not variables:
-            found = self._differentiate(Question(objective.whole, [], True, keep_updates))
+            found = self._differentiate(Request(objective.whole, [], True, keep_updates))
             return (found.value, found.aux) if aux else found.value
         owners = self._owners_of(variables)
         require_same_scaling([self._optimizers[name] for name in dict.fromkeys(owners)])
@@ -205,7 +205,7 @@ class Step(Differentiation):
         if self._source is None:
             scale = loss_scale_of(self._optimizers[owners[0]])
             result = self._differentiate(
-                Question(objective.whole, variables, True, keep_updates, scale)
+                Request(objective.whole, variables, True, keep_updates, scale)
             )
         else:
             scale = None
