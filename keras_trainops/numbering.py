@@ -34,6 +34,30 @@ def split(name: str) -> tuple[tuple[str, ...], Numbers]:
     return tuple(found[::2]), tuple(found[1::2])
 
 
+_NUMERAL = re.compile(r"(\d+|(?<!conv\d)(?<!pool\d)(?<!norm\d)(?<=\d)[a-z](?![A-Za-z0-9]))")
+
+
+def split_numerals(name: str) -> tuple[tuple[str, ...], Numbers]:
+    """Split a name like `split`; a letter after a number counts as a number, `a` as 0.
+
+    Example:
+        >>> split_numerals("block2b_conv2d")
+        (('block', '', '_conv', 'd'), ('2', 'b', '2'))
+    """
+    found = _NUMERAL.split(name)
+    return tuple(found[::2]), tuple(found[1::2])
+
+
+def numeral_value(numeral: str) -> int:
+    """Return the value of a number or a letter.
+
+    Example:
+        >>> numeral_value("12"), numeral_value("b")
+        (12, 1)
+    """
+    return int(numeral) if numeral.isdigit() else ord(numeral) - ord("a")
+
+
 def by_family(names: Sequence[str]) -> list[list[str]]:
     """Group names that differ only in numbers, in order.
 

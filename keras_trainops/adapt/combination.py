@@ -71,7 +71,7 @@ class Concat(_Combination):
         return np.concatenate(arrays, self.axis)
 
     def __repr__(self) -> str:
-        return f"Concat(axis={self.axis})"
+        return f"Concat({f'axis={self.axis}' if self.axis else ''})"
 
 
 class Stack(_Combination):
@@ -102,7 +102,7 @@ class Stack(_Combination):
         return np.stack(arrays, self.axis)
 
     def __repr__(self) -> str:
-        return f"Stack(axis={self.axis})"
+        return f"Stack({f'axis={self.axis}' if self.axis else ''})"
 
 
 class Sum(_Combination):
@@ -192,7 +192,8 @@ class Split(OneTensor):
 
     def __repr__(self) -> str:
         parts = self.parts if isinstance(self.parts, int) else list(self.parts)
-        return f"Split({self.index}, {parts}, axis={self.axis})"
+        axis = f", axis={self.axis}" if self.axis else ""
+        return f"Split({self.index}, {parts}{axis})"
 
 
 def _joined(shapes: Sequence[Shape]) -> str:

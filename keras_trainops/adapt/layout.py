@@ -130,6 +130,38 @@ class ReshapeFrom(Reshape):
         return super()._shape(shape, target)
 
 
+class Flip(OneTensor):
+    """Reverses axes of one tensor.
+
+    Args:
+        axes: The axes.
+
+    Example:
+        Flax's `ConvTranspose` does not flip its kernel, unless `transpose_kernel=True`:
+
+        >>> import keras_trainops as kt
+        >>> kernel = kt.adapt.Chain(kt.adapt.Flip([0, 1]), kt.adapt.Transpose([0, 1, 3, 2]))
+        >>> kernel.shape([(3, 2, 4, 6)], target=(3, 2, 6, 4))
+        (3, 2, 6, 4)
+
+    References: `numpy.flip`.
+    """
+
+    def __init__(self, axes: Sequence[int]) -> None:
+        self.axes = whole_numbers("axes", axes)
+
+    def _shape(self, shape: Shape, target: Shape) -> Shape:
+        for axis in self.axes:
+            axis_of(axis, shape)
+        return shape
+
+    def _adapt(self, array: np.ndarray, target: Shape) -> np.ndarray:
+        return np.flip(array, self.axes)
+
+    def __repr__(self) -> str:
+        return f"Flip({list(self.axes)})"
+
+
 class Gates(OneTensor):
     """Reorders blocks of equal length along one axis, such as the gates of recurrent layers.
 
@@ -172,7 +204,8 @@ class Gates(OneTensor):
         return np.take(array, blocks[list(self.order)].reshape(-1), axis)
 
     def __repr__(self) -> str:
-        return f"Gates({list(self.order)}, axis={self.axis})"
+        axis = "" if self.axis == -1 else f", axis={self.axis}"
+        return f"Gates({list(self.order)}{axis})"
 
 
 def channels_first_flatten(shape: Sequence[int]) -> Chain:

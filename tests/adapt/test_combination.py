@@ -72,7 +72,7 @@ def test_split_and_concat_in_one_restore() -> None:
     [
         (
             kt.adapt.Concat(),
-            "Concat(axis=0): it combines several tensors, but only one key leads here",
+            "Concat(): it combines several tensors, but only one key leads here",
         ),
         (kt.adapt.Split(0, [2, 3], axis=1), "`parts` must add up to 6, the length of axis 1. Rec"),
         (kt.adapt.Split(0, 4, axis=1), "6 cannot be split into 4 parts of equal length"),

@@ -22,8 +22,9 @@ from keras_trainops.adapt.channels import InputChannels
 from keras_trainops.adapt.layout import Reshape, Transpose
 from keras_trainops.adapt.positions import ResizePositions
 from keras_trainops.adapt.slices import Crop, Pad
-from keras_trainops.adapt.torch_adapters import FromTorch, UnknownLayout, is_torch_key
-from keras_trainops.adapt.torch_layouts import axes_may_be_swapped, torch_layouts
+from keras_trainops.layouts.from_torch import torch_layouts
+from keras_trainops.layouts.questions import code_of
+from keras_trainops.layouts.torch_adapters import FromTorch, axes_may_be_swapped, is_torch_key
 
 _MAX_IMAGE_CHANNELS = 4
 _MAX_PERMUTED_AXES = 6  # all their orders are tried
@@ -74,11 +75,13 @@ class Hints:
         owner = self._owners.get(id(variable))
         plain = fitting_adapter(shapes, tuple(variable.shape), variable.path, owner)
         if adapter is not None:
-            return f"{_code(plain)} after it" if plain and not isinstance(plain, Transpose) else ""
+            return (
+                f"{code_of(plain)} after it" if plain and not isinstance(plain, Transpose) else ""
+            )
         pattern = f'{"r" if chr(92) in pattern else ""}"{pattern}"'
-        plain_code = f"adapt={{{pattern}: {_code(plain)}}}" if plain else ""
+        plain_code = f"adapt={{{pattern}: {code_of(plain)}}}" if plain else ""
         torch_adapter = self._torch.get(id(variable))
-        if torch_adapter is None or isinstance(torch_adapter, UnknownLayout):
+        if torch_adapter is None or not torch_adapter.has_torch_layout:
             return plain_code
         torch_code = _torch_code(torch_adapter, keys, shapes, variable, owner, pattern)
         if any(map(is_torch_key, keys)):
@@ -136,13 +139,7 @@ def _torch_code(
     resize = _resizing_adapter(shape, target, variable.path, owner)
     if resize is None:
         return ""
-    return f"adapt={{**{_FROM_TORCH}, {pattern}: {_code(Chain(adapter, resize))}}}"
-
-
-def _code(adapter: Adapter) -> str:
-    steps = adapter.adapters if isinstance(adapter, Chain) else [adapter]
-    calls = [f"kt.adapt.{step!r}" for step in steps]
-    return calls[0] if len(calls) == 1 else f"[{', '.join(calls)}]"
+    return f"adapt={{**{_FROM_TORCH}, {pattern}: {code_of(Chain(adapter, resize))}}}"
 
 
 def in_words(suggestion: str) -> str:

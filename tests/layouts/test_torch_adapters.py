@@ -14,8 +14,9 @@ from keras import layers
 from torch import nn
 
 import keras_trainops as kt
-from keras_trainops.adapt.torch_adapters import is_torch_key
-from tests.adapt.torch_models import (
+from keras_trainops.layouts.torch_adapters import is_torch_key
+from tests.helpers import refused, two_layers, value
+from tests.layouts.torch_models import (
     CELL,
     FusedByHead,
     FusedByPart,
@@ -29,7 +30,6 @@ from tests.adapt.torch_models import (
     recurrent_rules,
     state_of,
 )
-from tests.helpers import refused, two_layers, value
 
 
 @pytest.mark.parametrize(
@@ -118,18 +118,31 @@ def test_rejects_one_of_two_biases() -> None:
         kt.restore(model, state, rename=rename, adapt=kt.adapt.from_torch(model))
 
 
-@pytest.mark.parametrize("key", ["query_key_value", "qkv", "c_attn", "Wqkv", "in_proj"])
-def test_rejects_fused_attention_with_other_names(key: str) -> None:
+@pytest.mark.parametrize("key", ["query_key_value", "c_attn", "in_proj", "stages.0.attn.qkv"])
+def test_rejects_fused_attention_with_ambiguous_names(key: str) -> None:
     model = attention_model()
     state = {
         name.replace("query_key_value", key): array
         for name, array in random_state(FusedByHead(3, 2, 6)).items()
     }
-    with refused(model, f"'{key}.weight' has three times the 6 rows", kt.RestoreError):
-        kt.restore(model, state, rename=fused_rules(key), adapt=kt.adapt.from_torch(model))
-    report = kt.plan_restore(model, state, rename=fused_rules(key))
+    rename, adapt = fused_rules(re.escape(key)), kt.adapt.from_torch(model)
+    with refused(model, f"'{key}.weight' is a fused tensor, but its name", kt.RestoreError):
+        kt.restore(model, state, rename=rename, adapt=adapt)
+    report = kt.plan_restore(model, state, rename=rename)
     assert {m.suggestion for m in report.mismatched} <= {"", "adapt=kt.adapt.from_torch(model)"}
-    assert not any(m.suggestion for m in report.mismatched if m.key.startswith(key))
+    assert not any(m.suggestion for m in report.mismatched if m.key == f"{key}.weight")
+
+
+@pytest.mark.parametrize("key", ["blocks.0.attn.qkv", "Wqkv", "self_attn.qkv_proj"])
+def test_splits_fused_attention_with_known_names(key: str) -> None:
+    module, model = FusedByPart(3, 2, 6), attention_model()
+    state = {
+        name.replace("query_key_value", key): array for name, array in random_state(module).items()
+    }
+    rename, adapt = fused_rules(re.escape(key)), kt.adapt.from_torch(model)
+    kt.restore(model, state, rename=rename, adapt=adapt)
+    x = np.random.default_rng(1).normal(size=(2, 5, 6)).astype("f4")
+    assert_close(model, x, outputs(module, x))
 
 
 @pytest.mark.parametrize(("kind", "which"), [(FusedByPart, 0), (FusedByHead, 1)])

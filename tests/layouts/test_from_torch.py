@@ -13,20 +13,24 @@ from keras import layers
 from torch import nn
 
 import keras_trainops as kt
-from tests.adapt.torch_models import (
+from keras_trainops.layouts.fused import parts_of
+from keras_trainops.layouts.layers import layouts_of
+from keras_trainops.layouts.layout import Layout
+from tests.helpers import numpy, refused, two_layers, value
+from tests.layouts.torch_models import (
     PARTS,
     Separate,
     assert_close,
     assert_same_outputs,
     attention_model,
     attention_rules,
+    fused_rules,
     outputs,
     random_state,
     randomised,
     recurrent_rules,
     state_of,
 )
-from tests.helpers import numpy, refused, two_layers, value
 
 WEIGHT_AND_BIAS = {r"weight": "layer/kernel", r"bias": "layer/bias"}
 
@@ -123,6 +127,49 @@ LAYERS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Any], dict[str, An
         | recurrent_rules("lstm", "layer/backward_lstm/", "_l0_reverse"),
         (2, 5, 4),
     ),
+    "Conv3d with groups": (
+        lambda: nn.Conv3d(4, 6, (1, 2, 3), groups=2),
+        lambda: layers.Conv3D(6, (1, 2, 3), groups=2),
+        WEIGHT_AND_BIAS,
+        (2, 3, 4, 5, 4),
+    ),
+    "ConvTranspose3d": (
+        lambda: nn.ConvTranspose3d(4, 6, (1, 2, 3)),
+        lambda: layers.Conv3DTranspose(6, (1, 2, 3)),
+        WEIGHT_AND_BIAS,
+        (2, 3, 4, 5, 4),
+    ),
+    "depthwise Conv1d": (
+        lambda: nn.Conv1d(4, 8, 3, groups=4),
+        lambda: layers.DepthwiseConv1D(3, depth_multiplier=2),
+        WEIGHT_AND_BIAS,
+        (2, 7, 4),
+    ),
+    "PReLU of Conv features": (
+        lambda: nn.PReLU(6),
+        lambda: layers.PReLU(shared_axes=[1, 2]),
+        {"weight": "layer/alpha"},
+        (2, 4, 5, 6),
+    ),
+    "LayerNorm of Conv features": (
+        lambda: nn.LayerNorm([4, 5, 6], eps=1e-3),
+        lambda: layers.LayerNormalization(axis=[1, 2, 3], epsilon=1e-3),
+        {"weight": "layer/gamma", "bias": "layer/beta"},
+        (2, 5, 6, 4),
+    ),
+    "GroupNorm of Conv features": (
+        lambda: nn.GroupNorm(2, 6, eps=1e-3),
+        lambda: layers.GroupNormalization(2, epsilon=1e-3),
+        {"weight": "layer/gamma", "bias": "layer/beta"},
+        (2, 4, 5, 6),
+    ),
+    "bidirectional GRU": (
+        lambda: nn.GRU(4, 3, batch_first=True, bidirectional=True),
+        lambda: layers.Bidirectional(layers.GRU(3, return_sequences=True, name="gru")),
+        recurrent_rules("gru", "layer/forward_gru/")
+        | recurrent_rules("gru", "layer/backward_gru/", "_l0_reverse"),
+        (2, 5, 4),
+    ),
     "BatchNorm2d": (
         lambda: nn.BatchNorm2d(3, eps=1e-3),
         lambda: layers.BatchNormalization(epsilon=1e-3),
@@ -137,6 +184,16 @@ LAYERS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Any], dict[str, An
 }
 
 
+def assert_other_order_differs(model: keras.Model, x: np.ndarray) -> None:
+    """Reversing the elements of a tensor changes the outputs, so that errors would show."""
+    expected = numpy(model(x))
+    for variable in model.weights:
+        kept = value(variable)
+        variable.assign(kept.reshape(-1)[::-1].reshape(kept.shape))
+        assert np.abs(numpy(model(x)) - expected).max() > 1e-4, variable.path
+        variable.assign(kept)
+
+
 @pytest.mark.parametrize("name", LAYERS)
 def test_restored_layer_gives_the_same_outputs(name: str) -> None:
     make_module, make_layer, rename, shape = LAYERS[name]
@@ -148,6 +205,7 @@ def test_restored_layer_gives_the_same_outputs(name: str) -> None:
     report = kt.restore(model, state_of(module), rename=rename, adapt=kt.adapt.from_torch(model))
     assert not report.missing
     has_channels = "onv" in name or "wise" in name or x.ndim > 3
+    assert_other_order_differs(model, x)
     expected = outputs(module, np.moveaxis(x, -1, 1) if has_channels else x)
     assert_close(model, x, np.moveaxis(expected, 1, -1) if has_channels else expected)
 
@@ -199,6 +257,110 @@ def test_attention_with_one_linear_per_part(heads: int, size: int, width: int) -
     assert len(report.restored) == 8
     x = np.random.default_rng(1).normal(size=(2, 5, width)).astype("f4")
     assert_close(model, x, outputs(module, x))
+
+
+class Grouped(nn.Module):
+    """Attention with fewer heads of key and value, fused into one `Linear` as in Phi-3."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv_proj = nn.Linear(7, (6 + 2 + 2) * 3)
+        self.out = nn.Linear(18, 7)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        split = self.qkv_proj(x).split([18, 6, 6], -1)
+        q, k, v = (part.unflatten(-1, (-1, 3)).transpose(1, 2) for part in split)
+        attended = nn.functional.scaled_dot_product_attention(q, k, v, enable_gqa=True)
+        return self.out(attended.transpose(1, 2).flatten(2))
+
+
+def test_fused_grouped_attention_is_split() -> None:
+    module = Grouped()
+    inputs = keras.Input((5, 7))
+    attention = layers.GroupQueryAttention(3, 6, 2, name="attention")
+    model = keras.Model(inputs, attention(inputs, inputs))
+    state = {key.replace("qkv", "self_attn.qkv"): a for key, a in random_state(module).items()}
+    rename = fused_rules(r"self_attn\.qkv_proj")
+    x = np.random.default_rng(1).normal(size=(2, 5, 7)).astype("f4")
+    kt.restore(model, state, rename=rename, adapt=kt.adapt.from_torch(model))
+    assert_close(model, x, outputs(module, x))
+    groups = parts_of("groups", kernels_of(attention), (30, 7), "torch")
+    assert groups is not None
+    own = {f"{part}/kernel": reading.adapter for part, reading in zip(PARTS, groups, strict=True)}
+    kt.restore(model, state, rename=rename, adapt={**kt.adapt.from_torch(model), **own})
+    assert np.abs(numpy(model(x)) - outputs(module, x)).max() > 1e-3
+
+
+def kernels_of(attention: Any) -> list[Layout]:
+    """The layouts of query, key and value."""
+    found = layouts_of(attention)
+    named = {v.path.split("/")[-2]: v for v in attention.weights if v.path.endswith("kernel")}
+    return [found[id(named[part])] for part in PARTS]
+
+
+def test_experts_are_stacked() -> None:
+    class Experts(layers.Layer):
+        def build(self, shape: Any) -> None:
+            self.up = self.add_weight(shape=(11, 4, 6), name="up")
+
+    layer = Experts(name="experts")
+    layer.build(None)
+    tensors = np.random.default_rng(0).normal(size=(11, 6, 4)).astype("f4")
+    apart = {f"experts.{i}.up.weight": tensor for i, tensor in enumerate(tensors)}
+    adapt = kt.adapt.from_torch(layer)
+    kt.restore(layer, apart, rename={r".*": "experts/up"}, adapt=adapt)
+    np.testing.assert_array_equal(value(layer.up), tensors.transpose(0, 2, 1))
+    kt.restore(layer, {"experts.up": tensors[::-1]}, rename={r".*": "experts/up"}, adapt=adapt)
+    np.testing.assert_array_equal(value(layer.up), tensors[::-1].transpose(0, 2, 1))
+
+
+def test_a_convolution_may_become_a_dense_layer() -> None:
+    """Squeeze and excitation; and a convolution whose window covers all features, as in VGG."""
+    inputs = keras.Input((3, 4, 5))
+    x = layers.Conv2D(6, (2, 2), name="stem")(inputs)
+    x = layers.Dense(7, name="full")(layers.Flatten()(x))
+    model = keras.Model(inputs, layers.Dense(4, name="squeezed")(x))
+    parts = (nn.Conv2d(5, 6, (2, 2)), nn.Conv2d(6, 7, (2, 3)), nn.Conv2d(7, 4, 1), nn.Flatten())
+    module = nn.Sequential(*parts)
+    state = random_state(module)
+    names = ("stem", "full", "squeezed")
+    rename = {rf"{i}\.weight": f"{name}/kernel" for i, name in enumerate(names)}
+    rename |= {rf"{i}\.bias": f"{name}/bias" for i, name in enumerate(names)}
+    kt.restore(model, state, rename=rename, adapt=kt.adapt.from_torch(model))
+    x = np.random.default_rng(1).normal(size=(2, 3, 4, 5)).astype("f4")
+    assert_close(model, x, outputs(module, np.moveaxis(x, -1, 1)))
+
+
+def test_conv1d_modules_of_gpt2_are_recognised() -> None:
+    """Their weights are (inputs, outputs), and the fused one has its parts along the last axis."""
+    model = attention_model()
+    rng = np.random.default_rng(0)
+    fused, square = rng.normal(size=(6, 18)).astype("f4"), rng.normal(size=(6, 6)).astype("f4")
+    state = {"c_attn.weight": fused, "c_attn.bias": np.arange(18.0, dtype="f4")}
+    rename = {k: v for k, v in fused_rules("c_attn").items() if "c_attn" in k}
+    adapt = kt.adapt.from_torch(model)
+    report = kt.restore(model, state, rename=rename, adapt=adapt)
+    assert report.adapted["attention/key/kernel"] == "Chain(Split(1, 3, axis=1), Reshape())"
+    key = value(next(v for v in model.weights if v.path == "attention/key/kernel"))
+    np.testing.assert_array_equal(key.reshape(6, 6), fused[:, 6:12])
+    rename = {".*": "attention/attention_output/kernel"}
+    with refused(model, "may belong to GPT-2's `Conv1D`", kt.RestoreError):
+        kt.restore(model, {"c_proj.weight": square}, rename=rename, adapt=adapt)
+
+
+def test_asks_where_axes_of_equal_length_leave_two_readings() -> None:
+    layer = layers.LayerNormalization(axis=[1, 2], name="norm")
+    layer.build((None, 4, 4))
+    with refused(layer, "can be read in several ways", kt.RestoreError):
+        kt.restore(layer, {"norm/gamma": np.ones((4, 4))}, adapt=kt.adapt.from_torch(layer))
+    layer = layers.LayerNormalization(axis=[1, 2], name="norm")
+    layer.build((None, 5, 4))
+    adapt = kt.adapt.from_torch(layer)
+    gamma = np.arange(20.0).reshape(5, 4)
+    kt.restore(layer, {"norm/gamma": gamma}, adapt=adapt)
+    np.testing.assert_array_equal(value(layer.gamma), gamma)
+    kt.restore(layer, {"norm/gamma": gamma.T}, adapt=adapt)
+    np.testing.assert_array_equal(value(layer.gamma), gamma)
 
 
 @pytest.mark.parametrize("flatten", [layers.Flatten(), layers.Reshape((-1,))], ids=type)

@@ -10,8 +10,9 @@ import pytest
 from keras import layers
 
 import keras_trainops as kt
-from keras_trainops.adapt.suggestion import fitting_adapter
-from tests.adapt.torch_models import (
+from keras_trainops.layouts.hints import fitting_adapter
+from tests.helpers import refused, two_layers, value
+from tests.layouts.torch_models import (
     PARTS,
     Separate,
     assert_close,
@@ -20,7 +21,6 @@ from tests.adapt.torch_models import (
     outputs,
     random_state,
 )
-from tests.helpers import refused, two_layers, value
 
 DENSE, CONV, GROUPS = layers.Dense(1), layers.Conv2D(2, 1), layers.Conv2D(2, 1, groups=2)
 
