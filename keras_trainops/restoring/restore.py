@@ -54,11 +54,15 @@ def restore(
             from name to array or tensor (nested mappings and lists are joined by `/`), or another
             Keras model.
         rename: Rules from key to variable path. An ordered mapping from regular expression
-            (`re.fullmatch` on the key) to a template (`\1` as in `re.sub`), a list of templates
-            (one tensor, several variables), a `keras.Variable`, or None (leave the key out); or a
-            callable from key to path or None; or "auto", which pairs by the longest common end of
-            the names, then by shape, and raises if that is ambiguous. A key that no rule matches
-            keeps its own name.
+            (`re.fullmatch` on the key) to a template, a list of templates (one tensor, several
+            variables), a `keras.Variable`, or None (leave the key out); or a callable from key to
+            path or None; or "auto", which applies the rules and adapters of `suggest_rename`, and
+            raises if anything in them rests on order or is ambiguous. A key that no rule matches
+            keeps its own name. In a template, `\1` is a group as in `re.sub`, `\g<1+1>` the number
+            in group 1, plus one, `\g<1+a>` that number as a letter, and `\g<2+1{0:0,1:3}>` the
+            number in group 2, plus the entry for group 1. A template that ends in `/*` leads to
+            the variable of that layer with the meaning of the key's last component, and `norm#2`
+            is the second layer of its owner with that name and an automatic number.
         include: Patterns (see `keras_trainops.paths`) of the variables to restore; None for all.
         exclude: Patterns of the variables to leave unchanged.
         adapt: Mapping from pattern to an adapter of `kt.adapt`, such as `kt.adapt.Transpose()`, a

@@ -1,232 +1,196 @@
-"""Pair layers of a checkpoint with layers of a model by names, shapes and order.
+"""Find the counterparts of the layers of a checkpoint in a model.
 
-Groups are as large as possible, because one rule rarely works for all members of a family by
-coincidence. A group is settled if only one way of pairing it exists and no other group wants the
-same layers, or if its words (`query`) fit better than those of all rivals. Next, a group is settled
-if its layers are close to the counterparts of their siblings, or if it is larger. The rest is
-paired in order if two whole sequences have the same shapes one by one, or else stays open.
+Blocks come first (`alignment.py`). The layers of aligned blocks are paired for all blocks of a kind
+at once (`columns.py`), then what several layers of one side share with one of the other
+(`composites.py`), and in the end the layers outside of blocks.
 """
 
 from __future__ import annotations
 
-import functools
-import heapq
-import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, TypeAlias
 
-from keras_trainops import numbering
-from keras_trainops.restoring.guessing import numbered_names
-from keras_trainops.restoring.guessing.layers import Layer, matching_leaves, split_leaf
-from keras_trainops.restoring.guessing.numbered_names import LayerPairs
-
-NAMES, SHAPES, ORDER = "names and shapes", "shapes: nothing else fits", "order; check"
-
-_Likeness: TypeAlias = tuple[float, ...]
-_Ranking: TypeAlias = list[tuple[_Likeness, LayerPairs]]  # ways to pair one group, best first
-
-
-class Group(NamedTuple):
-    """Layers of both sides, by name, that fit each other in more than one way."""
-
-    theirs: tuple[str, ...]
-    ours: tuple[str, ...]
+from keras_trainops.layouts.roles import attention_roles, roles_outside, side_of
+from keras_trainops.restoring.guessing.alignment import Alignment, next_alignment
+from keras_trainops.restoring.guessing.columns import NAMES, Column, Pairing, columns_of
+from keras_trainops.restoring.guessing.composites import composites
+from keras_trainops.restoring.guessing.families import Block, families_of
+from keras_trainops.restoring.guessing.fitting import Fitting, Lead
+from keras_trainops.restoring.guessing.units import Unit
 
 
 @dataclass
+class Found:
+    """What a search has found.
+
+    Attributes:
+        leads: The leads, by reason.
+        open: Groups of layers that fit each other in several ways: of the checkpoint, of the model.
+        questions: What only the user can know, with the choices as code.
+    """
+
+    leads: dict[str, list[Lead]] = field(default_factory=dict)
+    open: list[tuple[list[Unit], list[Unit]]] = field(default_factory=list)
+    questions: list[str] = field(default_factory=list)
+
+    def add(self, leads: Iterable[Lead], reason: str) -> None:
+        """Add leads for a reason."""
+        self.leads.setdefault(reason, []).extend(leads)
+
+
 class Search:
     """A search for the counterparts of layers.
 
-    Attributes:
-        theirs: The layers of the checkpoint by name, in order.
-        ours: The layers of the model by name, in order.
-        torch: If True, the checkpoint has PyTorch's layouts.
-        ordered: If True, the order of the checkpoint is not just alphabetical.
-        found: Layer of the checkpoint -> layer of the model.
-        reasons: Layer of the checkpoint -> reason for the pair.
+    Args:
+        theirs: The layers of the checkpoint.
+        ours: The layers of the model.
+        fitting: Compares layers.
+        is_ordered: If True, the checkpoint keeps the order in which layers were created.
     """
 
-    theirs: Mapping[str, Layer]
-    ours: Mapping[str, Layer]
-    torch: bool
-    ordered: bool
-    found: dict[str, str] = field(default_factory=dict)
-    reasons: dict[str, str] = field(default_factory=dict)
+    def __init__(
+        self, theirs: Sequence[Unit], ours: Sequence[Unit], fitting: Fitting, is_ordered: bool
+    ) -> None:
+        is_auxiliary = any(_is_auxiliary(unit) for unit in ours)
+        self._theirs = [unit for unit in theirs if is_auxiliary or not _is_auxiliary(unit)]
+        self._ours = ours
+        self._fitting, self._is_ordered = fitting, is_ordered
+        self.found = Found()
 
-    def fits(self, name: str, other: str) -> bool:
-        """Return True if a layer of the checkpoint fits a layer of the model."""
-        return matching_leaves(self.theirs[name], self.ours[other], self.torch) is not None
+    def run(self) -> Found:
+        """Pair as many layers as possible."""
+        theirs, ours = self._theirs, self._ours
+        done: set[tuple[str, str]] = set()
+        while alignment := next_alignment(theirs, ours, self._fitting, done):
+            done.add((alignment.theirs.prefix, alignment.ours.prefix))
+            self._pair_blocks(alignment)
+            _mark(alignment)
+            theirs, ours = self._open_units()
+        self._pair_outside(
+            [unit for unit in theirs if unit.block is None],
+            [unit for unit in ours if unit.block is None],
+        )
+        self._tell_what_is_open()
+        return self.found
 
-    def open_theirs(self) -> list[str]:
-        """Return the layers of the checkpoint without a counterpart."""
-        return [name for name in self.theirs if name not in self.found]
+    def _tell_what_is_open(self) -> None:
+        """Keep the groups of layers that fit each other and are not paired."""
+        theirs, ours = self._open_units()
+        pairing = Pairing(
+            _columns_outside(theirs), _columns_outside(ours), self._fitting, self._is_ordered
+        )
+        for some, others in pairing.groups():
+            if some and others:
+                self.found.open.append((_units(some), _units(others)))
 
-    def open_ours(self) -> list[str]:
-        """Return the layers of the model without a counterpart."""
-        taken = set(self.found.values())
-        return [name for name in self.ours if name not in taken]
+    def _open_units(self) -> tuple[list[Unit], list[Unit]]:
+        """Return the layers of both sides that have no lead yet."""
+        leads = [lead for each in self.found.leads.values() for lead in each]
+        used = {key for lead in leads for key in lead.keys} | {lead.path for lead in leads}
+        asked = {id(unit) for group in self.found.open for side in group for unit in side}
+        theirs, ours = (
+            [
+                unit
+                for unit in units
+                if id(unit) not in asked and used.isdisjoint(t.name for t in unit.tensors)
+            ]
+            for units in (self._theirs, self._ours)
+        )
+        return theirs, ours
 
-    def accept(self, pairs: LayerPairs, reason: str) -> None:
-        """Accept pairs for a reason."""
-        self.found |= pairs
-        self.reasons |= dict.fromkeys(pairs, reason)
+    def _pair_blocks(self, alignment: Alignment) -> None:
+        kinds: dict[tuple[object, object], list[tuple[Block, Block]]] = {}
+        for pair in alignment.blocks:
+            kinds.setdefault((pair[0].members, pair[1].members), []).append(pair)
+        carried: dict[str, str] = {}
+        for pairs in sorted(kinds.values(), key=len, reverse=True):
+            theirs, ours = ([pair[side] for pair in pairs] for side in (0, 1))
+            pairing = Pairing(columns_of(theirs), columns_of(ours), self._fitting, self._is_ordered)
+            pairing.by_names(carried)
+            self._join(pairing)
+            pairing.by_shapes()
+            self._take(pairing)
+            carried |= {a.name: b.name for a, b, why in pairing.found if why == NAMES}
 
-    def run(self) -> list[Group]:
-        """Settle as many layers as possible, and return the groups that stay open."""
-        while winners := list(self._winners(_common_words)):
-            for winner in winners:
-                self.accept(winner, self.reason(winner))
-        # From here on everything rests on order, even if nothing else fits any more.
-        while pairs := self._first(self._nearness) or self._first(_common_words_or_size):
-            self.accept(pairs, ORDER)
-        self._settle_sequences()
-        return [group for group in self._groups() if group.theirs and group.ours]
+    def _pair_outside(self, theirs: Sequence[Unit], ours: Sequence[Unit]) -> None:
+        pairing = Pairing(
+            _columns_outside(theirs),
+            _columns_outside(ours),
+            self._fitting,
+            self._is_ordered,
+            is_outside=True,
+            anchors=self._anchors(),
+        )
+        pairing.by_names({})
+        self._join(pairing)
+        pairing.by_shapes()
+        self._take(pairing)
 
-    def _choices(self) -> list[list[LayerPairs]]:
-        """Return all ways to pair each of the largest groups, the largest group first."""
-        goals = numbering.by_family(self.open_ours())
-        choices: list[list[LayerPairs]] = []
-        for family in numbering.by_family(self.open_theirs()):
-            choices += self._choices_of(family, goals)
-        return sorted(choices, key=lambda ways: len(ways[0]), reverse=True)
+    def _anchors(self) -> list[tuple[str, int]]:
+        """Return the layers of the checkpoint in blocks, with the positions of counterparts."""
+        position_of = {tensor.name: unit.position for unit in self._ours for tensor in unit.tensors}
+        leads = [lead for each in self.found.leads.values() for lead in each]
+        return [(key, position_of[lead.path]) for lead in leads for key in lead.keys]
 
-    def _choices_of(self, family: Sequence[str], goals: list[list[str]]) -> list[list[LayerPairs]]:
-        """Return the ways to pair each part of a family, with the largest parts possible."""
-        for partition in numbered_names.partitions(family):
-            choices = [self._ways(part, goals) for part in partition]
-            if any(choices):
-                return [ways for ways in choices if ways]
-        return []
+    def _join(self, pairing: Pairing) -> None:
+        """Keep what several layers of one side share with one of the other."""
+        for each in composites(pairing):
+            self.found.add(each.leads, NAMES)
+            if each.question:
+                self.found.questions.append(each.question)
+                self.found.open.append((_units(each.theirs), _units(each.ours)))
 
-    def _ways(self, part: Sequence[str], goals: list[list[str]]) -> list[LayerPairs]:
-        """Return all ways to pair a part of a family with members of one other family."""
-        ways: list[LayerPairs] = []
-        for goal in goals:
-            if len(part) == 1:
-                ways += [{part[0]: other} for other in goal if self.fits(part[0], other)]
-            elif len(part) <= len(goal):
-                ways += numbered_names.pairings(part, goal, self.fits)
-        return ways
-
-    def _winners(self, likeness: Callable[[LayerPairs], _Likeness]) -> Iterator[LayerPairs]:
-        """Yield pairs that are better than all rivals, those of the largest groups first.
-
-        Rivals are the other ways to pair the same group, and any way in which another group, even
-        a smaller one, takes one of the same layers. No two winners share a layer of the model.
-        """
-        rankings = [_ranked(ways, likeness) for ways in self._choices()]
-        claims = _strongest_claims(rankings)
-        for group, ranking in enumerate(rankings):
-            best, pairs = ranking[0]
-            rivals = [other for other, _ in ranking[1:2]]
-            for layer in pairs.values():
-                rivals += [other for other, claimant in claims[layer] if claimant != group]
-            if all(best > rival for rival in rivals):
-                yield pairs
-
-    def _first(self, likeness: Callable[[LayerPairs], _Likeness]) -> LayerPairs | None:
-        return next(self._winners(likeness), None)
-
-    def reason(self, pairs: LayerPairs) -> str:
-        """Return the reason for pairs that are better than all rivals."""
-        leaves = [self.theirs[name].leaves for name in pairs]
-        if len(set(leaves)) < len(leaves) and numbered_names.numbers_change(pairs):
-            return ORDER
-        shared = all(numbered_names.common_words(*pair) for pair in pairs.items())
-        return NAMES if shared else SHAPES
-
-    @functools.cached_property
-    def _position(self) -> dict[str, int]:
-        return {name: i for i, name in enumerate(self.ours)}
-
-    def _nearness(self, pairs: LayerPairs) -> _Likeness:
-        """Return how close layers would be to the counterparts of their siblings."""
-        return (-sum(itertools.starmap(self._distance, pairs.items())) / len(pairs),)
-
-    def _distance(self, name: str, other: str) -> int:
-        parent = split_leaf(name, "/.")[0]
-        beside = [
-            abs(self._position[counterpart] - self._position[other])
-            for sibling, counterpart in self.found.items()
-            if split_leaf(sibling, "/.")[0] == parent
-        ]
-        return min(beside, default=len(self._position))
-
-    def _settle_sequences(self) -> None:
-        """Settle groups by order alone if both sides have the same shapes one by one."""
-        for theirs, ours in self._groups():
-            one_family = len(numbering.by_family(theirs)) == 1
-            if len(theirs) == len(ours) and (self.ordered or one_family):
-                names = theirs if self.ordered else sorted(theirs, key=natural_order)
-                pairs = dict(zip(names, ours, strict=True))
-                if all(self.fits(*pair) for pair in pairs.items()):
-                    self.accept(pairs, ORDER)
-
-    def _groups(self) -> Iterator[Group]:
-        """Yield the open layers that fit each other, directly or through other layers."""
-        left, ours = self.open_theirs(), self.open_ours()
-        while left:
-            group = self._connected(left, ours)
-            yield group
-            left = [name for name in left if name not in group.theirs]
-
-    def _connected(self, left: Sequence[str], ours: Sequence[str]) -> Group:
-        """Return the group of the first of the layers that are left."""
-        their_group, our_group, fresh = set[str](), set[str](), [left[0]]
-        while fresh:
-            their_group.update(fresh)
-            our_group |= {other for other in ours if self._any_fits(fresh, [other])}
-            rest = [name for name in left if name not in their_group]
-            fresh = [name for name in rest if self._any_fits([name], our_group)]
-        return Group(_in_order(their_group, left), _in_order(our_group, ours))
-
-    def _any_fits(self, theirs: Iterable[str], ours: Iterable[str]) -> bool:
-        return any(itertools.starmap(self.fits, itertools.product(theirs, ours)))
+    def _take(self, pairing: Pairing) -> None:
+        """Keep the leads of a pairing."""
+        for one, other, reason in pairing.found:
+            for a, b in zip(one.units, other.units, strict=True):
+                self.found.add(self._fitting.leads(a, b) or (), reason)
 
 
-def _in_order(names: set[str], order: Sequence[str]) -> tuple[str, ...]:
-    return tuple(name for name in order if name in names)
+def _mark(alignment: Alignment) -> None:
+    """Tell the layers of aligned blocks which block they are in.
 
-
-def _ranked(ways: list[LayerPairs], likeness: Callable[[LayerPairs], _Likeness]) -> _Ranking:
-    rated = [(likeness(pairs), pairs) for pairs in ways]
-    return sorted(rated, key=lambda entry: entry[0], reverse=True)
-
-
-def _strongest_claims(rankings: Sequence[_Ranking]) -> dict[str, list[tuple[_Likeness, int]]]:
-    """Return, for each layer of the model, the two groups that want it most.
-
-    Two are enough: each group only needs the strongest claim of another group.
+    A shortcut may be a layer outside of all blocks in the other network.
     """
-    claims: dict[str, dict[int, _Likeness]] = {}
-    for group, ranking in enumerate(rankings):
-        for like, pairs in ranking:
-            for layer in pairs.values():
-                claims.setdefault(layer, {}).setdefault(group, like)  # the best comes first
-    return {layer: _two_strongest(by_group) for layer, by_group in claims.items()}
+    for pair in alignment.blocks:
+        block = object()
+        for side in pair:
+            for name, unit in side.units.items():
+                if side.roles[name] != "shortcut":
+                    unit.block = unit.block or block
 
 
-def _two_strongest(by_group: Mapping[int, _Likeness]) -> list[tuple[_Likeness, int]]:
-    return heapq.nlargest(2, ((like, group) for group, like in by_group.items()))
+def _is_auxiliary(unit: Unit) -> bool:
+    """Return True for a layer of a head that only helps training; most models leave it out."""
+    return re.search(r"(?:^|[./_])aux", unit.owner, re.IGNORECASE) is not None
 
 
-def _common_words(pairs: LayerPairs) -> _Likeness:
-    """Return the number of common words, then of common last components, then of members.
-
-    All pairs without a common word are equally good.
-    """
-    words = numbered_names.common_words(*next(iter(pairs.items())))  # the same for the whole family
-    end = min(itertools.starmap(numbered_names.common_end, pairs.items()))
-    return (words, end, len(pairs)) if words else (0, 0, 0)
+def _units(columns: Iterable[Column]) -> list[Unit]:
+    found: list[Unit] = []
+    for column in columns:
+        found += column.units
+    return found
 
 
-def _common_words_or_size(pairs: LayerPairs) -> _Likeness:
-    return *_common_words(pairs), len(pairs)
-
-
-def natural_order(name: str) -> list[tuple[bool, int, str]]:
-    """Return a sort key that compares numbers as numbers: `layer.2` before `layer.10`."""
-    texts, numbers = numbering.split(name)
-    padded = [*numbers, "0"]
-    return [(bool(t), int(n), t) for t, n in zip(texts, padded, strict=True)]
+def _columns_outside(units: Sequence[Unit]) -> list[Column]:
+    """Return a column for each layer outside of blocks, with its role in the whole network."""
+    numbered: set[int] = set()
+    for family in families_of(units):
+        if len(family.blocks) > 1:
+            numbered.update(map(id, family.units))
+    names = [unit.label for unit in units if id(unit) not in numbered and not unit.is_batch_norm]
+    roles = roles_outside(names) | attention_roles(names)
+    sides = {unit.label: side_of(unit.label) for unit in units}
+    has_sides = len(set(sides.values()) - {""}) > 1
+    return [
+        Column(
+            unit.owner,
+            roles.get(unit.label, ""),
+            (unit,),
+            unit.label,
+            sides[unit.label] if has_sides else "",
+            id(unit) in numbered,
+        )
+        for unit in units
+    ]

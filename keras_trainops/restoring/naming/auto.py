@@ -1,18 +1,7 @@
-"""The heuristic of `rename="auto"`: pair keys with variables by names and shapes alone.
-
-Users must ask for it, because it guesses. It pairs
-
-1. names that are equal once automatic numbers are counted anew: `dense_7`, `dense_8` in the file
-   are `dense`, `dense_1` in the model, if both sides have equally many;
-2. of the rest, names with the longest common end (whole components). If several names have the same
-   end, names with the same shape are paired.
-
-A key or a path with several possible partners is not paired; its candidates are listed.
-"""
+"""Pair names by their longest common end, automatic numbers counted anew."""
 
 from __future__ import annotations
 
-import itertools
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -62,27 +51,6 @@ def pair(paths: Mapping[str, Shape], keys: Mapping[str, Shape]) -> Pairs:
                     whatever_shape=length > 1,
                 )
     return pairs
-
-
-def agreed(found: Sequence[Pairs]) -> Pairs:
-    """Return the pairs that all results contain; keys of other pairs become candidates."""
-    result = Pairs()
-    paths = itertools.chain.from_iterable((*pairs.key_of, *pairs.candidates) for pairs in found)
-    for path in dict.fromkeys(paths):
-        keys = {pairs.key_of.get(path) for pairs in found}
-        key = keys.pop()
-        if key is not None and not keys:
-            result.key_of[path] = key
-        else:
-            result.candidates[path] = _keys_named(path, found)
-    return result
-
-
-def _keys_named(path: str, found: Sequence[Pairs]) -> list[str]:
-    named = [pairs.key_of[path] for pairs in found if path in pairs.key_of]
-    for pairs in found:
-        named += pairs.candidates.get(path, [])
-    return list(dict.fromkeys(named))
 
 
 def _pair_renumbered(paths: Mapping[str, Shape], keys: Mapping[str, Shape], pairs: Pairs) -> None:

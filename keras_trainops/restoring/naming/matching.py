@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import keras
 
 from keras_trainops import paths
-from keras_trainops.checkpoints.checkpoint import Checkpoint
-from keras_trainops.restoring.naming import auto
+from keras_trainops.layouts.words import split_name
 from keras_trainops.restoring.naming.pairing import Pairing
-from keras_trainops.restoring.naming.rules import Address, Renamed, Renaming
+from keras_trainops.restoring.naming.rules import Address, Renamed
 from keras_trainops.restoring.naming.table import NameTable
 from keras_trainops.restoring.naming.target import Target
-from keras_trainops.weight_names import unique
 
 
 class Matching:
@@ -96,6 +94,9 @@ class Matching:
 
     def _named(self, name: str, renamed: Renamed) -> list[Target]:
         """Return the variables a name refers to, given all other names: one, none, or several."""
+        if name.endswith("/*") and renamed.by == "rule":
+            _, leaf, meaning = split_name(renamed.key)
+            return self.table.find_by_meaning(name[:-2], meaning) if leaf else []
         if name in self._pairing.targets:
             return [self._pairing.targets[name]]
         found = self._pairing.ambiguous.get(name, [])
@@ -139,81 +140,6 @@ class Matching:
             for rule, names in self._rule_addresses.items()
             if rule not in self._rules_that_lead
         ]
-
-
-def pair_by_heuristic(rename: str, table: NameTable, checkpoint: Checkpoint) -> Renaming:
-    """Return the renaming of `rename="auto"`.
-
-    Args:
-        rename: The argument of `restore`.
-        table: The variables, by name.
-        checkpoint: The source.
-
-    Raises:
-        ValueError: If `rename` is another string.
-    """
-    if rename != "auto":
-        raise ValueError(
-            '`rename` must be "auto", a mapping from regular expression to path, or a callable '
-            f"from key to path. Received: rename={rename!r}"
-        )
-    pairs = _pairs(table, checkpoint)
-    variables = {target.path: target.variable for target in table.targets}
-    path_of = {key: path for path, key in pairs.key_of.items()}
-    return Renaming(
-        [
-            Renamed(key, [variables[path_of[key]]], "heuristic")
-            if key in path_of
-            else Renamed(key, [key])
-            for key in checkpoint
-        ],
-        [
-            f'`rename="auto"`: {path} could be {_joined_by_or(candidates)}. Choose one with a '
-            "rename rule."
-            for path, candidates in pairs.candidates.items()
-        ],
-    )
-
-
-def _pairs(table: NameTable, checkpoint: Checkpoint) -> auto.Pairs:
-    """Return the pairs that the heuristic finds for every kind of names, by path."""
-    keys = [key for key in checkpoint if key not in checkpoint.training_state]
-    return auto.agreed(
-        [
-            _pairs_by(names, theirs, keys, table, checkpoint)
-            for names, theirs in table.comparable_names(keys)
-        ]
-    )
-
-
-def _pairs_by(
-    names: Sequence[str],
-    theirs: Iterable[str],
-    keys: Sequence[str],
-    table: NameTable,
-    checkpoint: Checkpoint,
-) -> auto.Pairs:
-    """Return the pairs that the heuristic finds for one kind of names, by path.
-
-    Args:
-        names: A name for each target of the table.
-        theirs: A name for each key.
-        keys: The keys.
-        table: The variables.
-        checkpoint: The source, for shapes.
-    """
-    chosen = unique(
-        (name, target) for name, target in zip(names, table.targets, strict=True) if target.selected
-    )
-    key_of = unique(zip(theirs, keys, strict=True))
-    pairs = auto.pair(
-        {name: target.shape for name, target in chosen.items()},
-        {name: checkpoint.shape(key) for name, key in key_of.items()},
-    )
-    return auto.Pairs(
-        {chosen[name].path: key_of[key] for name, key in pairs.key_of.items()},
-        {chosen[name].path: [key_of[k] for k in ks] for name, ks in pairs.candidates.items()},
-    )
 
 
 def _joined_by_or(names: Sequence[str]) -> str:

@@ -17,7 +17,11 @@ Rename: TypeAlias = (
     "Mapping[str, Address | Sequence[Address] | None] | Callable[[str], str | None] | Auto | None"
 )
 
-_SHIFTED = re.compile(r"\\g<(\d+)([+-]\d+)>")  # a number in a group, plus or minus a constant
+# A number in a group: plus or minus a constant, as a letter, or plus an entry for another group.
+_COMPUTED = re.compile(
+    r"\\g<(?P<group>\d+)(?:(?P<shift>[+-]\d+)|\+(?P<letter>[a-z])"
+    r"|\+(?P<other>\d+)\{(?P<table>[\d:,-]+)\})>"
+)
 
 
 @dataclass
@@ -59,9 +63,11 @@ def apply_rules(rename: Rename, keys: Iterable[str]) -> Renaming:
 
     Args:
         rename: Mapping from regular expression (`re.fullmatch` on the key) to a template (`\1` as
-            in `re.sub`; `\g<1+1>` is the number in group 1, plus one), a variable, a list of
-            these, or None to leave the key out; or a callable from key to path or None. A key
-            that no rule matches keeps its name.
+            in `re.sub`; `\g<1+1>` is the number in group 1, plus one; `\g<1+a>` is a letter, `a`
+            for 0; `\g<2+1{0:0,1:3}>` is the number in group 2, plus the entry for group 1; a last
+            component `*` is the variable with the meaning of the key's last component), a
+            variable, a list of these, or None to leave the key out; or a callable from key to
+            path or None. A key that no rule matches keeps its name.
         keys: The keys of the checkpoint.
 
     Returns:
@@ -135,15 +141,40 @@ def _fill(rule: str, address: Address, match: re.Match[str]) -> Address:
     if not isinstance(address, str):
         return address
     try:
-        texts = _SHIFTED.split(address)  # plain, group, shift, plain, …
-        filled = [match.expand(text) for text in texts[::3]]
-        for i, (group, shift) in enumerate(zip(texts[1::3], texts[2::3], strict=True)):
-            filled[i] += str(int(match[int(group)]) + int(shift))
-        return "".join(filled)
+        filled, start = "", 0
+        for reference in _COMPUTED.finditer(address):
+            filled += match.expand(address[start : reference.start()]) + _computed(reference, match)
+            start = reference.end()
+        return filled + match.expand(address[start:])
     except (re.error, IndexError, ValueError, TypeError) as error:
         raise ValueError(
             f"Rename rule {rule!r}: the template {address!r} does not fit it: {error}"
         ) from None
+
+
+def _computed(reference: re.Match[str], match: re.Match[str]) -> str:
+    r"""Return the number or letter that a reference such as `\g<1+1>` stands for.
+
+    Args:
+        reference: The reference in a template.
+        match: The match of the rule.
+
+    Raises:
+        ValueError: If a group is not a number, or the reference has no entry for it.
+    """
+    number = int(match[int(reference["group"])])
+    if reference["shift"]:
+        return str(number + int(reference["shift"]))
+    if reference["letter"]:
+        letter = ord(reference["letter"]) + number
+        if not ord("a") <= letter <= ord("z"):
+            raise ValueError(f"no letter is {number} after {reference['letter']!r}")
+        return chr(letter)
+    table = dict(entry.split(":") for entry in reference["table"].split(","))
+    chosen = match[int(reference["other"])]
+    if chosen not in table:
+        raise ValueError(f"it has no entry for {chosen}")
+    return str(number + int(table[chosen]))
 
 
 def _why_unused(rule: _Rule, keys: Sequence[str]) -> str:

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
+from typing import TypeVar
 
 import keras
 
-from keras_trainops import keras_private, paths
+from keras_trainops import keras_private, numbering, paths
 from keras_trainops.checkpoints.checkpoint import Checkpoint
 from keras_trainops.checkpoints.formats.keras.naming import StoredVariable
 from keras_trainops.checkpoints.formats.keras.weights import KerasWeightsCheckpoint
+from keras_trainops.layouts.words import Meaning, split_name
 from keras_trainops.restoring.naming.pairing import Match, Pairing, by_spelling, pair
 from keras_trainops.restoring.naming.target import Target
 from keras_trainops.restoring.sources import ModelCheckpoint
 from keras_trainops.weight_names import NamedWeight, named_weights
+
+T = TypeVar("T")
 
 
 class NameTable:
@@ -79,7 +84,30 @@ class NameTable:
 
     def find(self, name: str) -> list[Target]:
         """Return the variables of this name: none, one, or several if it is ambiguous."""
-        return self._stored.get(name) or self._spelled.get(name, [])
+        if name in self._stored or name in self._spelled:
+            return self._stored.get(name) or self._spelled[name]
+        return self._counted.get(name, []) if "#" in name else []
+
+    @functools.cached_property
+    def _counted(self) -> dict[str, list[Target]]:
+        found: dict[str, list[Target]] = defaultdict(list)
+        for name, target in counted_names({t.short_path: t for t in self.targets}).items():
+            found[name].append(target)
+        return found
+
+    def find_by_meaning(self, layer: str, meaning: Meaning) -> list[Target]:
+        """Return the variables of a layer with a meaning, such as its bias."""
+        return self._by_meaning.get((layer, meaning), [])
+
+    @functools.cached_property
+    def _by_meaning(self) -> dict[tuple[str, Meaning], list[Target]]:
+        found: dict[tuple[str, Meaning], list[Target]] = defaultdict(list)
+        for name, targets in itertools.chain(self._spelled.items(), self._counted.items()):
+            layer, leaf, meaning = split_name(name)
+            if leaf and name == f"{layer}/{leaf}":
+                known = found[layer, meaning]
+                known += [target for target in targets if target not in known]
+        return found
 
     def pair(self, names: Iterable[str], taken: Iterable[Target] = ()) -> Pairing:
         """Pair all names of a source with variables.
@@ -130,27 +158,32 @@ class NameTable:
                 partial = strength == 1 and not by_owners
                 yield Match(name, target, (1, strength), by_owners, partial)
 
-    def comparable_names(self, keys: Sequence[str]) -> list[tuple[list[str], list[str]]]:
-        """Return names of all variables and of `keys` that are alike enough to be compared.
 
-        Weights files and models have names of owners. Other sources may have either kind.
+def counted_names(named: Mapping[str, T]) -> dict[str, T]:
+    """Return names in which layers with automatic numbers are counted within their owner.
 
-        Returns:
-            One pair of lists per kind of names.
-        """
-        by_owners = [target.weight.owners[0] for target in self.targets]
-        if isinstance(self._checkpoint, ModelCheckpoint):
-            return [(by_owners, _owner_names(self._checkpoint, keys))]
-        if self._stored:
-            stored = [min(target.stored_as or {target.short_path}) for target in self.targets]
-            return [(stored, list(keys))]
-        short_paths = [target.short_path for target in self.targets]
-        kinds = [short_paths] if short_paths == by_owners else [short_paths, by_owners]
-        return [(names, list(keys)) for names in kinds]
+    The number of `norm_7` depends on what was created before it. As the second `norm` in its block
+    it is `norm#2`, in every block.
 
+    Args:
+        named: Anything by path.
 
-def _owner_names(source: ModelCheckpoint, keys: Sequence[str]) -> list[str]:
-    return [source.weights[key].owners[0] if key in source.weights else key for key in keys]
+    Example:
+        >>> [*counted_names({"block_1/norm_6/scale": 1, "block_1/norm_7/scale": 2})]
+        ['block_1/norm#1/scale', 'block_1/norm#2/scale']
+    """
+    ranks: dict[str, dict[str, int]] = {}
+    counted: dict[str, T] = {}
+    for path, entry in named.items():
+        parts = path.split("/")
+        is_automatic = numbering.stem(parts[-1]) == "variable"
+        for depth in range(1, len(parts) if is_automatic else len(parts) - 1):
+            above, stem = "/".join(parts[:depth]), numbering.stem(parts[depth])
+            of_kind = ranks.setdefault(f"{above}/{stem}", {})
+            rank = of_kind.setdefault(path.split("/")[depth], len(of_kind) + 1)
+            parts[depth] = f"{stem}#{rank}"
+        counted["/".join(parts)] = entry
+    return counted
 
 
 def names_in_weights_file(

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 import keras
 
-from keras_trainops.adapt.suggestion import Hints
 from keras_trainops.checkpoints.checkpoint import Checkpoint
+from keras_trainops.layouts.hints import Hints
 from keras_trainops.restoring.naming.matching import Matching
 from keras_trainops.restoring.naming.target import Target
 from keras_trainops.restoring.planning.assignment import Assignment

@@ -10,7 +10,9 @@ import keras
 from keras_trainops import keras_private
 from keras_trainops.checkpoints.checkpoint import Checkpoint
 from keras_trainops.errors import RestoreError
-from keras_trainops.restoring.naming.matching import Matching, pair_by_heuristic
+from keras_trainops.restoring.differences import differences
+from keras_trainops.restoring.guessing.automatic import rename_automatically
+from keras_trainops.restoring.naming.matching import Matching
 from keras_trainops.restoring.naming.rules import apply_rules
 from keras_trainops.restoring.naming.table import NameTable
 from keras_trainops.restoring.naming.target import Target
@@ -57,7 +59,7 @@ def make_plan(model: keras.Model, checkpoint: Checkpoint, options: Options) -> P
     """
     options = options.for_source(checkpoint)
     unbuilt = require_variables(model)
-    matching, problems = _match(NameTable(model, checkpoint), checkpoint, options)
+    matching, problems = _match(model, NameTable(model, checkpoint), checkpoint, options)
     findings = findings_of(model, checkpoint, matching, options)
     problems += findings.problems
     state: list[Assignment] = []
@@ -91,22 +93,37 @@ def make_plan(model: keras.Model, checkpoint: Checkpoint, options: Options) -> P
         assignments,
         report,
         failing=findings.failing(options),
-        warnings=findings.lines_for("warn", options) + findings.warnings,
+        warnings=[
+            *findings.lines_for("warn", options),
+            *findings.warnings,
+            *differences(
+                model, checkpoint, ((a.keys[0], a.variable) for a in findings.assignments)
+            ),
+        ],
         paths=[target.path for target in targets],
     )
 
 
 def _match(
-    table: NameTable, checkpoint: Checkpoint, options: Options
+    model: keras.Model, table: NameTable, checkpoint: Checkpoint, options: Options
 ) -> tuple[Matching, list[str]]:
     """Return the variables with their keys, and lines about problems with the arguments."""
     problems = choose(table.targets, options)
     if isinstance(options.rename, str):
-        renaming = pair_by_heuristic(options.rename, table, checkpoint)
+        _require_auto(options.rename)
+        renaming = rename_automatically(model, table, checkpoint)
     else:
         renaming = apply_rules(options.rename, checkpoint)
     matching = Matching(table)
     return matching, problems + renaming.problems + matching.resolve(renaming.renamed)
+
+
+def _require_auto(rename: str) -> None:
+    if rename != "auto":
+        raise ValueError(
+            '`rename` must be "auto", a mapping from regular expression to path, or a callable '
+            f"from key to path. Received: rename={rename!r}"
+        )
 
 
 def require_variables(model: keras.Model) -> tuple[str, ...]:

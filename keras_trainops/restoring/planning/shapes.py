@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from keras_trainops.adapt import suggestion as hints
 from keras_trainops.adapt.base import Chain, Shape
 from keras_trainops.checkpoints.checkpoint import Checkpoint
 from keras_trainops.checkpoints.dtypes import is_real
+from keras_trainops.layouts import hints
 from keras_trainops.restoring.planning.assignment import Assignment
 from keras_trainops.restoring.planning.dependent_tensors import gets_integers
 from keras_trainops.restoring.planning.report import Mismatch

@@ -13,7 +13,7 @@ def test_alphabetical_order_does_not_count() -> None:
     assert list(theirs) != sorted(theirs)
     suggestion = kt.suggest_rename(model, theirs)
     assert suggestion.pairs["second/w"] == "trunk/kernel"
-    assert len(suggestion.by_order) == len(suggestion.rules) == 4
+    assert len(suggestion.by_order) == len(suggestion.rules) == 2
     suggestion = kt.suggest_rename(model, dict(sorted(theirs.items())))
     assert suggestion.rules == {}
     assert len(suggestion.ambiguous) == 1
@@ -34,7 +34,7 @@ def test_numbers_are_sorted_numerically() -> None:
     assert [suggestion.pairs[f"features.{3 * i}.w"] for i in range(12)] == [
         f"dense_{name}/kernel" for name in "abcdefghijkl"
     ]
-    assert len(suggestion.by_order) == 24
+    assert len(suggestion.by_order) == 12
 
 
 def test_layers_follow_their_siblings() -> None:
@@ -59,7 +59,7 @@ def test_layers_follow_their_siblings() -> None:
     suggestion = kt.suggest_rename(keras.Model(inputs, x), dict(sorted(theirs.items())))
     assert suggestion.pairs["l.1.b.ln.weight"] == "block1_norm1/gamma"
     assert suggestion.pairs["l.0.a.ln.bias"] == "block0_norm2/beta"
-    assert sum("ln" in rule for rule in suggestion.by_order) == 4
+    assert sum("ln" in rule for rule in suggestion.by_order) == 2
     assert len(suggestion.pairs) == 2 * (4 + 2) * 2
 
 
@@ -94,5 +94,5 @@ def test_smaller_groups_are_rivals_too() -> None:
     assert suggestion.pairs == {}
     assert set(suggestion.ambiguous[0].keys) == set(theirs)
     suggestion = kt.suggest_rename(model, square("a.0.w", "a.1.w", "b.w"))
-    assert dict(suggestion.rules) == {r"a\.(\d+)\.w": r"enc_\1/kernel"}
-    assert suggestion.by_order == tuple(suggestion.rules)
+    assert suggestion.pairs == {}  # `b` fits too, so equal numbers are no proof
+    assert len(suggestion.ambiguous[0].keys) == 3

@@ -134,3 +134,37 @@ def test_any_text_may_be_a_rule(rule: str) -> None:
     assert value(model.weights[3]).tolist() == [7.0, 7.0]
     with refused(model, "leads to no variable of the model: none is named 'no/where'"):
         kt.restore(model, {rule: np.ones(2)}, rename={rule: "no/where"})
+
+
+@pytest.mark.parametrize(
+    ("template", "expected"),
+    [
+        (r"block\g<2+a>", "blockb"),
+        (r"block\g<2+c>/x", "blockd/x"),
+        (r"b\g<2+1{0:0,3:4}>", "b5"),
+        (r"b\g<2+1{3:-1}>/\1", "b0/3"),
+        (r"\1_\g<1-2>_\g<2+a>", "3_1_b"),
+    ],
+)
+def test_letters_and_counted_numbers_are_computed(template: str, expected: str) -> None:
+    (renamed,) = apply_rules({r"s(\d)\.(\d)": template}, ["s3.1"]).renamed
+    assert renamed.addresses == [expected]
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        (r"b\g<2+1{0:0,1:3}>", "it has no entry for 3"),
+        (r"b\g<1+z>", "no letter is 3 after 'z'"),
+        (r"b\g<3+a>", "does not fit it"),
+        (r"b\g<2+1{0:0,3:x}>", "does not fit it"),
+    ],
+)
+def test_references_that_cannot_be_computed_are_refused(template: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        apply_rules({r"s(\d)\.(\d)": template}, ["s3.1"])
+
+
+def test_a_reference_needs_a_number() -> None:
+    with pytest.raises(ValueError, match=r"does not fit it: invalid literal for int"):
+        apply_rules({r"(\w)\.w": r"b\g<1+a>"}, ["x.w"])

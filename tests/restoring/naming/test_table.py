@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+from typing import Any
+
 import keras
 import numpy as np
 import pytest
 
 import keras_trainops as kt
-from tests.helpers import assert_same, value, weights
+from keras_trainops.restoring.naming.table import counted_names
+from tests.helpers import assert_same, refused, value, weights
 from tests.restoring.nested_models import FORMATS, made
 
 
@@ -52,3 +55,72 @@ def test_layers_shared_between_models_restore() -> None:
         assert len(source.weights) == 4
         kt.restore(target, FORMATS[written](source))
         assert_same(weights(target), weights(source))
+
+
+def test_a_star_is_the_variable_of_the_same_meaning() -> None:
+    model = keras.Sequential(
+        [keras.Input((4,)), keras.layers.BatchNormalization(name="norm")], name="net"
+    )
+    random = np.random.default_rng(0)
+    leaves = ("running_var", "bias", "running_mean", "weight")
+    theirs = {f"bn.{leaf}": random.normal(size=4).astype("float32") for leaf in leaves}
+    report = kt.restore(model, theirs, rename={r"bn\.\w+": "norm/*"})
+    assert report.restored == {
+        "net/norm/gamma": "bn.weight",
+        "net/norm/beta": "bn.bias",
+        "net/norm/moving_mean": "bn.running_mean",
+        "net/norm/moving_variance": "bn.running_var",
+    }
+    np.testing.assert_array_equal(value(model.weights[0]), theirs["bn.weight"])
+
+
+def test_a_star_leads_tensors_without_a_counterpart_nowhere() -> None:
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2, name="fc")], name="net")
+    theirs = {"x.weight": np.ones((4, 2)), "x.running_mean": np.ones(2), "x.y": np.ones(2)}
+    report = kt.plan_restore(model, theirs, rename={r"x\.\w+": "fc/*"}, on_unexpected="ignore")
+    assert report.restored == {"net/fc/kernel": "x.weight"}
+    assert report.unexpected == ("x.running_mean", "x.y")
+    with refused(model, r"leads to no variable of the model: none is named 'fk/\*'"):
+        kt.restore(model, theirs, rename={r"x\.\w+": "fk/*"})
+
+
+class Block(keras.layers.Layer):
+    """Two normalisations with automatic names."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name=name)
+        self.first = keras.layers.LayerNormalization()
+        self.second = keras.layers.LayerNormalization()
+
+    def call(self, inputs: Any) -> Any:
+        return self.second(self.first(inputs))
+
+
+def test_automatic_names_may_be_counted_in_their_owner() -> None:
+    keras.layers.LayerNormalization()  # so that the first number is not 0
+    x = inputs = keras.Input((3,))
+    blocks = [Block(f"block{i}") for i in range(2)]
+    for block in blocks:
+        x = block(x)
+    model = keras.Model(inputs, x, name="net")
+    theirs = {
+        f"h.{i}.ln_{j}.{leaf}": np.full(3, 10 * i + j)
+        for i in (0, 1)
+        for j in (1, 2)
+        for leaf in ("weight", "bias")
+    }
+    rules = {r"h\.(\d)\.ln_(\d)\.\w+": r"block\1/layer_normalization#\2/*"}
+    kt.restore(model, theirs, rename=rules)
+    for i, block in enumerate(blocks):
+        for j, layer in ((1, block.first), (2, block.second)):
+            assert {float(value(v)[0]) for v in layer.weights} == {10 * i + j}
+    theirs["h.1.ln_3.weight"] = np.ones(3)
+    with refused(model, r"unused: h.1.ln_3.weight"):
+        kt.restore(model, theirs, rename=rules)
+
+
+def test_paths_are_counted_within_their_owner() -> None:
+    names = ["a/norm_3/w", "a/norm_3/b", "a/norm_9/w", "a/fc/w", "b/norm_4/w", "top"]
+    assert list(counted_names(dict.fromkeys(names))) == [
+        *("a/norm#1/w", "a/norm#1/b", "a/norm#2/w", "a/fc#1/w", "b/norm#1/w", "top")
+    ]

@@ -9,10 +9,15 @@ import tempfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from keras_trainops.checkpoints.format import Candidate, Format
 from keras_trainops.checkpoints.formats.hdf5.file import open_hdf5
-from keras_trainops.checkpoints.formats.keras.config import lookups_from_config, owners_from_config
+from keras_trainops.checkpoints.formats.keras.config import (
+    lookups_from_config,
+    owners_from_config,
+    settings_from_config,
+)
 from keras_trainops.checkpoints.formats.keras.weights import KerasWeightsCheckpoint
 from keras_trainops.checkpoints.storage.files import (
     MOST_METADATA,
@@ -34,7 +39,7 @@ _CONFIG = "config.json"
 
 def open_directory(path: str) -> KerasWeightsCheckpoint:
     """Open an unzipped `.keras` directory."""
-    owners, lookups = _read_config(_small_file(Path(path, _CONFIG)), path)
+    owners, lookups, settings = _read_config(_small_file(Path(path, _CONFIG)), path)
 
     def asset(name: str) -> bytes:
         outside = ".." in Path(name).parts or Path(name).is_absolute()
@@ -43,6 +48,7 @@ def open_directory(path: str) -> KerasWeightsCheckpoint:
     words = _vocabularies(owners, lookups, asset)
     file = open_hdf5(os.path.join(path, _MEMBER))
     checkpoint = KerasWeightsCheckpoint(path, file, config_owners=owners, vocabularies=words)
+    checkpoint.settings = settings
     checkpoint.format = "Keras model directory (.keras)"
     return checkpoint
 
@@ -51,7 +57,7 @@ def open_archive(path: str) -> KerasWeightsCheckpoint:
     """Open a `.keras` file; compressed weights are unpacked to a temporary file."""
     with zipfile.ZipFile(path) as archive:
         refuse_repeated(archive, path)
-        owners, lookups = _read_config(_member(archive, _CONFIG), path)
+        owners, lookups, settings = _read_config(_member(archive, _CONFIG), path)
         words = _vocabularies(owners, lookups, lambda name: _member(archive, name))
         member = archive.getinfo(_MEMBER)
         stored = member.compress_type == zipfile.ZIP_STORED
@@ -66,19 +72,30 @@ def open_archive(path: str) -> KerasWeightsCheckpoint:
     except BaseException:
         data.close()
         raise
+    checkpoint.settings = settings
     checkpoint.format = "Keras model file (.keras)"
     return checkpoint
 
 
-def _read_config(config: bytes, location: str) -> tuple[dict[str, str], dict[str, tuple[str, ...]]]:
-    """Return layer names and vocabularies; empty if the configuration is not readable JSON."""
+class _Configuration(NamedTuple):
+    """What a configuration tells; see the functions of `config.py`."""
+
+    owners: dict[str, str]
+    lookups: dict[str, tuple[str, ...]]
+    settings: dict[str, dict[str, Any]]
+
+
+def _read_config(config: bytes, location: str) -> _Configuration:
+    """Return what the configuration tells; nothing if it is not readable JSON."""
     try:
         content = load_json(config, location)
-        return owners_from_config(content), lookups_from_config(content)
+        return _Configuration(
+            owners_from_config(content), lookups_from_config(content), settings_from_config(content)
+        )
     except RestoreError:
         raise
     except ValueError:
-        return {}, {}
+        return _Configuration({}, {}, {})
 
 
 def _vocabularies(

@@ -14,6 +14,7 @@ from typing import Any
 
 # The names that Keras 3 gives to the cells of recurrent layers, which the configuration lacks.
 _CELLS = {"LSTM": "lstm_cell", "GRU": "gru_cell", "SimpleRNN": "simple_rnn_cell"}
+_SETTINGS = ("epsilon", "padding", "activation", "strides", "dilation_rate")
 _LOOKUPS = ("StringLookup", "IntegerLookup", "TextVectorization")
 
 
@@ -92,6 +93,38 @@ def _snake_case(class_name: str) -> str:
     name = re.sub(r"\W+", "", class_name)
     name = re.sub(r"(.)([A-Z][a-z]+)", r"\1_\2", name)
     return re.sub(r"([a-z])([A-Z])", r"\1_\2", name).lower()
+
+
+def settings_from_config(config: Any) -> dict[str, dict[str, Any]]:
+    """Return what each layer computes beside its weights: epsilon, padding, activation, strides.
+
+    Args:
+        config: The content of `config.json` in a `.keras` file.
+
+    Returns:
+        Mapping from layer name to settings, without names that occur more than once.
+
+    Example:
+        >>> norm = {"name": "bn", "epsilon": 0.001, "axis": -1}
+        >>> settings_from_config({"class_name": "BatchNormalization", "config": norm})
+        {'bn': {'epsilon': 0.001}}
+    """
+    found = [*_settings(config)]
+    count = Counter(name for name, _ in found)
+    return {name: settings for name, settings in found if count[name] == 1 and settings}
+
+
+def _settings(entry: Any) -> Iterator[tuple[str, dict[str, Any]]]:
+    if isinstance(entry, list):
+        for part in entry:
+            yield from _settings(part)
+    if not isinstance(entry, Mapping):
+        return
+    config = entry.get("config")
+    if isinstance(config, Mapping) and isinstance(config.get("name"), str):
+        yield config["name"], {key: config[key] for key in _SETTINGS if key in config}
+    for part in entry.values():
+        yield from _settings(part)
 
 
 def lookups_from_config(config: Any) -> dict[str, tuple[str, ...]]:

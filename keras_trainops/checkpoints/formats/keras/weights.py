@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import h5py
@@ -39,7 +40,10 @@ class KerasWeightsCheckpoint(Hdf5Checkpoint):
     Attributes:
         owners: Name of the layer or optimizer by group of the file.
         vocabularies: Vocabulary by name of the lookup layer, if the file is a whole model.
+        settings: What each layer computes, by name of the layer, if the file is a whole model.
     """
+
+    settings: Mapping[str, Mapping[str, Any]] = MappingProxyType({})
 
     format = "Keras weights file (.weights.h5)"
 
