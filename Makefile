@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 BACKENDS := tensorflow jax torch
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
-.PHONY: demo test $(addprefix test-,$(BACKENDS)) lint docs bench clean
+.PHONY: demo test $(addprefix test-,$(BACKENDS)) test-architectures architectures lint docs bench clean
 .NOTPARALLEL:  # the tests of a backend take all cores
 
 demo: $(VENV)/.installed
@@ -18,6 +18,13 @@ test: $(VENV)/.installed
 # Tests marked `once` run on TensorFlow alone. Neighbours share a process, as they share fixtures.
 $(addprefix test-,$(BACKENDS)): test-%: $(VENV)/.installed
 	KERAS_BACKEND=$* $(BIN)/python -m pytest -n 2 --dist worksteal
+
+# Other libraries' networks and their files: half a gigabyte of packages that only this needs.
+test-architectures: $(VENV)/.architectures
+	KERAS_BACKEND=tensorflow $(BIN)/python -m pytest -n 2 tests/real/test_architectures.py tests/layouts
+
+architectures: $(VENV)/.architectures
+	KERAS_BACKEND=torch $(BIN)/python -m tests.real.architectures
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
@@ -37,6 +44,10 @@ bench: $(VENV)/.installed
 	done
 	$(BIN)/python tests/benchmarks/restore.py
 	$(BIN)/python tests/benchmarks/saving.py
+
+$(VENV)/.architectures: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --editable '.[dev,architectures]'
+	@touch $@
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info docs/_build .pytest_cache .mypy_cache .ruff_cache
