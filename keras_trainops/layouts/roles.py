@@ -235,7 +235,11 @@ def attention_roles(names: Iterable[str]) -> dict[str, str]:
         >>> attention_roles(["head.attention.in_proj", "head.fc"])
         {'head.attention.in_proj': 'qkv'}
     """
-    attentions = [name for name in names if _IN_ATTENTION.search(words(name))]
+    attentions = [
+        name
+        for name in names
+        if "attention" in words(name).split() or _PROJECTION.search(name.lower())
+    ]
     return {
         name: role
         for name in attentions
@@ -243,7 +247,7 @@ def attention_roles(names: Iterable[str]) -> dict[str, str]:
     }
 
 
-_IN_ATTENTION = re.compile(r"\battention\b|\b(?:query|key|value)(?: proj| dense)?$")
+_PROJECTION = re.compile(r"(?:query|key|value|(?:^|[._/])[qkv]_(?:proj|lin|dense))$")
 _PROJECTIONS = {"query", "key", "value", "qkv", "kv", "attention_output"}
 
 
