@@ -153,6 +153,13 @@ class Pairing:
             self._pair_by_nearness()
         self._pair_by_order()
 
+    def _have_no_siblings(self, one: Column, other: Column) -> bool:
+        """Return True if no other column, paired or not, has a shape that fits either of two."""
+        theirs, ours = self._every
+        return [c for c in theirs if self._shapes_fit(c, other)] == [one] and [
+            c for c in ours if self._shapes_fit(one, c)
+        ] == [other]
+
     def _pair_beside(self) -> None:
         """Pair columns whose siblings belong together, if only one fits there."""
         beside = {
@@ -275,9 +282,8 @@ class Pairing:
             one = candidates[0]
             if [c for c in self.ours if fits(one, c)] != [other]:
                 continue
-            siblings = [c for c in self._every[0] if self._shapes_fit(c, other)]
             alike = one.words & other.words
-            reason = (NAMES if alike else SHAPES) if siblings == [one] else ORDER
+            reason = (NAMES if alike else SHAPES) if self._have_no_siblings(one, other) else ORDER
             self.accept(one, other, reason)
 
     def _pair_by_order(self) -> None:
