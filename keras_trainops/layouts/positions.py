@@ -1,4 +1,4 @@
-"""Tables of positions whose first rows stand for no position."""
+"""Offsets of position tables: leading rows that belong to no position."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _AFTER_PADDING = {
 
 
 def position_offset(config: Mapping[str, Any]) -> int | None:
-    """Return the number of leading rows that stand for no position, or None if it is unknown.
+    """Return the number of leading rows that belong to no position, or None if it is unknown.
 
     Args:
         config: Contents of the model's `config.json`.

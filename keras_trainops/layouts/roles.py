@@ -1,4 +1,4 @@
-"""What a layer does in its network, by its name: the query of an attention, a final norm, a head.
+"""Roles of layers, derived from their names: the query of an attention, a final norm, a head.
 
 The words of some forty architectures of transformers, timm, torchvision, Flax and keras_hub. A name
 that says nothing has no role; whoever pairs layers must find other evidence then.
@@ -126,7 +126,7 @@ def _role_in_block(text: str) -> str:
 
 
 def _give_norms_the_role_of_their_sublayer(names: Sequence[str], roles: dict[str, str]) -> None:
-    """Add roles of norms that only stand beside an attention or a feed-forward, as in T5."""
+    """Derive the role of a norm from the attention or feed-forward beside it, as in T5."""
     for name in names:
         parent = re.match(r"(.+)[./][^./]*norm[^./]*$", name, re.IGNORECASE)
         if name in roles or parent is None:

@@ -1,4 +1,4 @@
-"""What two networks compute differently although their weights fit, as configurations show it."""
+"""Compare configurations: networks whose weights fit may still compute different outputs."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import keras
 from keras_trainops import keras_private
 from keras_trainops.checkpoints.checkpoint import Checkpoint
 from keras_trainops.checkpoints.formats.keras.weights import KerasWeightsCheckpoint
+from keras_trainops.layouts.layers import kernel_axes
 from keras_trainops.layouts.roles import roles_in_block
 from keras_trainops.restoring.configuration import config_beside
 
@@ -118,9 +119,8 @@ def _activation(config: Mapping[str, Any], layers: Sequence[keras.layers.Layer])
     wanted = _SAME.get(theirs, theirs)
     for layer in layers:
         role = next(iter(roles_in_block([_last_words(layer)]).values()))
-        ours = _SAME.get(_spelled(getattr(layer, "activation", None))) or _spelled(
-            getattr(layer, "activation", None)
-        )
+        activation = _spelled(getattr(layer, "activation", None))
+        ours = _SAME.get(activation, activation)
         known = re.fullmatch(r"relu|gelu|gelu_approximate|silu|tanh", ours) is not None
         if role == "up" and known and ours != wanted and re.fullmatch(r"[a-z_]+", wanted):
             yield f"config.json has {name}={theirs!r}, but {layer.name!r} has activation={ours!r}"
@@ -144,14 +144,13 @@ def _heads(
         for layer in layers
         if isinstance(layer, keras.layers.EinsumDense)
         and layer.name.startswith(role)
-        and len(layer.kernel.shape) == 3
-        and layer.equation.replace(" ", "").endswith(_tail(layer))
+        and _makes_heads(layer.equation)
     }
     if isinstance(theirs, int) and len(found) == 1 and theirs not in found:
         yield f"config.json has {name}={theirs}, but the model has {found.pop()} heads"
 
 
-def _tail(layer: Any) -> str:
-    """Return the two axes of heads and their size, if they are the last of the kernel."""
-    kernel = layer.equation.replace(" ", "").split(",")[1].split("->")[0]
-    return str(kernel[1:])
+def _makes_heads(equation: str) -> bool:
+    """Return True if the kernel's axes are the inputs, the heads and their size."""
+    axes, inputs, outputs = kernel_axes(equation)
+    return (len(inputs), len(outputs)) == (1, 2) and axes == inputs + outputs

@@ -134,7 +134,7 @@ class Pairing:
         return theirs == ours
 
     def _likeness(self, one: Column, other: Column) -> float:
-        """Return the part of their words that two names share, 0 if they share no telling word."""
+        """Return the fraction of words that two names share; 0 if all shared words are generic."""
         if not one.texts & other.texts - _GENERIC:
             return 0.0
         are_numbered_alike = one.texts == other.texts and self._numbers_agree(one)

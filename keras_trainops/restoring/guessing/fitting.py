@@ -6,10 +6,8 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from keras_trainops.adapt.base import Adapter, Chain
-from keras_trainops.adapt.combination import Stack, Sum
-from keras_trainops.adapt.layout import Gates
-from keras_trainops.layouts.kinds import Layout
+from keras_trainops.adapt.base import Adapter, chain_of
+from keras_trainops.layouts.kinds import Layout, RecurrentBias
 from keras_trainops.layouts.reading import Convention, Reading
 from keras_trainops.layouts.torch_adapters import is_torch_key
 from keras_trainops.restoring.guessing.units import Tensor, Unit
@@ -133,13 +131,14 @@ class Fitting:
         first = [i for i, tensor in enumerate(tensors) if tensor.leaf.endswith("ih")]
         if len(first) != 1:
             return None
-        ordered = (keys[first[0]], keys[1 - first[0]])
-        shape = tensors[0].shape
-        if shape == variable.shape:
-            return Lead(ordered, variable.name, Sum())
-        if (2, *shape) == variable.shape:
-            return Lead(ordered, variable.name, Chain(Stack(), Gates([1, 0, 2])))
-        return None
+        layout = self.layouts[variable.name]
+        adapter = chain_of(layout.torch_steps()) if isinstance(layout, RecurrentBias) else None
+        shapes = [tensor.shape for tensor in tensors]
+        if adapter is None or len(set(shapes)) > 1:
+            return None
+        if adapter.shape(shapes, variable.shape) != variable.shape:
+            return None
+        return Lead((keys[first[0]], keys[1 - first[0]]), variable.name, adapter)
 
 
 def _renamed(lead: Lead, theirs: Unit) -> Lead:

@@ -58,7 +58,7 @@ class Guess(NamedTuple):
     @property
     def leads(self) -> list[Lead]:
         """All leads."""
-        return [*self.own, *(lead for each in self.found.leads.values() for lead in each)]
+        return [*self.own, *self.found.every_lead]
 
     @property
     def doubtful(self) -> list[Lead]:

@@ -7,6 +7,7 @@ at once (`columns.py`), then what several layers of one side share with one of t
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -33,6 +34,11 @@ class Found:
     leads: dict[str, list[Lead]] = field(default_factory=dict)
     open: list[tuple[list[Unit], list[Unit]]] = field(default_factory=list)
     questions: list[str] = field(default_factory=list)
+
+    @property
+    def every_lead(self) -> list[Lead]:
+        """The leads of all reasons."""
+        return [*itertools.chain.from_iterable(self.leads.values())]
 
     def add(self, leads: Iterable[Lead], reason: str) -> None:
         """Add leads for a reason."""
@@ -86,7 +92,7 @@ class Search:
 
     def _open_units(self) -> tuple[list[Unit], list[Unit]]:
         """Return the layers of both sides that have no lead yet."""
-        leads = [lead for each in self.found.leads.values() for lead in each]
+        leads = self.found.every_lead
         used = {key for lead in leads for key in lead.keys} | {lead.path for lead in leads}
         asked = {id(unit) for group in self.found.open for side in group for unit in side}
         theirs, ours = (
@@ -130,7 +136,7 @@ class Search:
     def _anchors(self) -> list[tuple[str, int]]:
         """Return the layers of the checkpoint in blocks, with the positions of counterparts."""
         position_of = {tensor.name: unit.position for unit in self._ours for tensor in unit.tensors}
-        leads = [lead for each in self.found.leads.values() for lead in each]
+        leads = self.found.every_lead
         return [(key, position_of[lead.path]) for lead in leads for key in lead.keys]
 
     def _join(self, pairing: Pairing) -> None:

@@ -78,7 +78,7 @@ def open_archive(path: str) -> KerasWeightsCheckpoint:
 
 
 class _Configuration(NamedTuple):
-    """What a configuration tells; see the functions of `config.py`."""
+    """The parts of a configuration that are used; `config.py` extracts them."""
 
     owners: dict[str, str]
     lookups: dict[str, tuple[str, ...]]

@@ -114,17 +114,23 @@ def settings_from_config(config: Any) -> dict[str, dict[str, Any]]:
     return {name: settings for name, settings in found if count[name] == 1 and settings}
 
 
-def _settings(entry: Any) -> Iterator[tuple[str, dict[str, Any]]]:
+def _settings(config: Any) -> Iterator[tuple[str, dict[str, Any]]]:
+    for _, settings in _layers(config):
+        if isinstance(settings.get("name"), str):
+            yield settings["name"], {key: settings[key] for key in _SETTINGS if key in settings}
+
+
+def _layers(entry: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield class name and configuration of each layer, and of the layers below it."""
     if isinstance(entry, list):
         for part in entry:
-            yield from _settings(part)
+            yield from _layers(part)
     if not isinstance(entry, Mapping):
         return
-    config = entry.get("config")
-    if isinstance(config, Mapping) and isinstance(config.get("name"), str):
-        yield config["name"], {key: config[key] for key in _SETTINGS if key in config}
+    if isinstance(entry.get("config"), Mapping):
+        yield str(entry.get("class_name")), entry["config"]
     for part in entry.values():
-        yield from _settings(part)
+        yield from _layers(part)
 
 
 def lookups_from_config(config: Any) -> dict[str, tuple[str, ...]]:
@@ -147,18 +153,10 @@ def lookups_from_config(config: Any) -> dict[str, tuple[str, ...]]:
     return {name: entries for name, entries in found if count[name] == 1}
 
 
-def _lookups(entry: Any) -> Iterator[tuple[str, tuple[str, ...]]]:
-    if isinstance(entry, list):
-        for part in entry:
-            yield from _lookups(part)
-    if not isinstance(entry, Mapping):
-        return
-    config = entry.get("config")
-    if entry.get("class_name") in _LOOKUPS and isinstance(config, Mapping):
-        yield str(config.get("name")), _vocabulary(str(entry["class_name"]), config)
-        return
-    for part in entry.values():
-        yield from _lookups(part)
+def _lookups(config: Any) -> Iterator[tuple[str, tuple[str, ...]]]:
+    for class_name, settings in _layers(config):
+        if class_name in _LOOKUPS:
+            yield str(settings.get("name")), _vocabulary(class_name, settings)
 
 
 def _vocabulary(class_name: str, config: Mapping[str, Any]) -> tuple[str, ...]:
