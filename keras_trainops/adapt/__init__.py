@@ -9,6 +9,7 @@ of the rename rules.
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from keras_trainops.adapt.arithmetic import Add, Repeat
 from keras_trainops.adapt.base import Adapter, Chain
 from keras_trainops.adapt.channels import InputChannels
 from keras_trainops.adapt.combination import Concat, Split, Stack, Sum
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Adapter",
+    "Add",
     "Chain",
     "Concat",
     "Crop",
@@ -35,6 +37,7 @@ __all__ = [
     "Gates",
     "InputChannels",
     "Pad",
+    "Repeat",
     "Reshape",
     "ResizePositions",
     "Rows",

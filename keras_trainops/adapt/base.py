@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import operator
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, TypeAlias
@@ -10,8 +10,7 @@ from typing import Any, ClassVar, TypeAlias
 import numpy as np
 
 from keras_trainops import paths
-
-Shape: TypeAlias = tuple[int, ...]
+from keras_trainops.adapt.axes import Shape as Shape
 
 
 class Adapter(ABC):
@@ -23,6 +22,9 @@ class Adapter(ABC):
     Attributes:
         yields_to_user_rules: If True, other rules for the same variable take precedence, whatever
             their order.
+        resizes: If True, the adapter only changes the length of one axis.
+        inverse_is_exact: If False, `inverse` may return other tensors than those that were adapted,
+            such as rounded ones; a tensor that has not changed is then copied from the source.
 
     Example:
         >>> class Flip(Adapter):
@@ -36,6 +38,8 @@ class Adapter(ABC):
     """
 
     yields_to_user_rules: ClassVar[bool] = False
+    resizes: ClassVar[bool] = False
+    inverse_is_exact: ClassVar[bool] = True
 
     @abstractmethod
     def shape(self, shapes: Sequence[Shape], target: Shape) -> Shape | None:
@@ -64,6 +68,50 @@ class Adapter(ABC):
             The array. Masked elements of a `numpy.ma.MaskedArray` are not assigned; the variable
             keeps its values there.
         """
+
+    def inverse(
+        self, array: np.ndarray, shapes: Sequence[Shape], target: Shape
+    ) -> Sequence[np.ndarray]:
+        """Return the tensors that the adapter converts into `array`.
+
+        Args:
+            array: The value of the variable, or, inside a chain, of an intermediate result.
+            shapes: Shapes of the tensors.
+            target: Shape of the variable.
+
+        Returns:
+            One array per tensor. Masked elements are those that the variable does not determine,
+            such as the slices that `Crop` leaves out.
+
+        Raises:
+            ValueError: If the tensors do not follow from `array`; the message says why.
+        """
+        raise ValueError("its inverse is unknown")
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the arguments that create the adapter, for a plan in a file.
+
+        Returns:
+            Plain data that can be stored as JSON. Default: the attributes that have the names of
+            the constructor's arguments.
+
+        Raises:
+            ValueError: If an argument has no attribute of its name.
+        """
+        names = [*inspect.signature(type(self)).parameters]
+        missing = [name for name in names if not hasattr(self, name)]
+        if missing:
+            raise ValueError(
+                f"{type(self).__name__} cannot be stored: it has no attribute {missing[0]!r}. "
+                "Define `get_config`, and `from_config` if it does not return the constructor's "
+                "arguments"
+            )
+        return {name: getattr(self, name) for name in names}
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Adapter:
+        """Create the adapter from the result of `get_config`."""
+        return cls(**config)
 
     def for_keys(
         self, keys: Sequence[str], shapes: Sequence[Shape], target: Shape
@@ -96,11 +144,20 @@ class OneTensor(Adapter):
         self._shape(np.shape(array), target)  # unchecked so far if it comes from a callable
         return self._adapt(array, target)
 
+    def inverse(
+        self, array: np.ndarray, shapes: Sequence[Shape], target: Shape
+    ) -> Sequence[np.ndarray]:
+        return [self._undo(array, self._only(shapes), target)]
+
     @abstractmethod
     def _shape(self, shape: Shape, target: Shape) -> Shape: ...
 
     @abstractmethod
     def _adapt(self, array: np.ndarray, target: Shape) -> np.ndarray: ...
+
+    def _undo(self, array: np.ndarray, shape: Shape, target: Shape) -> np.ndarray:
+        """Return the tensor of the given shape that is adapted to `array`; see `inverse`."""
+        raise ValueError("its inverse is unknown")
 
     def _only(self, tensors: Sequence[Any]) -> Any:
         if len(tensors) != 1:
@@ -168,8 +225,53 @@ class Chain(Adapter):
             arrays = [adapter(arrays, target)]
         return arrays[0]
 
+    @property
+    def inverse_is_exact(self) -> bool:  # type: ignore[override]
+        """True if all adapters have an exact inverse."""
+        return all(adapter.inverse_is_exact for adapter in self.adapters)
+
+    def inverse(
+        self, array: np.ndarray, shapes: Sequence[Shape], target: Shape
+    ) -> Sequence[np.ndarray]:
+        arrays: Sequence[np.ndarray] = [array]
+        for adapter, before in reversed(self.with_shapes(shapes, target)):
+            try:
+                arrays = adapter.inverse(arrays[0], before, target)
+            except ValueError as error:
+                raise ValueError(f"{adapter}: {error}") from None
+        return arrays
+
+    def with_shapes(
+        self, shapes: Sequence[Shape], target: Shape
+    ) -> list[tuple[Adapter, Sequence[Shape]]]:
+        """Return each adapter with the shapes of what it gets.
+
+        Args:
+            shapes: Shapes of the tensors.
+            target: Shape of the variable.
+
+        Raises:
+            ValueError: If an adapter does not accept these shapes, or the shape of its result
+                depends on the values.
+        """
+        found: list[tuple[Adapter, Sequence[Shape]]] = []
+        for adapter in self.adapters:
+            found.append((adapter, shapes))
+            result = adapter.shape(shapes, target)
+            if result is None:
+                raise ValueError(f"{adapter}: the inverse of a callable is unknown")
+            shapes = [result]
+        return found
+
     def __repr__(self) -> str:
         return f"Chain({', '.join(map(repr, self.adapters))})"
+
+
+def steps_of(adapter: Adapter | None) -> tuple[Adapter, ...]:
+    """Return the adapters that one applies in order: none for None, all of a `Chain`."""
+    if adapter is None:
+        return ()
+    return adapter.adapters if isinstance(adapter, Chain) else (adapter,)
 
 
 def chain_of(adapters: Sequence[Adapter]) -> Adapter | None:
@@ -189,6 +291,11 @@ class ArrayFunction(Adapter):
     def __call__(self, arrays: Sequence[np.ndarray], target: Shape) -> np.ndarray:
         result = self.function(*arrays)
         return result if np.ma.isMaskedArray(result) else np.asarray(result)
+
+    def inverse(
+        self, array: np.ndarray, shapes: Sequence[Shape], target: Shape
+    ) -> Sequence[np.ndarray]:
+        raise ValueError("the inverse of a callable is unknown: use an `Adapter` with `inverse`")
 
     def __repr__(self) -> str:
         return str(getattr(self.function, "__name__", self.function))
@@ -218,66 +325,3 @@ def as_adapter(value: Any) -> Adapter:
         "An adapter must be an instance from `keras_trainops.adapt` such as `Transpose()`, a "
         f"callable from arrays to an array, or a list of these. Received: {value!r}"
     )
-
-
-def axis_of(axis: int, shape: Shape) -> int:
-    """Return `axis` as a non-negative index into `shape`.
-
-    Raises:
-        ValueError: If a tensor of this shape does not have the axis.
-    """
-    if not -len(shape) <= axis < len(shape):
-        raise ValueError(
-            f"`axis` must be one of the {len(shape)} axes of {shape}. Received: axis={axis}"
-        )
-    return axis % len(shape)
-
-
-def with_length(shape: Shape, axis: int, length: int) -> Shape:
-    """Return `shape` with a different length along `axis`, a non-negative index."""
-    return (*shape[:axis], length, *shape[axis + 1 :])
-
-
-def upcast_for_arithmetic(array: np.ndarray) -> np.ndarray:
-    """Cast narrow dtypes to wide ones, because sums would overflow or lose digits."""
-    if array.dtype.kind in "bi":
-        return array.astype("int64")
-    if array.dtype.kind == "u":
-        return array.astype("uint64")
-    return array.astype("float32") if array.dtype.itemsize < 4 else array
-
-
-def whole_numbers(argument: str, values: Iterable[Any]) -> tuple[int, ...]:
-    """Return `values`, integers of Python or NumPy, as a tuple of `int`.
-
-    Raises:
-        ValueError: If a value is not an integer; the message names `argument`.
-    """
-    try:
-        return tuple(operator.index(value) for value in values)
-    except TypeError:
-        raise ValueError(
-            f"`{argument}` must be whole numbers. Received: {argument}={values!r}"
-        ) from None
-
-
-def unmasked(array: np.ndarray) -> np.ndarray:
-    """Return the array without its mask, for an adapter that computes with all elements.
-
-    Raises:
-        ValueError: If elements are masked, which means that the variable keeps its values there.
-    """
-    if np.ma.is_masked(array):
-        raise ValueError(
-            "it computes with all slices, but an earlier adapter leaves some to the variable. Put "
-            "it before that adapter, or give that adapter a `default`"
-        )
-    return np.ma.getdata(array)
-
-
-def differing_axis(shape: Shape, target: Shape) -> int | None:
-    """Return the only axis along which two shapes of equal rank differ, or None."""
-    if len(shape) != len(target):
-        return None
-    axes = [axis for axis, (a, b) in enumerate(zip(shape, target, strict=True)) if a != b]
-    return axes[0] if len(axes) == 1 else None

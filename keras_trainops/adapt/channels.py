@@ -4,14 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from keras_trainops.adapt.base import (
-    OneTensor,
-    Shape,
-    axis_of,
-    unmasked,
-    upcast_for_arithmetic,
-    with_length,
-)
+from keras_trainops.adapt.axes import axis_of, unmasked, upcast_for_arithmetic, with_length
+from keras_trainops.adapt.base import OneTensor, Shape
 
 
 class InputChannels(OneTensor):
@@ -38,6 +32,8 @@ class InputChannels(OneTensor):
     has one more rule for space-to-depth stems.
     """
 
+    resizes = True
+
     def __init__(self, axis: int = -2) -> None:
         self.axis = axis
 
@@ -57,6 +53,11 @@ class InputChannels(OneTensor):
             groups = (*array.shape[:axis], old // new, new, *array.shape[axis + 1 :])
             return array.reshape(groups).sum(axis)
         return np.take(array, np.arange(new) % old, axis) * (old / new)
+
+    def _undo(self, array: np.ndarray, shape: Shape, target: Shape) -> np.ndarray:
+        if array.shape != shape:
+            raise ValueError("sums of channels do not determine the channels")
+        return array
 
     def __repr__(self) -> str:
         return f"InputChannels({'' if self.axis == -2 else f'axis={self.axis}'})"

@@ -9,15 +9,14 @@ from typing import SupportsIndex
 
 import numpy as np
 
-from keras_trainops.adapt.base import (
-    Adapter,
-    OneTensor,
-    Shape,
+from keras_trainops.adapt.axes import (
     axis_of,
+    scatter,
     upcast_for_arithmetic,
     whole_numbers,
     with_length,
 )
+from keras_trainops.adapt.base import Adapter, OneTensor, Shape
 
 
 class _Combination(Adapter):
@@ -70,6 +69,13 @@ class Concat(_Combination):
     def __call__(self, arrays: Sequence[np.ndarray], target: Shape) -> np.ndarray:
         return np.concatenate(arrays, self.axis)
 
+    def inverse(
+        self, array: np.ndarray, shapes: Sequence[Shape], target: Shape
+    ) -> Sequence[np.ndarray]:
+        axis = axis_of(self.axis, array.shape)
+        ends = np.cumsum([shape[axis] for shape in shapes])
+        return np.split(array, ends[:-1], axis)
+
     def __repr__(self) -> str:
         return f"Concat({f'axis={self.axis}' if self.axis else ''})"
 
@@ -101,12 +107,20 @@ class Stack(_Combination):
     def __call__(self, arrays: Sequence[np.ndarray], target: Shape) -> np.ndarray:
         return np.stack(arrays, self.axis)
 
+    def inverse(
+        self, array: np.ndarray, shapes: Sequence[Shape], target: Shape
+    ) -> Sequence[np.ndarray]:
+        return [*np.moveaxis(array, self.axis, 0)]
+
     def __repr__(self) -> str:
         return f"Stack({f'axis={self.axis}' if self.axis else ''})"
 
 
 class Sum(_Combination):
     """Adds tensors of one shape.
+
+    The sum does not determine the tensors: back in a file, a new value is that of the first tensor,
+    and the others are zero.
 
     Example:
         Keras's LSTM has one bias, the sum of the two in PyTorch:
@@ -116,12 +130,19 @@ class Sum(_Combination):
         (12,)
     """
 
+    inverse_is_exact = False
+
     def _shape(self, shapes: Sequence[Shape]) -> Shape:
         self._require_equal(shapes)
         return shapes[0]
 
     def __call__(self, arrays: Sequence[np.ndarray], target: Shape) -> np.ndarray:
         return sum(map(upcast_for_arithmetic, arrays[1:]), start=upcast_for_arithmetic(arrays[0]))
+
+    def inverse(
+        self, array: np.ndarray, shapes: Sequence[Shape], target: Shape
+    ) -> Sequence[np.ndarray]:
+        return [array, *(np.zeros_like(array) for _ in shapes[1:])]
 
     def __repr__(self) -> str:
         return "Sum()"
@@ -189,6 +210,10 @@ class Split(OneTensor):
     def _adapt(self, array: np.ndarray, target: Shape) -> np.ndarray:
         axis = axis_of(self.axis, array.shape)
         return np.take(array, range(*self._range(array.shape[axis])), axis)
+
+    def _undo(self, array: np.ndarray, shape: Shape, target: Shape) -> np.ndarray:
+        axis = axis_of(self.axis, shape)
+        return scatter(array, axis, shape[axis], range(*self._range(shape[axis])))
 
     def __repr__(self) -> str:
         parts = self.parts if isinstance(self.parts, int) else list(self.parts)

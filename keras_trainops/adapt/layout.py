@@ -4,17 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import SupportsIndex
+from typing import Any, SupportsIndex
 
 import numpy as np
 
-from keras_trainops.adapt.base import (
-    Chain,
-    OneTensor,
-    Shape,
-    axis_of,
-    whole_numbers,
-)
+from keras_trainops.adapt.axes import axis_of, whole_numbers
+from keras_trainops.adapt.base import Chain, OneTensor, Shape
 
 
 class Transpose(OneTensor):
@@ -40,7 +35,7 @@ class Transpose(OneTensor):
     def __init__(self, axes: Sequence[int] | None = None) -> None:
         if axes is not None and sorted(axes) != list(range(len(axes))):
             raise ValueError(f"`axes` must be a permutation of 0 … n-1. Received: axes={axes!r}")
-        self.axes = None if axes is None else tuple(axes)
+        self.axes = None if axes is None else whole_numbers("axes", axes)
 
     def _shape(self, shape: Shape, target: Shape) -> Shape:
         if self.axes is None:
@@ -51,6 +46,9 @@ class Transpose(OneTensor):
 
     def _adapt(self, array: np.ndarray, target: Shape) -> np.ndarray:
         return np.transpose(array, self.axes)
+
+    def _undo(self, array: np.ndarray, shape: Shape, target: Shape) -> np.ndarray:
+        return np.transpose(array, None if self.axes is None else np.argsort(self.axes).tolist())
 
     def __repr__(self) -> str:
         return f"Transpose({'' if self.axes is None else list(self.axes)})"
@@ -95,6 +93,12 @@ class Reshape(OneTensor):
     def _adapt(self, array: np.ndarray, target: Shape) -> np.ndarray:
         return np.reshape(array, self._shape(array.shape, target))
 
+    def _undo(self, array: np.ndarray, shape: Shape, target: Shape) -> np.ndarray:
+        return np.reshape(array, shape)
+
+    def get_config(self) -> dict[str, Any]:
+        return {"shape": self.new_shape}
+
     def __repr__(self) -> str:
         return f"Reshape({'' if self.new_shape is None else list(self.new_shape)})"
 
@@ -123,6 +127,9 @@ class ReshapeFrom(Reshape):
     def __init__(self, leading: Sequence[int], shape: Sequence[int]) -> None:
         super().__init__(shape)
         self.leading = tuple(leading)
+
+    def get_config(self) -> dict[str, Any]:
+        return {"leading": self.leading, **super().get_config()}
 
     def _shape(self, shape: Shape, target: Shape) -> Shape:
         if shape[: len(self.leading)] != self.leading:
@@ -156,6 +163,9 @@ class Flip(OneTensor):
         return shape
 
     def _adapt(self, array: np.ndarray, target: Shape) -> np.ndarray:
+        return np.flip(array, self.axes)
+
+    def _undo(self, array: np.ndarray, shape: Shape, target: Shape) -> np.ndarray:
         return np.flip(array, self.axes)
 
     def __repr__(self) -> str:
@@ -199,9 +209,15 @@ class Gates(OneTensor):
         return shape
 
     def _adapt(self, array: np.ndarray, target: Shape) -> np.ndarray:
+        return self._ordered(array, self.order)
+
+    def _undo(self, array: np.ndarray, shape: Shape, target: Shape) -> np.ndarray:
+        return self._ordered(array, np.argsort(self.order).tolist())
+
+    def _ordered(self, array: np.ndarray, order: Sequence[int]) -> np.ndarray:
         axis = axis_of(self.axis, array.shape)
-        blocks = np.arange(array.shape[axis]).reshape(len(self.order), -1)
-        return np.take(array, blocks[list(self.order)].reshape(-1), axis)
+        blocks = np.arange(array.shape[axis]).reshape(len(order), -1)
+        return np.take(array, blocks[list(order)].reshape(-1), axis)
 
     def __repr__(self) -> str:
         axis = "" if self.axis == -1 else f", axis={self.axis}"

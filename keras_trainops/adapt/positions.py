@@ -9,14 +9,8 @@ from typing import Literal, SupportsIndex, TypeAlias, get_args
 import keras
 import numpy as np
 
-from keras_trainops.adapt.base import (
-    OneTensor,
-    Shape,
-    axis_of,
-    unmasked,
-    whole_numbers,
-    with_length,
-)
+from keras_trainops.adapt.axes import axis_of, unmasked, whole_numbers, with_length
+from keras_trainops.adapt.base import OneTensor, Shape
 
 Interpolation: TypeAlias = Literal["nearest", "bilinear", "bicubic", "lanczos3", "lanczos5"]
 
@@ -61,6 +55,8 @@ class ResizePositions(OneTensor):
     References: `resample_abs_pos_embed` of timm; Dosovitskiy et al. 2021, section 3.2
     (https://arxiv.org/abs/2010.11929).
     """
+
+    resizes = True
 
     def __init__(
         self,
@@ -145,6 +141,13 @@ class ResizePositions(OneTensor):
         )
         values = keras.ops.convert_to_numpy(resized).reshape(-1, *first.shape[1:])
         return np.moveaxis(np.concatenate([tokens, values]), 0, axis)
+
+    def _undo(self, array: np.ndarray, shape: Shape, target: Shape) -> np.ndarray:
+        axis = axis_of(self.axis, shape)
+        old, new = self._grids(shape[axis], array.shape[axis])
+        if old != new:
+            raise ValueError("interpolated positions do not determine the original ones")
+        return array
 
     def __repr__(self) -> str:
         options = {

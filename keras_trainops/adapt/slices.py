@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import keras
 import numpy as np
 
-from keras_trainops.adapt.base import (
-    Adapter,
-    OneTensor,
-    Shape,
-    axis_of,
-    whole_numbers,
-    with_length,
-)
+from keras_trainops.adapt.axes import axis_of, scatter, whole_numbers, with_length
+from keras_trainops.adapt.base import Adapter, OneTensor, Shape
 
 Default: TypeAlias = "float | str | np.ndarray | Sequence[Any] | Callable[..., Any] | None"
 
@@ -41,6 +35,8 @@ class Pad(OneTensor):
         >>> kt.adapt.Pad(axis=-1).shape([(64, 10)], target=(64, 12))
         (64, 12)
     """
+
+    resizes = True
 
     def __init__(
         self, axis: int, indices: Sequence[int] | None = None, default: Default = None
@@ -68,8 +64,23 @@ class Pad(OneTensor):
 
     def _adapt(self, array: np.ndarray, target: Shape) -> np.ndarray:
         axis = axis_of(self.axis, array.shape)
-        indices = range(array.shape[axis]) if self.indices is None else self.indices
-        return scatter(array, axis, target[axis_of(self.axis, target)], indices, self.default)
+        length = target[axis_of(self.axis, target)]
+        return filled(array, axis, length, self._places(array.shape[axis]), self.default)
+
+    def _undo(self, array: np.ndarray, shape: Shape, target: Shape) -> np.ndarray:
+        axis = axis_of(self.axis, shape)
+        require_room(array.shape[axis] - shape[axis])
+        return np.take(array, self._places(shape[axis]), axis)
+
+    def get_config(self) -> dict[str, Any]:
+        return {"axis": self.axis, "indices": self.indices, "default": plain(self.default)}
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Pad:
+        return cls(config["axis"], config["indices"], unpacked(config["default"]))
+
+    def _places(self, length: int) -> Sequence[int]:
+        return range(length) if self.indices is None else self.indices
 
     def __repr__(self) -> str:
         return constructor_call(self, self.axis, indices=self.indices, default=self.default)
@@ -92,6 +103,8 @@ class Crop(OneTensor):
         (64, 3)
     """
 
+    resizes = True
+
     def __init__(self, axis: int, indices: Sequence[int] | None = None) -> None:
         self.axis, self.indices = axis, checked_indices(indices)
 
@@ -109,18 +122,24 @@ class Crop(OneTensor):
         return with_length(shape, axis, length)
 
     def _adapt(self, array: np.ndarray, target: Shape) -> np.ndarray:
-        axis = axis_of(self.axis, array.shape)
+        return np.take(array, self._places(target), axis_of(self.axis, array.shape))
+
+    def _undo(self, array: np.ndarray, shape: Shape, target: Shape) -> np.ndarray:
+        axis = axis_of(self.axis, shape)
+        return scatter(array, axis, shape[axis], self._places(target))
+
+    def _places(self, target: Shape) -> Sequence[int]:
         first = range(target[axis_of(self.axis, target)])
-        return np.take(array, first if self.indices is None else self.indices, axis)
+        return first if self.indices is None else self.indices
 
     def __repr__(self) -> str:
         return constructor_call(self, self.axis, indices=self.indices)
 
 
-def scatter(
+def filled(
     array: np.ndarray, axis: int, length: int, indices: Sequence[int], default: Any
 ) -> np.ndarray:
-    """Write the slices of `array` to `indices` of a longer array.
+    """Write the slices of `array` to `indices` of a longer array, and a default elsewhere.
 
     Args:
         array: The slices.
@@ -133,27 +152,20 @@ def scatter(
         The array, masked if some elements have no value. Integers become floats if `default` does
         not fit into their dtype.
     """
-    shape = with_length(array.shape, axis, length)
     others = np.setdiff1d(np.arange(length), np.asarray(indices, int))
-    dtype, values = array.dtype, None
-    if default is not None and len(others):
-        values = _default_values(default, array, shape, axis, others)
-        if dtype.kind in "biu":  # stored as integers, for a variable of floats
-            dtype = np.result_type(dtype, values)
-    result = np.ma.masked_array(np.empty(shape, dtype), mask=True)
-    result[_along(axis, indices)] = array
-    if values is not None:
-        missing = with_length(shape, axis, len(others))
-        result[_along(axis, others)] = np.ma.array(
-            np.broadcast_to(np.ma.getdata(values), missing).astype(dtype),
-            # The mean of masked slices is masked.
-            mask=np.broadcast_to(np.ma.getmaskarray(values), missing),
-        )
-    return result if result.mask.any() else result.data
-
-
-def _along(axis: int, indices: Sequence[int] | np.ndarray) -> tuple[Any, ...]:
-    return (*[slice(None)] * axis, np.asarray(indices, int))
+    if default is None or not len(others):
+        return scatter(array, axis, length, indices)
+    values = _default_values(default, array, with_length(array.shape, axis, length), axis, others)
+    if array.dtype.kind in "biu":  # stored as integers, for a variable of floats
+        array = array.astype(np.result_type(array.dtype, values))
+    missing = with_length(array.shape, axis, len(others))
+    rest = np.ma.array(
+        np.broadcast_to(np.ma.getdata(values), missing).astype(array.dtype),
+        # The mean of masked slices is masked.
+        mask=np.broadcast_to(np.ma.getmaskarray(values), missing),
+    )
+    both = np.ma.concatenate([array, rest], axis)
+    return scatter(both, axis, length, [*indices, *others])
 
 
 def _default_values(
@@ -197,6 +209,38 @@ def checked_default(default: Any) -> Any:
         '`default` must be None, a number, an array, "mean", or a Keras initializer or its name. '
         f"Received: default={default!r}"
     )
+
+
+def plain(default: Any) -> Any:
+    """Return the result of `checked_default` as data that can be stored as JSON.
+
+    Raises:
+        ValueError: If it is an initializer other than those of Keras.
+    """
+    if isinstance(default, np.ndarray):
+        return {"values": default.tolist(), "dtype": str(default.dtype)}
+    if not isinstance(default, keras.initializers.Initializer):
+        return default
+    name = type(default).__name__
+    if getattr(keras.initializers, name, None) is not type(default):
+        raise ValueError(f"the initializer {name} cannot be stored: it is not one of Keras's")
+    return {"initializer": name, "config": default.get_config()}
+
+
+def unpacked(stored: Any) -> Any:
+    """Return the default from the result of `plain`.
+
+    Raises:
+        ValueError: If it names something else than an initializer of Keras.
+    """
+    if not isinstance(stored, Mapping):
+        return stored
+    if "values" in stored:
+        return np.array(stored["values"], stored["dtype"])
+    kind = getattr(keras.initializers, str(stored["initializer"]), None)
+    if not isinstance(kind, type) or not issubclass(kind, keras.initializers.Initializer):
+        raise ValueError(f"Keras has no initializer {stored['initializer']!r}")
+    return kind(**stored["config"])
 
 
 def require_default(default: Any, shape: Shape, axis: int, others: int) -> None:
@@ -250,6 +294,16 @@ def require_within(indices: Sequence[int], length: int, whose: str) -> None:
             f"`indices` must be < {length}, the length of the {whose}'s axis. Received: "
             f"{max(indices)}"
         )
+
+
+def require_room(lost: int) -> None:
+    """Raise if slices of a variable have no place in the tensor.
+
+    Args:
+        lost: Their number.
+    """
+    if lost:
+        raise ValueError(f"the tensor has no room for {lost} slices of the variable")
 
 
 def constructor_call(adapter: Adapter, axis: int, **options: Any) -> str:

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 
-from keras_trainops.adapt.base import OneTensor, Shape, axis_of, with_length
+from keras_trainops.adapt.axes import axis_of, scatter, whole_numbers, with_length
+from keras_trainops.adapt.base import OneTensor, Shape
 from keras_trainops.adapt.slices import (
     Default,
     checked_default,
+    checked_indices,
     constructor_call,
+    filled,
+    plain,
     require_default,
-    scatter,
+    require_room,
+    require_within,
+    unpacked,
 )
 
 Vocabulary: TypeAlias = "str | os.PathLike[str] | Iterable[Hashable]"
@@ -60,6 +66,8 @@ class Rows(OneTensor):
     `old_vocab_size`, `backup_initializer`, `axis`), where new entries default to zeros.
     """
 
+    resizes = True
+
     def __init__(
         self,
         old_vocabulary: Vocabulary,
@@ -81,9 +89,49 @@ class Rows(OneTensor):
                 "`old_vocabulary` and `new_vocabulary` must have entries in common. Received: "
                 f"{_shown(old)} and {_shown(new)}"
             )
-        self._old_indices, self._new_indices = [list(side) for side in zip(*moves, strict=True)]
-        self._old_length, self._new_length = len(old), len(new)
-        self.axis, self.default, self.oov = axis, checked_default(default), oov
+        old_indices, new_indices = (list(side) for side in zip(*moves, strict=True))
+        self._set(old_indices, new_indices, len(old), len(new), axis, checked_default(default), oov)
+
+    def _set(
+        self,
+        old_indices: list[int],
+        new_indices: list[int],
+        old_length: int,
+        new_length: int,
+        axis: int,
+        default: Any,
+        oov: int,
+    ) -> None:
+        self._old_indices, self._new_indices = old_indices, new_indices
+        self._old_length, self._new_length = old_length, new_length
+        self.axis, self.default, self.oov = axis, default, oov
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the indices of the entries in place of the vocabularies."""
+        return {
+            "old_indices": self._old_indices,
+            "new_indices": self._new_indices,
+            "old_length": self._old_length,
+            "new_length": self._new_length,
+            "axis": self.axis,
+            "default": plain(self.default),
+            "oov": self.oov,
+        }
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Rows:
+        old = checked_indices(config["old_indices"]) or []
+        new = checked_indices(config["new_indices"]) or []
+        lengths = whole_numbers("lengths", [config["old_length"], config["new_length"]])
+        axis, oov = whole_numbers("axis and oov", [config["axis"], config["oov"]])
+        for indices, length in zip((old, new), lengths, strict=True):
+            require_within(indices, length, "vocabulary")
+        if len(old) != len(new) or not old or oov < 0:
+            raise ValueError("the indices of the two vocabularies do not belong together")
+        rows = cls.__new__(cls)
+        default = checked_default(unpacked(config["default"]))
+        rows._set(old, new, lengths[0], lengths[1], axis, default, oov)
+        return rows
 
     def _shape(self, shape: Shape, target: Shape) -> Shape:
         axis = axis_of(self.axis, shape)
@@ -105,7 +153,13 @@ class Rows(OneTensor):
     def _adapt(self, array: np.ndarray, target: Shape) -> np.ndarray:
         axis = axis_of(self.axis, array.shape)
         kept = np.take(array, self._old_indices, axis)
-        return scatter(kept, axis, self._new_length + self.oov, self._new_indices, self.default)
+        return filled(kept, axis, self._new_length + self.oov, self._new_indices, self.default)
+
+    def _undo(self, array: np.ndarray, shape: Shape, target: Shape) -> np.ndarray:
+        axis = axis_of(self.axis, shape)
+        require_room(array.shape[axis] - len(self._new_indices))
+        kept = np.take(array, self._new_indices, axis)
+        return scatter(kept, axis, shape[axis], self._old_indices)
 
     def __repr__(self) -> str:
         call = constructor_call(self, self.axis, default=self.default, oov=self.oov or None)

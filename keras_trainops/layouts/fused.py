@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 
-from keras_trainops.adapt.base import Adapter, Shape, with_length
+from keras_trainops.adapt.axes import with_length
+from keras_trainops.adapt.base import Adapter, Shape
 from keras_trainops.adapt.combination import Split, Stack
 from keras_trainops.adapt.layout import Reshape, Transpose
 from keras_trainops.layouts.kinds import Layout, Linear, Parameter, Vector

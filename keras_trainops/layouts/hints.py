@@ -17,7 +17,8 @@ import keras
 from keras import layers
 
 from keras_trainops import keras_private
-from keras_trainops.adapt.base import Adapter, Chain, Shape, differing_axis
+from keras_trainops.adapt.axes import differing_axis
+from keras_trainops.adapt.base import Adapter, Chain, Shape
 from keras_trainops.adapt.channels import InputChannels
 from keras_trainops.adapt.layout import Reshape, Transpose
 from keras_trainops.adapt.positions import ResizePositions

@@ -82,11 +82,6 @@ def halves_order(key: str, config: _Config | None = None) -> HalvesOrder | None:
     return None
 
 
-def is_fused(key: str) -> bool:
-    """Return True if a part of the key is a usual name of a fused query, key and value."""
-    return any(word in _FUSED for word in _components(key))
-
-
 def _components(key: str) -> list[str]:
     return re.split("[./]", key)
 

@@ -1,15 +1,12 @@
-"""One way to take a tensor of another library as a Keras variable, with its inverse."""
+"""One way to take a tensor of another library as a Keras variable."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from typing import Literal, NamedTuple, TypeAlias
 
-import numpy as np
-
 from keras_trainops.adapt.base import Adapter, Shape, chain_of
-from keras_trainops.adapt.combination import Split, Stack, Sum
-from keras_trainops.adapt.layout import Flip, Gates, Reshape, Transpose
+from keras_trainops.adapt.layout import Reshape, Transpose
 
 Convention: TypeAlias = Literal["torch", "keras"]
 """The axis order of kernels.
@@ -34,8 +31,6 @@ class Reading(NamedTuple):
         Reading(convention='torch', steps=(Transpose(), Reshape()))
         >>> keras
         Reading(convention='keras', steps=(Reshape(),))
-        >>> torch.inverse((4, 4))
-        Chain(Reshape([4, 4]), Transpose())
     """
 
     convention: Convention | None
@@ -45,21 +40,6 @@ class Reading(NamedTuple):
     def adapter(self) -> Adapter | None:
         """The steps as one adapter; None if the tensor stays as it is."""
         return chain_of(self.steps)
-
-    def inverse(self, shape: Shape) -> Adapter | None:
-        """Return the adapter from the variable back to the tensor.
-
-        Args:
-            shape: Shape of the tensor.
-
-        Returns:
-            The adapter; None if the tensor equals the variable.
-
-        Raises:
-            ValueError: If the variable alone does not determine the tensor: it is the sum of
-                several, or only a part of it.
-        """
-        return chain_of(inverses(self.steps, shape))
 
 
 def reading(
@@ -125,51 +105,3 @@ def transpose(axes: Sequence[int]) -> Transpose:
     """Return a `Transpose` in its shortest form."""
     is_reversed = list(axes) == list(range(len(axes)))[::-1]
     return Transpose(None if is_reversed else axes)
-
-
-def inverses(steps: Sequence[Adapter], shape: Shape) -> list[Adapter]:
-    """Return the adapters that undo `steps`, in the order in which they are applied.
-
-    Args:
-        steps: Adapters of one tensor. A `Reshape()` to the variable's shape must be the last.
-        shape: Shape of the tensor.
-
-    Raises:
-        ValueError: If a step has no inverse.
-
-    Example:
-        >>> inverses([Transpose(), Reshape()], (6, 4))
-        [Reshape([4, 6]), Transpose()]
-    """
-    undone: list[Adapter] = []
-    for index, step in enumerate(steps):
-        undone.insert(0, _inverse(step, shape))
-        if index < len(steps) - 1:
-            shape = step.shape([shape], ()) or ()
-    return undone
-
-
-def _inverse(step: Adapter, shape: Shape) -> Adapter:
-    """Return the adapter that undoes one step.
-
-    Args:
-        step: The step.
-        shape: Shape of the tensor before the step.
-    """
-    if isinstance(step, Transpose):
-        return Transpose(None if step.axes is None else np.argsort(step.axes).tolist())
-    if isinstance(step, Reshape):
-        return Reshape(shape)
-    if isinstance(step, Flip):
-        return step
-    if isinstance(step, Gates):
-        return Gates(np.argsort(step.order).tolist(), step.axis)
-    if isinstance(step, Split):
-        raise ValueError(
-            f"{step} takes a part of the tensor. `inverse.joined` makes the tensor from all parts"
-        )
-    if isinstance(step, Stack):
-        raise ValueError(f"{step} joins tensors. `inverse.unstacked` takes them apart again")
-    if isinstance(step, Sum):
-        raise ValueError(f"{step} loses the tensors that it adds")
-    raise ValueError(f"the inverse of {step} is unknown")

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from keras_trainops.layouts.orders import fused_order, halves_order, is_fused
+from keras_trainops.layouts.orders import fused_order, halves_order
 
 pytestmark = pytest.mark.once
 
@@ -77,8 +77,3 @@ def test_a_linear_c_attn_may_have_another_order() -> None:
 )
 def test_halves_order(key: str, config: Any, expected: str | None) -> None:
     assert halves_order(key, config) == expected
-
-
-def test_recognises_names_of_fused_tensors() -> None:
-    assert is_fused("h.0.attn.c_attn.weight")
-    assert not is_fused("h.0.attn.c_proj.weight")
