@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -33,6 +34,7 @@ class Checkpoint(Mapping[str, np.ndarray]):
         location: The path or prefix, as the user gave it.
         format: A description of the format, such as "TF2 object-based checkpoint".
         training_state: Keys of optimizer slots, counters and seeds rather than weights.
+        opened_as: The `Format` that opened it; None for arrays in memory.
         checksums: If True, `_read` verifies checksums. Plain bytes then count as verified only if
             their extent has a checksum.
     """
@@ -40,13 +42,13 @@ class Checkpoint(Mapping[str, np.ndarray]):
     format: str = ""
     training_state: frozenset[str] = frozenset()
     checksums: bool = False
+    opened_as: Any = None
 
     def __init__(self, location: str, files: Sequence[str] = ()) -> None:
         self.location = location
         self._fingerprint = Fingerprint(files)
 
-    # Subclasses implement these. `_reading` turns the exceptions of all but `_keys` into
-    # `RestoreError`.
+    # Subclasses implement these. All but `_keys` may raise anything, which becomes `RestoreError`.
 
     @abstractmethod
     def _keys(self) -> Mapping[str, Any]:
@@ -65,6 +67,28 @@ class Checkpoint(Mapping[str, np.ndarray]):
     @abstractmethod
     def _read(self, key: str) -> np.ndarray:
         """Return the tensor, verified as far as the format allows, in an array of its own."""
+
+    def _structure(self) -> Mapping[str, Any]:
+        """Return what `structure` returns; it is called once."""
+        return {}
+
+    def structure(self) -> Mapping[str, Any]:
+        """Return what the files contain beside the tensors, for a writer of the same format.
+
+        Returns:
+            By the name of a format, plain data (lists, dicts with strings as keys, strings,
+            numbers, None), which a plan stores as JSON. A writer uses the entry under its own name
+            and ignores the others. Default: none.
+
+        Raises:
+            RestoreError: If it cannot be read.
+        """
+        return self._cached_structure
+
+    @functools.cached_property
+    def _cached_structure(self) -> Mapping[str, Any]:
+        with self._translating("the structure"):
+            return self._structure()
 
     def shape(self, key: str) -> tuple[int, ...]:
         """Return the shape of the tensor under `key` without reading it."""
@@ -138,6 +162,11 @@ class Checkpoint(Mapping[str, np.ndarray]):
         with self._reading(key):
             checksum.require()
 
+    @property
+    def files(self) -> Sequence[str]:
+        """The paths of its files, as far as they are known."""
+        return self._fingerprint.paths
+
     def require_unchanged(self) -> None:
         """Raise if the files were written to since they were opened.
 
@@ -154,13 +183,18 @@ class Checkpoint(Mapping[str, np.ndarray]):
     def _reading(self, key: str) -> Iterator[None]:
         if key not in self._keys():
             raise KeyError(key)
+        with self._translating(repr(key)):
+            yield
+
+    @contextlib.contextmanager
+    def _translating(self, what: str) -> Iterator[None]:
         try:
             yield
         except RestoreError:
             raise
         except Exception as error:  # each library has its own classes for damaged data
             raise RestoreError(
-                f"Cannot read {key!r} from {self.location!r} ({self.format}): {error}"
+                f"Cannot read {what} from {self.location!r} ({self.format}): {error}"
             ) from error
 
     def __iter__(self) -> Iterator[str]:

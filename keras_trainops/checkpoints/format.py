@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -69,7 +69,10 @@ def first_bytes(path: Path, count: int = _HEAD) -> bytes:
 
 
 class Writer(Protocol):
-    """Writes tensors of a checkpoint to a new file, one piece at a time."""
+    """Writes tensors of a checkpoint to a new file, one at a time.
+
+    If the checkpoint has this format, the new file has its structure: see `Checkpoint.structure`.
+    """
 
     def __call__(
         self,
@@ -77,17 +80,22 @@ class Writer(Protocol):
         checkpoint: Checkpoint,
         keys: Mapping[str, str],
         progress: Callable[[int], None] = ...,
-    ) -> None:
+    ) -> Sequence[str] | None:
         """Write the file.
 
         Args:
-            path: The new file.
-            checkpoint: The source of the tensors.
-            keys: Mapping from the name in the new file to the key in `checkpoint`.
+            path: The new file, or the prefix of the new files, in an otherwise empty directory.
+            checkpoint: The source of the tensors and of the structure.
+            keys: Mapping from the name in the new file to the key in `checkpoint`, in the order
+                of the new file.
             progress: Called with the number of bytes after each piece.
 
+        Returns:
+            Lines that tell the user what the source has and the new file has not, or None.
+
         Raises:
-            UnwritableError: If the format cannot store a dtype or a name; nothing is written.
+            UnwritableError: If the format cannot store a dtype or a name, or needs a structure
+                that the checkpoint does not have; nothing is written.
             RestoreError: If a tensor cannot be read.
         """
 
@@ -100,11 +108,9 @@ class Format:
         name: Its name in messages, in the plural: "GGUF files".
         recognise: Returns True if a path is of this format. Must not raise for other formats.
         open: Returns the checkpoint at a path.
-        suffix: The file name ending under which `write` writes, such as `.npz`.
+        suffix: The file name ending that selects `write`, such as `.npz`, or several. Without one,
+            files of this format are only written like a file of the same format.
         write: Writes a file of this format; None if it can only be read.
-
-    Raises:
-        ValueError: If there is `write` without a `suffix`.
 
     Example:
         >>> gguf = Format("GGUF files", lambda path: path.head.startswith(b"GGUF"), open=print)
@@ -113,12 +119,11 @@ class Format:
     name: str
     recognise: Callable[[Candidate], bool]
     open: Callable[[str], Checkpoint]
-    suffix: str = ""
+    suffix: str | tuple[str, ...] = ()
     write: Writer | None = None
 
-    def __post_init__(self) -> None:
-        if self.write is not None and not self.suffix:
-            raise ValueError(
-                f"`write` of the format {self.name!r} needs `suffix`, the file name ending that "
-                "selects it, such as '.npz'."
-            )
+    @property
+    def suffixes(self) -> tuple[str, ...]:
+        """The file name endings that select `write`."""
+        suffixes = (self.suffix,) if isinstance(self.suffix, str) else self.suffix
+        return tuple(filter(None, suffixes))

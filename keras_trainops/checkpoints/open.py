@@ -10,11 +10,12 @@ from pathlib import Path
 from keras_trainops.checkpoints.checkpoint import Checkpoint
 from keras_trainops.checkpoints.format import Candidate, Format
 from keras_trainops.checkpoints.formats import (
+    hugging_face,
     npz,
     orbax,
     safetensors,
-    safetensors_index,
     session,
+    sharded,
     torch,
 )
 from keras_trainops.checkpoints.formats.keras import archive, shards, weights
@@ -31,6 +32,7 @@ FORMATS: tuple[Format, ...] = (
     tensorflow.DIRECTORY,
     session.FORMAT,
     orbax.FORMAT,
+    hugging_face.FORMAT,
     h5.FORMAT,
     weights.FORMAT,
     archive.FORMAT,
@@ -39,7 +41,7 @@ FORMATS: tuple[Format, ...] = (
     npz.ARRAY,
     safetensors.FORMAT,
     shards.FORMAT,
-    safetensors_index.FORMAT,
+    sharded.FORMAT,
 )
 _registered: list[Format] = []
 
@@ -75,8 +77,9 @@ def open_checkpoint(path: str | bytes | os.PathLike[str] | os.PathLike[bytes]) -
 
     Formats: TF1 name-based checkpoints, TF2 object-based checkpoints, SavedModel directories,
     `.weights.h5` and its shards, `.keras` (file or directory), legacy Keras HDF5 (weights or whole
-    model), `.npz`, `.npy`, `.safetensors` and its index, PyTorch state dicts, Orbax directories,
-    and checkpoints of a `TrainingSession` (its log directory opens the newest one).
+    model), `.npz`, `.npy`, `.safetensors`, PyTorch state dicts, the index of either, directories of
+    Hugging Face and Orbax, and checkpoints of a `TrainingSession` (its log directory opens the
+    newest one).
 
     Args:
         path: A file, a directory, or the prefix of a TensorFlow checkpoint, on this machine. `~`
@@ -99,7 +102,9 @@ def open_checkpoint(path: str | bytes | os.PathLike[str] | os.PathLike[bytes]) -
     text = location_of(path)
     try:
         with contextlib.ExitStack() as refused:
-            checkpoint = refused.enter_context(_recognise(text).open(text))
+            known = format_of(text)
+            checkpoint = refused.enter_context(known.open(text))
+            checkpoint.opened_as = known
             refuse_unsafe_names(checkpoint, text)
             refused.pop_all()  # leaves it open
             return checkpoint
@@ -111,7 +116,21 @@ def open_checkpoint(path: str | bytes | os.PathLike[str] | os.PathLike[bytes]) -
         ) from error
 
 
-def _recognise(text: str) -> Format:
+def is_checkpoint(path: Path) -> bool:
+    """Return True if there is a checkpoint of a supported format at a path."""
+    try:
+        format_of(str(path))
+    except RestoreError:
+        return False
+    return True
+
+
+def format_of(text: str) -> Format:
+    """Return the format of the checkpoint at a path.
+
+    Raises:
+        RestoreError: If there is none, or its format is not supported.
+    """
     candidate = Candidate(text)
     for known in known_formats():
         if known.recognise(candidate):

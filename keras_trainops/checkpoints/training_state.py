@@ -32,6 +32,15 @@ def is_counter(name: str) -> bool:
     return _COUNTERS.fullmatch(name) is not None
 
 
+def is_part_of_layer(name: str) -> bool:
+    """Return True for counters that the layers of a library keep among their weights.
+
+    PyTorch's batch normalization counts its batches. Loading weights into its modules needs the
+    counter, although it says nothing about the network.
+    """
+    return name.replace(".", "/").rpartition("/")[2] == "num_batches_tracked"
+
+
 def by_name(names: Iterable[str]) -> frozenset[str]:
     """Return the names that are recognisably training state.
 

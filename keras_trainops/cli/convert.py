@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import glob
 import os
+import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from keras_trainops.checkpoints.checkpoint import Checkpoint
 from keras_trainops.checkpoints.format import Writer
-from keras_trainops.checkpoints.open import known_formats, open_checkpoint
+from keras_trainops.checkpoints.open import is_checkpoint, known_formats, open_checkpoint
 from keras_trainops.checkpoints.storage.limits import refuse_unsafe_names
-from keras_trainops.checkpoints.storage.writing import UnwritableError, written_aside
+from keras_trainops.checkpoints.storage.writing import UnwritableError, existing, written_aside
 from keras_trainops.cli.model import (
     add_imports,
     add_restore_options,
@@ -27,7 +29,7 @@ from keras_trainops.errors import RestoreError
 if TYPE_CHECKING:
     import keras
 
-_KERAS = ".weights.h5"
+_SAVED_BY_KERAS = (".keras", ".weights.h5")  # from a model
 
 
 def add(commands: Any, common: argparse.ArgumentParser) -> None:
@@ -37,8 +39,8 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
         parents=[common],
         help="write a checkpoint in another format",
         description="Writes the weights of a checkpoint to OUT: a "
-        f"{' or '.join(_writers())} file, one tensor at a time, or the .weights.h5 "
-        "of a model. With --model, the weights are first "
+        f"{' or '.join(_suffixes())} file, one tensor at a time. Without --model, .keras and "
+        ".weights.h5 files are only written like another one. With --model, the weights are first "
         "restored into the model, and OUT has the names of its variables. OUT is written whole or "
         "not at all.",
     )
@@ -54,14 +56,14 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
 
 def _run(options: argparse.Namespace) -> int:
     suffix = _suffix(options.out)
-    _require_consistent(options, suffix)
+    _require_consistent(options)
     out = _target(options)
     with open_checkpoint(options.file) as checkpoint:
         if options.model is None:
             written = _write(out, _writers()[suffix], checkpoint, _names(checkpoint, options))
         else:
             written = _write_model(out, suffix, checkpoint, options)
-    size = out.stat().st_size
+    size = sum(path.stat().st_size for path in _files(out))
     if options.json:
         print_json({"out": options.out, "tensors": written, "bytes": size})
     else:
@@ -69,14 +71,24 @@ def _run(options: argparse.Namespace) -> int:
     return 0
 
 
+def _files(out: Path) -> list[Path]:
+    """Return the files of OUT, which may be a directory or a prefix of TensorFlow."""
+    if out.is_dir():
+        return [path for path in out.rglob("*") if path.is_file()]
+    if out.exists():
+        return [out]
+    name = glob.escape(out.name)
+    return [*out.parent.glob(f"{name}.index"), *out.parent.glob(f"{name}.data-*-of-*")]
+
+
 def _writers() -> dict[str, Writer]:
     """Return the writers of all formats by file name ending; registered ones come first."""
     known = reversed(known_formats())
-    return {one.suffix: one.write for one in known if one.write is not None}
+    return {suffix: one.write for one in known if one.write is not None for suffix in one.suffixes}
 
 
 def _suffixes() -> tuple[str, ...]:
-    return (*_writers(), _KERAS)
+    return (*_writers(),)
 
 
 def _suffix(out: str) -> str:
@@ -91,15 +103,13 @@ def _suffix(out: str) -> str:
     raise ValueError(f"OUT must end in one of {', '.join(_suffixes())}. Received: {out!r}")
 
 
-def _require_consistent(options: argparse.Namespace, suffix: str) -> None:
+def _require_consistent(options: argparse.Namespace) -> None:
     """Raise if the options contradict each other.
 
     Raises:
         ValueError: If an option needs `--model`, or excludes it.
     """
     if options.model is None:
-        if suffix == _KERAS:
-            raise ValueError(f"Writing {_KERAS} needs `--model`.")
         if options.modules or needs_model(options):
             raise ValueError(
                 "Without `--model` there are no variables, so the only option for names is "
@@ -117,9 +127,9 @@ def _target(options: argparse.Namespace) -> Path:
         ValueError: If its directory does not exist.
     """
     out = Path(os.path.realpath(options.out))
-    if out.is_dir():
+    if out.is_dir() and not is_checkpoint(out):
         raise RefusedError(f"{options.out!r} is a directory.")
-    if os.path.lexists(options.out) and not options.force:
+    if (os.path.lexists(options.out) or existing(out)) and not options.force:
         raise RefusedError(f"{options.out!r} exists. Overwrite it with --force.")
     if not out.parent.is_dir():
         raise ValueError(f"There is no directory {str(out.parent)!r} to write {out.name!r} to.")
@@ -157,10 +167,12 @@ def _write(out: Path, write: Writer, checkpoint: Checkpoint, names: Mapping[str,
     total = sum(checkpoint.nbytes(key) for key in names.values())
     with written_aside(out) as aside, progress_bar(total, "writing") as progress:
         try:
-            write(aside, checkpoint, names, progress)
+            lines = write(aside, checkpoint, names, progress)
         except UnwritableError as error:
             raise RefusedError(str(error)) from error
         checkpoint.require_unchanged()
+    for line in lines or ():
+        print(line, file=sys.stderr)
     return len(names)
 
 
@@ -197,9 +209,9 @@ def _write_model(
     except kt.RestoreError as error:
         _require_readable(checkpoint)
         raise RefusedError(str(error)) from error
-    if suffix == _KERAS:
+    if suffix in _SAVED_BY_KERAS:
         with written_aside(out) as aside:
-            model.save_weights(aside)
+            (model.save if suffix == ".keras" else model.save_weights)(aside)
         return len(model.weights)
     values = _of_model(model)
     return _write(out, _writers()[suffix], values, {key: key for key in values})

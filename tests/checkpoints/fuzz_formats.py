@@ -65,11 +65,23 @@ def _tensorflow(kind: str) -> None:
         saver.save(session, f"{kind}/ck", write_meta_graph=False)
 
 
-def _torch(new: bool) -> None:
+def _torch(path: str, new: bool = True) -> None:
     import torch
 
     tensors = {name: torch.from_numpy(array) for name, array in _arrays().items()}
-    torch.save(tensors, "w.pt" if new else "old.pt", _use_new_zipfile_serialization=new)
+    torch.save(tensors, path, _use_new_zipfile_serialization=new)
+
+
+def _hugging_face() -> None:
+    os.makedirs("bert", exist_ok=True)
+    Path("bert/config.json").write_text("{}")
+    safetensors.numpy.save_file(_arrays(), "bert/model.safetensors")
+
+
+def _torch_index() -> None:
+    _torch("shard.bin")
+    content = {"weight_map": dict.fromkeys(_arrays(), "shard.bin")}
+    Path("w.bin.index.json").write_text(json.dumps(content))
 
 
 def _orbax() -> None:
@@ -108,8 +120,10 @@ FORMATS: dict[str, Format] = {
     "TF1 index": Format(lambda: _tensorflow("tf1"), "tf1/ck.index", "tf1/ck", True),
     "TF1 V1 file": Format(lambda: _tensorflow("v1"), "v1/ck", "v1/ck", True),
     "TF2 data": Format(lambda: _tensorflow("tf2"), f"tf2/{_DATA}", "tf2/ck", True),
-    "PyTorch": Format(lambda: _torch(True), "w.pt", "w.pt"),
-    "PyTorch before 1.6": Format(lambda: _torch(False), "old.pt", "old.pt"),
+    "PyTorch": Format(lambda: _torch("w.pt"), "w.pt", "w.pt"),
+    "PyTorch before 1.6": Format(lambda: _torch("old.pt", False), "old.pt", "old.pt"),
+    "PyTorch index": Format(_torch_index, "shard.bin", "w.bin.index.json"),
+    "Hugging Face": Format(_hugging_face, "bert/model.safetensors", "bert"),
     "Orbax metadata": Format(_orbax, "orbax/_METADATA", "orbax", True),
     "Orbax array": Format(_orbax, "orbax/head.kernel/0.0", "orbax"),
     "Orbax header": Format(_orbax, "orbax/head.kernel/.zarray", "orbax"),

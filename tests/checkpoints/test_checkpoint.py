@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import numpy as np
 import pytest
 
 import keras_trainops as kt
+from keras_trainops.checkpoints import ArraysCheckpoint
 from keras_trainops.checkpoints.checkpoint import PIECE
 from tests.checkpoints import plain_files, writers
 
@@ -84,3 +86,20 @@ def test_checkpoint_is_a_lazy_read_only_mapping(form: str) -> None:
             checkpoint["head/bias"] = np.zeros(5)
     for key, array in read.items():  # still valid after closing
         np.testing.assert_array_equal(array, expected[key])
+
+
+def test_reads_the_structure_once_and_explains_errors() -> None:
+    class Described(ArraysCheckpoint):
+        calls = 0
+
+        def _structure(self) -> dict[str, Any]:
+            self.calls += 1
+            if self.calls == 1:
+                raise OSError("bad sector")
+            return {"mine": self.calls}
+
+    checkpoint = Described({"x": np.ones(1)}, "w.mine")
+    with pytest.raises(kt.RestoreError, match=r"Cannot read the structure from 'w\.mine' .*sector"):
+        checkpoint.structure()
+    assert checkpoint.structure() == {"mine": 2}
+    assert checkpoint.structure() == {"mine": 2}

@@ -37,9 +37,11 @@ def test_shard_head_is_that_of_the_first_shard() -> None:
     assert Candidate("other").shard_head == Candidate("shard").shard_head == b""
 
 
-def test_a_writer_needs_a_suffix() -> None:
-    with pytest.raises(ValueError, match="`write` of the format 'lists' needs `suffix`"):
-        Format("lists", lambda path: False, kt.open_checkpoint, write=print)
+def test_a_writer_may_have_none_one_or_several_suffixes() -> None:
+    def suffixes(*given: object) -> tuple[str, ...]:
+        return Format("lists", lambda path: False, kt.open_checkpoint, *given).suffixes
+
+    assert [suffixes(), suffixes(".a"), suffixes((".a", ".b"))] == [(), (".a",), (".a", ".b")]
 
 
 def test_refuses_to_read_a_pipe() -> None:

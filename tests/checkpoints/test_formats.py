@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import keras
 import ml_dtypes
 import numpy as np
@@ -9,6 +11,9 @@ import pytest
 import safetensors.numpy
 
 import keras_trainops as kt
+from keras_trainops.checkpoints.format import Candidate
+from keras_trainops.checkpoints.open import FORMATS
+from tests.checkpoints.with_structure import WithStructure
 from tests.checkpoints.writers import WRITERS, plain_model
 from tests.helpers import assert_same, make_everything, rich_model, two_layers, value, weights
 
@@ -57,3 +62,22 @@ def test_bfloat16_keeps_its_bits(form: str) -> None:
     model = two_layers()
     kt.restore(model, path, include=["trunk/kernel"])
     np.testing.assert_array_equal(value(model.get_layer("trunk").kernel), array.astype("float32"))
+
+
+@pytest.mark.parametrize(
+    "form", [form for form in WRITERS if form not in ("mapping", "model", "safetensors")]
+)
+def test_writes_a_checkpoint_like_its_source(form: str) -> None:
+    path = WRITERS[form](plain_model(1))
+    write = next(f.write for f in FORMATS if f.recognise(Candidate(path)))
+    with kt.open_checkpoint(path) as source:
+        content = WithStructure(dict(source), source.structure())  # JSON, as in a plan
+        write(Path("new"), content, {key: key for key in source})
+        with kt.open_checkpoint("new") as written:
+            assert written.format == source.format
+            assert list(written) == list(source)
+            assert written.training_state == source.training_state
+            for key, array in content.items():
+                assert written.dtype(key) == array.dtype
+                assert written.shape(key) == array.shape
+                assert written[key].tobytes() == array.tobytes()

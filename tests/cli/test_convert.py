@@ -56,7 +56,10 @@ def test_converts_to_a_registered_format(theirs: str, capsys: Captured) -> None:
         path.write_text("".join(f"{name}={checkpoint.shape(key)}\n" for name, key in keys.items()))
 
     assert main(["convert", theirs, "shapes.txt"]) == 2
-    assert "OUT must end in one of .safetensors, .npz, .weights.h5" in capsys.readouterr().err
+    assert (
+        "OUT must end in one of .safetensors, .npz, .pt, .pth, .bin, .keras, .weights.h5, .orbax, "
+        ".ckpt. Received: 'shapes.txt'" in capsys.readouterr().err
+    )
     kt.register_format(Format("lists", lambda path: False, print, ".txt", write))
     assert main(["convert", theirs, "shapes.txt"]) == 0
     assert "net/l1/w=(" in Path("shapes.txt").read_text()
@@ -69,6 +72,37 @@ def test_converts_byte_order_and_column_order(capsys: Captured) -> None:
     np.testing.assert_array_equal(found["big"], np.arange(6).reshape(2, 3))
     assert found["big"].dtype == "float32"
     assert main(["diff", "a.npz", "b.safetensors"]) == 0  # byte order does not count
+
+
+def test_writes_a_tensorflow_checkpoint(theirs: str, capsys: Captured) -> None:
+    import tensorflow as tf
+
+    assert main(["convert", theirs, "new.ckpt", "--all"]) == 0
+    assert capsys.readouterr().out.startswith(f"new.ckpt: {len(THEIRS)} tensors, ")
+    read = tf.train.load_checkpoint("new.ckpt")
+    for key, array in THEIRS.items():
+        np.testing.assert_array_equal(read.get_tensor(key), array)
+    assert "'new.ckpt' exists" in stderr_of(capsys, 1, "convert", theirs, "new.ckpt")
+    assert main(["convert", theirs, "new.ckpt", "--force"]) == 0
+    assert "global_step" not in tf.train.load_checkpoint("new.ckpt").get_variable_to_shape_map()
+    tf.train.Checkpoint(step=tf.Variable(3, name="step")).write("objects")
+    assert main(["convert", "objects", "renamed.ckpt", "--rename", "step => steps"]) == 0
+    assert "The object graph was left out" in capsys.readouterr().err
+
+
+def test_writes_an_orbax_directory(theirs: str, capsys: Captured) -> None:
+    pytest.importorskip("orbax.checkpoint", reason="the extra `orbax` is not installed")
+    assert main(["convert", theirs, "new.orbax", "--all"]) == 0
+    assert main(["diff", theirs, "new.orbax"]) == 0
+    assert main(["convert", theirs, "new.orbax", "--all", "--force"]) == 0
+    Path("project").mkdir()
+    Path("project/thesis.txt").touch()
+    Path("project").rename("thesis.orbax")  # no other directory is deleted
+    assert main(["convert", theirs, "thesis.orbax", "--all", "--force"]) == 1
+    assert Path("thesis.orbax/thesis.txt").exists()
+    files = [path for path in Path("new.orbax").rglob("*") if path.is_file()]
+    size = document(capsys, 0, "convert", theirs, "other.orbax", "--all")["bytes"]
+    assert 0 < size <= 2 * sum(path.stat().st_size for path in files)
 
 
 def test_renames_tensors(theirs: str, capsys: Captured) -> None:
@@ -86,7 +120,7 @@ def test_renames_tensors(theirs: str, capsys: Captured) -> None:
     assert not Path("c.npz").exists()
 
 
-@pytest.mark.parametrize("out", ["new.weights.h5", "new.npz", "new.safetensors"])
+@pytest.mark.parametrize("out", ["new.weights.h5", "new.keras", "new.npz", "new.safetensors"])
 def test_writes_the_weights_of_a_model(model: str, theirs: str, out: str, capsys: Captured) -> None:
     rules = [
         *("--rename", r"net/(l\d)/w => \1/kernel", "--rename", r"net/(l\d)/b => \1/bias"),
@@ -107,6 +141,8 @@ def test_writes_the_weights_of_a_model(model: str, theirs: str, out: str, capsys
         target = two_layers(seed=5)
         target.load_weights(out)
         assert_same(weights(target), expected)
+    elif out.endswith(".keras"):
+        assert_same(weights(keras.saving.load_model(out)), expected)
     else:
         load = np.load if out.endswith(".npz") else safetensors.numpy.load_file
         found = dict(load(out))
@@ -115,6 +151,21 @@ def test_writes_the_weights_of_a_model(model: str, theirs: str, out: str, capsys
         ]
         names = ("trunk/kernel", "trunk/bias", "head/kernel", "head/bias")
         assert_same([found[name] for name in names], expected)
+
+
+@pytest.mark.parametrize("ending", [".weights.h5", ".keras"])
+def test_without_a_model_files_of_keras_are_written_like_others(
+    model: str, theirs: str, ending: str, capsys: Captured
+) -> None:
+    source = keras.saving.load_model(model)
+    source.save_weights("model.weights.h5")
+    assert main(["convert", f"model{ending}", f"new{ending}"]) == 0
+    target = two_layers(seed=5)
+    kt.restore(target, f"new{ending}")
+    assert_same(weights(target), weights(source))
+    message = stderr_of(capsys, 1, "convert", theirs, f"other{ending}")
+    assert "only written like" in message
+    assert not Path(f"other{ending}").exists()
 
 
 def test_selection_keeps_other_values_of_the_model(
@@ -211,3 +262,14 @@ def test_failure_leaves_nothing_behind(capsys: Captured) -> None:
     assert "Cannot read 'b' from 'a.npz'" in message
     assert Path("b.safetensors").read_text() == "precious"
     assert sorted(p.name for p in Path().iterdir()) == ["a.npz", "a.safetensors", "b.safetensors"]
+
+
+def test_converts_to_a_pytorch_state_dict(theirs: str, capsys: Captured) -> None:
+    torch = pytest.importorskip("torch", reason="torch is not installed (the extra `torch`)")
+    for name in ("b.pt", "b.pth", "b.bin"):
+        assert main(["convert", theirs, name]) == 0
+        found = torch.load(name, weights_only=True)
+        assert type(found) is dict
+        assert found.keys() == THEIRS.keys() - {"global_step"}
+        for key, tensor in found.items():
+            np.testing.assert_array_equal(tensor.numpy(), THEIRS[key])

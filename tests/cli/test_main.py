@@ -30,7 +30,6 @@ pytestmark = pytest.mark.once
         (["plan", "model.keras", "theirs.npz", "--rename", "(=> b"], "not a valid regular expr"),
         (["plan", "model.keras", "theirs.npz", *["--rename", "a=>b"] * 2], "two rules for 'a'"),
         (["convert", "theirs.npz", "out.txt"], "OUT must end in one of"),
-        (["convert", "theirs.npz", "out.weights.h5"], "Writing .weights.h5 needs `--model`"),
         (
             ["convert", "theirs.npz", "o.npz", "--model", "model.keras", "--all"],
             "`--all` cannot be used",

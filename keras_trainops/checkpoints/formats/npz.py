@@ -6,7 +6,7 @@ import os
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 
@@ -22,6 +22,7 @@ from keras_trainops.errors import RestoreError
 
 _NPY_MAGIC = b"\x93NUMPY"
 _LONGEST_HEADER = 10_000  # bytes, the limit of NumPy
+_NAME = ".npz"
 
 
 class _Header(NamedTuple):
@@ -69,12 +70,17 @@ class NpzCheckpoint(_WithHeaders):
                 member.filename.removesuffix(".npy"): _member_header(archive, member, location)
                 for member in members
             }
+            packed = [m for m in members if m.compress_type != zipfile.ZIP_STORED]
+        self._compressed = [member.filename.removesuffix(".npy") for member in packed]
         self._arrays = np.load(location, allow_pickle=False)
         self.training_state = by_name(self._headers)
 
     def _read(self, key: str) -> np.ndarray:
         self._refuse_objects(key)
         return self._arrays[f"{key}.npy"]  # the full name, as a key may itself end in `.npy`
+
+    def _structure(self) -> Mapping[str, Any]:
+        return {_NAME: {"compressed": self._compressed}}
 
     def close(self) -> None:
         self._arrays.close()
@@ -148,24 +154,29 @@ def write(
 ) -> None:
     """Write tensors to an archive that `numpy.load` can read; `Writer` describes the arguments.
 
+    A tensor is compressed if it was compressed in the source.
+
     Raises:
         UnwritableError: If NumPy has no such dtype (bfloat16); nothing is written.
     """
     for name, key in keys.items():
         dtype = checkpoint.dtype(key)
-        if dtype.kind not in "biufc":
+        if dtype.kind not in "biufcmMSU":
             raise UnwritableError(
                 f".npz has no dtype for {name!r}, which is {dtype}: `numpy.load` would return "
                 "meaningless bytes. Convert to .safetensors."
             )
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+    compressed = frozenset(checkpoint.structure().get(_NAME, {}).get("compressed", ()))
+    with zipfile.ZipFile(path, "w") as archive:
         for name, key in keys.items():
             header = {
                 "descr": np.lib.format.dtype_to_descr(checkpoint.dtype(key)),
                 "fortran_order": False,
                 "shape": checkpoint.shape(key),
             }
-            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+            entry = zipfile.ZipInfo(f"{name}.npy")
+            entry.compress_type = zipfile.ZIP_DEFLATED if key in compressed else zipfile.ZIP_STORED
+            with archive.open(entry, "w", force_zip64=True) as member:
                 np.lib.format.write_array_header_1_0(member, header)
                 for piece in checkpoint.pieces(key):
                     member.write(np.ascontiguousarray(piece).view(np.uint8).data)
@@ -180,5 +191,5 @@ def _is_array(candidate: Candidate) -> bool:
     return candidate.head.startswith(_NPY_MAGIC)
 
 
-FORMAT = Format(".npz", _is_archive, NpzCheckpoint, ".npz", write)
+FORMAT = Format(_NAME, _is_archive, NpzCheckpoint, ".npz", write)
 ARRAY = Format(".npy", _is_array, NpyCheckpoint)

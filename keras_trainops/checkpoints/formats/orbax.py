@@ -17,12 +17,13 @@ import numpy as np
 from keras_trainops.checkpoints.checkpoint import Checkpoint
 from keras_trainops.checkpoints.dtypes import nbytes
 from keras_trainops.checkpoints.format import Candidate, Format
+from keras_trainops.checkpoints.formats.orbax_tree import METADATA, NAME, structure_of, trees_in
+from keras_trainops.checkpoints.formats.orbax_writer import write
 from keras_trainops.checkpoints.storage.files import load_json, read_file, require_file
 from keras_trainops.checkpoints.storage.limits import refuse_bomb, refuse_unsafe_names
 from keras_trainops.checkpoints.training_state import by_name
 from keras_trainops.errors import RestoreError
 
-_METADATA = "_METADATA"
 # TensorStore reads these files whole, so their size is limited.
 _HEADERS = frozenset({".zarray", "zarr.json", "manifest.ocdbt"})
 _LARGEST_HEADER = 16 * 2**20  # bytes
@@ -45,7 +46,7 @@ class OrbaxCheckpoint(Checkpoint):
 
     def __init__(self, location: str) -> None:
         super().__init__(location)
-        trees = {tree: list(_leaves(tree, location)) for tree in _trees_in(Path(location))}
+        trees = {tree: list(_leaves(tree, location)) for tree in trees_in(Path(location))}
         trees = {tree: leaves for tree, leaves in trees.items() if leaves}
         leaves: dict[str, _Leaf] = {}
         for tree, found in trees.items():
@@ -59,6 +60,7 @@ class OrbaxCheckpoint(Checkpoint):
         self._arrays: dict[str, Any] = dict(zip(leaves, _open_all(leaves.values()), strict=True))
         self._directories = {key: leaf.directory for key, leaf in leaves.items()}
         self.training_state = by_name(self._arrays)
+        self._places = {(leaf.directory, leaf.path): key for key, leaf in leaves.items()}
 
     def _keys(self) -> Mapping[str, Any]:
         return self._arrays
@@ -78,42 +80,18 @@ class OrbaxCheckpoint(Checkpoint):
         refuse_bomb(f"a chunk of the array {key!r}", chunk, stored, self.location)
         return np.asarray(self._arrays[key].read().result())
 
+    def _structure(self) -> Mapping[str, Any]:
+        trees = {tree for tree, _ in self._places}
+        metadata = {tree: _metadata(tree, self.location) for tree in sorted(trees)}
+        return {NAME: structure_of(Path(self.location), metadata, self._places)}
+
     def close(self) -> None:
         self._arrays = dict.fromkeys(self._arrays)
 
 
 def _recognise(candidate: Candidate) -> bool:
     """Recognise a checkpoint, a single tree or step of one, or a directory of steps."""
-    return candidate.is_directory and bool(_trees_in(candidate.path))
-
-
-def _trees_in(directory: Path) -> list[Path]:
-    """Find the trees of a checkpoint.
-
-    Args:
-        directory: A tree, a directory of trees, or a directory of steps.
-
-    Returns:
-        The directory itself, the trees in it, or the trees of its latest step; empty if there are
-        none.
-    """
-    if _is_tree(directory):
-        return [directory]
-    entries = sorted(entry for entry in directory.iterdir() if entry.is_dir())
-    steps = [entry for entry in entries if entry.name.isdecimal()]
-    trees = [entry for entry in entries if _is_tree(entry) and entry not in steps]
-    return trees or _trees_of_latest(steps)
-
-
-def _trees_of_latest(steps: list[Path]) -> list[Path]:
-    if not steps:
-        return []
-    latest = max(steps, key=lambda step: int(step.name))
-    return [latest] if _is_tree(latest) else list(filter(_is_tree, sorted(latest.iterdir())))
-
-
-def _is_tree(directory: Path) -> bool:
-    return (directory / _METADATA).is_file()
+    return candidate.is_directory and bool(trees_in(candidate.path))
 
 
 def _leaves(tree: Path, location: str) -> Iterator[_Leaf]:
@@ -125,7 +103,7 @@ def _leaves(tree: Path, location: str) -> Iterator[_Leaf]:
 
 
 def _metadata(tree: Path, location: str) -> Mapping[str, Any]:
-    return load_json(read_file(str(tree / _METADATA)), location)
+    return load_json(read_file(str(tree / METADATA)), location)
 
 
 def _require_harmless(tree: Path) -> None:
@@ -174,4 +152,4 @@ def _open_all(leaves: Any) -> list[Any]:
     return [future.result() for future in opening]
 
 
-FORMAT = Format("Orbax directories", _recognise, OrbaxCheckpoint)
+FORMAT = Format(NAME, _recognise, OrbaxCheckpoint, ".orbax", write)

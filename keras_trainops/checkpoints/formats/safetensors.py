@@ -38,6 +38,7 @@ DTYPES = {
     "C64": np.dtype("complex64"),
 }
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
+STRUCTURE = "safetensors"  # the name of its entry in `Checkpoint.structure`
 _METADATA = "__metadata__"  # the only entry of the header that is not a tensor
 _ALIGNMENT = 8  # bytes, of the first tensor
 
@@ -60,22 +61,31 @@ class SafetensorsCheckpoint(Checkpoint):
         require_file(path)
         self._file = safe_open(path, framework="numpy")
         self._file.__enter__()
-        names = self._file.keys()
-        self._slices: dict[str, Any] = {name: self._file.get_slice(name) for name in names}
-        self.training_state = by_name(self._slices)
+        self._slices: dict[str, Any] = {}
         self._plain = open_regular(path)
         try:
-            self._offsets = self._find_offsets()
+            self._offsets, self._metadata = self._read_header()
         except BaseException:
             self.close()
             raise
+        self._slices |= {name: self._file.get_slice(name) for name in self._offsets}
+        self.training_state = by_name(self._slices)
 
-    def _find_offsets(self) -> dict[str, int]:
-        """Read the tensors' offsets, which the library checks but does not expose."""
+    def _read_header(self) -> tuple[dict[str, int], dict[str, str] | None]:
+        """Return the tensors' offsets, in order, and the metadata.
+
+        The library checks the header, but exposes neither offsets nor the order of the metadata.
+        """
         length = int.from_bytes(self._plain.read(8), "little")
         header = load_json(self._plain.read(length), self.location)
-        header.pop(_METADATA, None)
-        return {key: 8 + length + entry["data_offsets"][0] for key, entry in header.items()}
+        metadata = header.pop(_METADATA, None)
+        ranges = {key: entry["data_offsets"] for key, entry in header.items()}
+        order = sorted(ranges, key=lambda key: ranges[key])
+        offsets = {key: 8 + length + ranges[key][0] for key in order}
+        return offsets, metadata
+
+    def _structure(self) -> Mapping[str, Any]:
+        return {} if self._metadata is None else {STRUCTURE: {"metadata": self._metadata}}
 
     def _keys(self) -> Mapping[str, object]:
         return self._slices
@@ -109,18 +119,22 @@ def write(
 ) -> None:
     """Write tensors to a `.safetensors` file; `Writer` describes the arguments.
 
+    The file has the metadata of a `.safetensors` source. It has the order of `keys` if every
+    tensor is then aligned; otherwise tensors with larger elements come first.
+
     Raises:
         UnwritableError: If the format has no such dtype, or reserves a name for its metadata;
             nothing is written.
     """
     dtypes = _writable_dtypes(checkpoint, keys)
-    # Larger elements first, so that every tensor is aligned.
-    order = sorted(keys, key=lambda name: dtypes[name].itemsize, reverse=True)
-    shapes = {name: checkpoint.shape(keys[name]) for name in order}
-    header = _header(shapes, dtypes)
+    shapes = {name: checkpoint.shape(key) for name, key in keys.items()}
+    if not _aligned(shapes, dtypes):
+        order = sorted(keys, key=lambda name: dtypes[name].itemsize, reverse=True)
+        shapes = {name: shapes[name] for name in order}
+    header = _header(shapes, dtypes, _metadata_of(checkpoint))
     with path.open("wb") as file:
         file.write(len(header).to_bytes(8, "little") + header)
-        for name in order:
+        for name in shapes:
             for piece in checkpoint.pieces(keys[name]):
                 piece = np.ascontiguousarray(piece, dtypes[name])
                 file.write(piece.view(np.uint8).data)  # ml_dtypes do not support buffers
@@ -140,9 +154,36 @@ def _writable_dtypes(checkpoint: Checkpoint, keys: Mapping[str, str]) -> dict[st
     return dtypes
 
 
-def _header(shapes: Mapping[str, tuple[int, ...]], dtypes: Mapping[str, np.dtype]) -> bytes:
+def _aligned(shapes: Mapping[str, tuple[int, ...]], dtypes: Mapping[str, np.dtype]) -> bool:
+    """Return True if tensors that are stored in this order begin at multiples of their itemsize."""
+    place = 0
+    for name, shape in shapes.items():
+        if place % dtypes[name].itemsize:
+            return False
+        place += nbytes(shape, dtypes[name])
+    return True
+
+
+def _metadata_of(checkpoint: Checkpoint) -> dict[str, str] | None:
+    """Return the metadata of a source of this format.
+
+    Raises:
+        UnwritableError: If a plan contains something else than texts.
+    """
+    metadata = checkpoint.structure().get(STRUCTURE, {}).get("metadata")
+    if metadata is not None and not all(isinstance(value, str) for value in metadata.values()):
+        raise UnwritableError(f".safetensors stores only texts as metadata, not {metadata}.")
+    return metadata
+
+
+def _header(
+    shapes: Mapping[str, tuple[int, ...]],
+    dtypes: Mapping[str, np.dtype],
+    metadata: Mapping[str, str] | None,
+) -> bytes:
     """Return the header of a file that contains the tensors one after the other."""
-    header, place = {}, 0
+    header: dict[str, Any] = {} if metadata is None else {_METADATA: metadata}
+    place = 0
     for name, shape in shapes.items():
         end = place + nbytes(shape, dtypes[name])
         header[name] = {

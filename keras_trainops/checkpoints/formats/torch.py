@@ -13,7 +13,7 @@ from __future__ import annotations
 import io
 import sys
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +22,8 @@ import numpy as np
 
 from keras_trainops.checkpoints.checkpoint import Checkpoint
 from keras_trainops.checkpoints.format import Candidate, Format
-from keras_trainops.checkpoints.nested import flattened
+from keras_trainops.checkpoints.formats.torch_tree import Encoder, named_tensors
+from keras_trainops.checkpoints.formats.torch_writing import STRUCTURE, write
 from keras_trainops.checkpoints.storage.files import MOST_METADATA, open_regular, require_file
 from keras_trainops.checkpoints.storage.limits import refuse_bomb
 from keras_trainops.checkpoints.storage.raw import Extent
@@ -67,12 +68,16 @@ class TorchCheckpoint(Checkpoint):
         super().__init__(location, [location])
         require_file(location)
         read = _read_archive if zipfile.is_zipfile(location) else _read_legacy
-        content, self._places, self._swapped = read(location)
-        self._tensors = dict(_flattened(content, location))
+        self._content, self._places, self._swapped = read(location)
+        self._tensors = dict(named_tensors(self._content, location))
         if not self._tensors:
             raise RestoreError(f"{location!r} is a PyTorch file without any tensors.")
         self.training_state = by_name(self._tensors)
         self._file = open_regular(location)
+
+    def _structure(self) -> Mapping[str, Any]:
+        encoder = Encoder(self._content, self.location)
+        return {STRUCTURE: {"tree": encoder.tree(), "omitted": encoder.omitted}}
 
     def _keys(self) -> Mapping[str, Any]:
         return self._tensors
@@ -156,51 +161,6 @@ def _recognise(candidate: Candidate) -> bool:
     """Recognise files of `torch.save`: a zip archive with `data.pkl`, or a pickle before 1.6."""
     pickled = any(Path(name).name == _PICKLE for name in candidate.members or ())
     return pickled or candidate.head.startswith(_LEGACY_MAGIC)
-
-
-def _flattened(content: Any, location: str) -> Iterator[tuple[str, Any]]:
-    """Yield names and tensors in order, without looking into containers that have no tensor."""
-    import torch
-
-    def is_tensor(value: Any) -> bool:
-        return isinstance(value, torch.Tensor)
-
-    with_tensors = _containers_of(content, is_tensor)
-
-    def entries(value: Any, name: str) -> list[tuple[str, Any]] | None:
-        if is_tensor(value):
-            return None
-        return [(str(k), v) for k, v in _pairs(value)] if id(value) in with_tensors else []
-
-    for name, tensor in flattened(content, entries, repr(location)):
-        yield name or Path(location).stem, tensor
-
-
-def _containers_of(content: Any, is_value: Callable[[Any], bool]) -> set[int]:
-    """Return the ids of containers that contain values at any depth, visiting each item once."""
-    holders: dict[int, list[int]] = {}  # from the id of an item to those of its containers
-    met, found, waiting = {id(content)}, set[int](), [content]
-    reached: list[int] = []
-    while waiting:
-        value = waiting.pop()
-        if is_value(value):
-            reached.append(id(value))
-        for _, entry in _pairs(value):
-            holders.setdefault(id(entry), []).append(id(value))
-            if id(entry) not in met:
-                met.add(id(entry))
-                waiting.append(entry)
-    while reached:
-        new = set(holders.get(reached.pop(), ())) - found
-        found |= new
-        reached += new
-    return found
-
-
-def _pairs(value: Any) -> Iterable[tuple[Any, Any]]:
-    if isinstance(value, Mapping):
-        return value.items()
-    return enumerate(value) if isinstance(value, (list, tuple)) else ()
 
 
 def _read_archive(location: str) -> tuple[Any, dict[str, _Place], bool]:
@@ -356,4 +316,4 @@ def _refuse_compressed(archive: zipfile.ZipFile, location: str) -> None:
             )
 
 
-FORMAT = Format("PyTorch state dicts", _recognise, TorchCheckpoint)
+FORMAT = Format("PyTorch state dicts", _recognise, TorchCheckpoint, (".pt", ".pth", ".bin"), write)

@@ -123,6 +123,11 @@ class Fingerprint:
     def __init__(self, paths: Sequence[str] = ()) -> None:
         self._states = {path: _state(path) for path in paths}
 
+    @property
+    def paths(self) -> list[str]:
+        """The files."""
+        return list(self._states)
+
     def changed(self) -> list[str]:
         """Return the paths whose file was replaced or written to."""
         return [path for path, state in self._states.items() if _state(path) != state]

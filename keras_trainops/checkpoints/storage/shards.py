@@ -15,6 +15,8 @@ from keras_trainops.checkpoints.storage.files import (
 )
 from keras_trainops.errors import RestoreError
 
+_MAP = "weight_map"
+
 
 def weight_map(path: str) -> Mapping[str, list[str]] | None:
     """Read the `weight_map` of an index file.
@@ -37,8 +39,19 @@ def weight_map(path: str) -> Mapping[str, list[str]] | None:
     return {name: [paths[file] for file in listed] for name, listed in files.items()}
 
 
+def other_entries(path: str) -> dict[str, Any]:
+    """Return what an index contains beside its `weight_map`."""
+    return {name: entry for name, entry in _content(path).items() if name != _MAP}
+
+
 def _entries(path: str) -> dict[str, Any]:
     """Return the content of `weight_map`; empty if the file is not an index."""
+    entries = _content(path).get(_MAP)
+    return entries if isinstance(entries, dict) else {}
+
+
+def _content(path: str) -> dict[str, Any]:
+    """Return the JSON object in a file; empty if there is none."""
     if require_file(path) > MOST_METADATA:
         return {}
     try:
@@ -47,12 +60,11 @@ def _entries(path: str) -> dict[str, Any]:
         raise
     except ValueError:  # not JSON, or not UTF-8
         return {}
-    entries = content.get("weight_map") if isinstance(content, dict) else None
-    return entries if isinstance(entries, dict) else {}
+    return content if isinstance(content, dict) else {}
 
 
 def _beside(index: str, name: object) -> str:
-    if not isinstance(name, str) or not _is_plain(name):
+    if not isinstance(name, str) or not is_plain(name):
         raise RestoreError(
             f"{index!r} names the file {name!r}, which is not in the same directory, so it is not "
             "read."
@@ -63,7 +75,8 @@ def _beside(index: str, name: object) -> str:
     return path
 
 
-def _is_plain(name: str) -> bool:
+def is_plain(name: str) -> bool:
+    """Return True if a file of this name is in the directory it is looked for in."""
     is_path = os.path.basename(name) != name or "\\" in name
     return not is_path and name not in ("", ".", "..") and "\0" not in name
 

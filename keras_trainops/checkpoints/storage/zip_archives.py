@@ -6,10 +6,14 @@ import io
 import struct
 import zipfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import IO
 
 from keras_trainops.checkpoints.storage.files import data_ranges, open_regular, require_file
 from keras_trainops.errors import RestoreError
+
+_CHECKSUM_FOLLOWS = 8  # a flag of a member
 
 
 def stored_place(path: str, member: zipfile.ZipInfo) -> tuple[int, int]:
@@ -28,15 +32,50 @@ def stored_place(path: str, member: zipfile.ZipInfo) -> tuple[int, int]:
         RestoreError: If the header is damaged, or the archive ends inside the member.
     """
     with open_regular(path) as file:
-        file.seek(member.header_offset)
-        header = file.read(30)
-    if len(header) < 30 or header[:4] != b"PK\x03\x04":
-        raise RestoreError(f"{path!r}: the archive's entry for {member.filename} is damaged.")
-    name_length, extra_length = struct.unpack("<HH", header[26:30])
-    offset = member.header_offset + len(header) + name_length + extra_length
+        offset = data_offset(file, member, path)
     if offset + member.file_size > require_file(path):
         raise RestoreError(f"{path!r}: the archive ends inside {member.filename}.")
     return offset, member.file_size
+
+
+def data_offset(file: IO[bytes], member: zipfile.ZipInfo, path: str) -> int:
+    """Return the offset of a member's bytes, without comparing it with the size of the file.
+
+    Raises:
+        RestoreError: If the header is damaged.
+    """
+    file.seek(member.header_offset)
+    header = file.read(30)
+    if len(header) < 30 or header[:4] != b"PK\x03\x04":
+        raise RestoreError(f"{path!r}: the archive's entry for {member.filename} is damaged.")
+    name_length, extra_length = struct.unpack("<HH", header[26:30])
+    return member.header_offset + len(header) + name_length + extra_length
+
+
+def set_checksums(path: Path, checksums: Mapping[str, int]) -> None:
+    """Correct the checksums of an archive whose members were written after it was laid out.
+
+    A checksum is in the list at the end of the archive, and either before a member's bytes or
+    after them.
+
+    Args:
+        path: Path of the archive; its members are not compressed.
+        checksums: Mapping from the name of a member to the CRC-32 of its bytes.
+    """
+    with zipfile.ZipFile(path) as archive:
+        members, listed = archive.infolist(), archive.start_dir
+    with path.open("r+b") as file:
+        for member in members:
+            checksum = struct.pack("<I", checksums.get(member.filename, member.CRC))
+            place = member.header_offset + 14
+            if member.flag_bits & _CHECKSUM_FOLLOWS:
+                place = data_offset(file, member, str(path)) + member.file_size + 4
+            file.seek(listed)
+            entry = file.read(46)
+            for offset in (place, listed + 16):
+                file.seek(offset)
+                file.write(checksum)
+            listed += len(entry) + sum(struct.unpack("<HHH", entry[28:34]))
 
 
 def refuse_repeated(archive: zipfile.ZipFile, location: str) -> None:

@@ -1,11 +1,15 @@
 from __future__ import annotations
 
 import os
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 import keras_trainops as kt
+from keras_trainops.checkpoints.formats.npz import FORMAT
 from tests.checkpoints.hostile_files import Bomb
 from tests.helpers import two_layers, value
 
@@ -31,3 +35,16 @@ def test_never_unpickles() -> None:
     ):
         checkpoint["w"]
     assert not os.path.exists("exploded")
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed], ids=["stored", "compressed"])
+def test_writes_an_archive_like_its_source(save: Callable[..., None]) -> None:
+    arrays = {"b": np.zeros((9, 9), "float32"), "a": np.arange(3, dtype=">i2"), "c": np.array(True)}
+    save("source.npz", **arrays)
+    with kt.open_checkpoint("source.npz") as source:
+        FORMAT.write(Path("new.npz"), source, {key: key for key in source})
+    with zipfile.ZipFile("source.npz") as old, zipfile.ZipFile("new.npz") as new:
+        assert old.namelist() == new.namelist()
+        for entry in old.infolist():
+            assert new.getinfo(entry.filename).compress_type == entry.compress_type
+            assert new.read(entry.filename) == old.read(entry.filename)

@@ -1,14 +1,17 @@
 from __future__ import annotations
 
 import io
+import shutil
+import subprocess
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import keras_trainops as kt
-from keras_trainops.checkpoints.storage.zip_archives import FileWindow, stored_place
+from keras_trainops.checkpoints.storage.zip_archives import FileWindow, set_checksums, stored_place
 from tests.checkpoints.hostile_files import npy
 
 pytestmark = pytest.mark.once
@@ -43,3 +46,34 @@ def test_window_reads_only_its_range() -> None:
         assert window.seek(1) == window.tell() == 1
         assert window.read(100) == b"123456789"
         assert list(window.data_ranges(2, 8)) == [(2, 8)]
+
+
+class Unseekable(io.BytesIO):
+    """Makes `zipfile` write checksums after the members."""
+
+    def seekable(self) -> bool:
+        return False
+
+    def seek(self, *place: int) -> int:
+        raise io.UnsupportedOperation("seek")
+
+    def tell(self) -> int:
+        raise io.UnsupportedOperation("tell")
+
+
+@pytest.mark.parametrize("kind", [io.BytesIO, Unseekable], ids=["before", "after"])
+@pytest.mark.parametrize("zip64", [False, True])
+def test_sets_checksums(kind: type[io.BytesIO], zip64: bool) -> None:
+    file = kind()
+    with zipfile.ZipFile(file, "w") as archive:
+        for name in ("a", "b", "c"):
+            with archive.open(name, "w", force_zip64=zip64) as member:
+                member.write(b"laid out" if name == "b" else b"kept")
+    Path("w.zip").write_bytes(file.getvalue().replace(b"laid out", b"filled  "))
+    with zipfile.ZipFile("w.zip") as archive:
+        assert archive.testzip() == "b"
+    set_checksums(Path("w.zip"), {"b": zlib.crc32(b"filled  ")})
+    with zipfile.ZipFile("w.zip") as archive:
+        assert archive.testzip() is None
+    if shutil.which("unzip"):
+        subprocess.run(["unzip", "-t", "w.zip"], check=True, capture_output=True)

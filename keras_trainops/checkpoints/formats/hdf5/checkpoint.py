@@ -14,6 +14,7 @@ import numpy as np
 from keras_trainops.checkpoints.checkpoint import Checkpoint
 from keras_trainops.checkpoints.dtypes import nbytes
 from keras_trainops.checkpoints.formats.hdf5.file import holds_numbers, strings
+from keras_trainops.checkpoints.formats.hdf5.structure import STRUCTURE, structure_of
 from keras_trainops.checkpoints.storage.files import open_regular
 from keras_trainops.checkpoints.storage.limits import refuse_bomb
 from keras_trainops.checkpoints.storage.raw import Extent
@@ -77,6 +78,9 @@ class Hdf5Checkpoint(Checkpoint):
 
     def _read(self, key: str) -> np.ndarray:
         return np.asarray(self._datasets[key][()]).view(self._dtype(key))
+
+    def _structure(self) -> Mapping[str, Any]:
+        return {STRUCTURE: structure_of(self._file, self._datasets)}
 
     def close(self) -> None:
         for opened in (self._file, self._source, self._plain):

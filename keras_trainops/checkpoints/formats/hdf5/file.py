@@ -21,7 +21,7 @@ from keras_trainops.errors import RestoreError
 
 _HEAP = b"GCOL\x01\0\0\0"  # signature, version, reserved
 _BLOCK = 1 << 20
-_LARGEST_ATTRIBUTE = 64 * 2**20  # bytes; Keras splits lists of names at 64 kB
+LARGEST_ATTRIBUTE = 64 * 2**20  # bytes; Keras splits lists of names at 64 kB
 
 MAGIC = b"\x89HDF\r\n\x1a\n"
 
@@ -76,7 +76,7 @@ def strings(item: h5py.Group | h5py.Dataset, name: str) -> list[str] | None:
         raise RestoreError(
             f"{item.name}: its attribute {name!r} looks damaged: it is not a string."
         )
-    if math.prod(attribute.shape) * attribute.get_type().get_size() > _LARGEST_ATTRIBUTE:
+    if math.prod(attribute.shape) * attribute.get_type().get_size() > LARGEST_ATTRIBUTE:
         raise RestoreError(f"{item.name}: its attribute {name!r} claims to be too large for names.")
     values = item.attrs[name]
     return [

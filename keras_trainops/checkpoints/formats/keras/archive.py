@@ -18,13 +18,20 @@ from keras_trainops.checkpoints.formats.keras.config import (
     owners_from_config,
     settings_from_config,
 )
-from keras_trainops.checkpoints.formats.keras.weights import KerasWeightsCheckpoint
-from keras_trainops.checkpoints.storage.files import (
-    MOST_METADATA,
-    load_json,
-    read_file,
-    require_file,
+from keras_trainops.checkpoints.formats.keras.members import (
+    CONFIG,
+    WEIGHTS,
+    small_file,
+    small_member,
 )
+from keras_trainops.checkpoints.formats.keras.weights import KerasWeightsCheckpoint
+from keras_trainops.checkpoints.formats.keras.writer import (
+    NAME,
+    whole_model,
+    write_archive,
+    write_directory,
+)
+from keras_trainops.checkpoints.storage.files import load_json
 from keras_trainops.checkpoints.storage.limits import refuse_bomb
 from keras_trainops.checkpoints.storage.zip_archives import (
     FileWindow,
@@ -33,22 +40,21 @@ from keras_trainops.checkpoints.storage.zip_archives import (
 )
 from keras_trainops.errors import RestoreError
 
-_MEMBER = "model.weights.h5"
-_CONFIG = "config.json"
-
 
 def open_directory(path: str) -> KerasWeightsCheckpoint:
     """Open an unzipped `.keras` directory."""
-    owners, lookups, settings = _read_config(_small_file(Path(path, _CONFIG)), path)
+    config = small_file(Path(path, CONFIG))
+    owners, lookups, settings = _read_config(config, path)
 
     def asset(name: str) -> bytes:
         outside = ".." in Path(name).parts or Path(name).is_absolute()
-        return b"" if outside else _small_file(Path(path, name))
+        return b"" if outside else small_file(Path(path, name))
 
     words = _vocabularies(owners, lookups, asset)
-    file = open_hdf5(os.path.join(path, _MEMBER))
+    file = open_hdf5(os.path.join(path, WEIGHTS))
     checkpoint = KerasWeightsCheckpoint(path, file, config_owners=owners, vocabularies=words)
     checkpoint.settings = settings
+    checkpoint.whole_model = whole_model(path, config)
     checkpoint.format = "Keras model directory (.keras)"
     return checkpoint
 
@@ -57,9 +63,10 @@ def open_archive(path: str) -> KerasWeightsCheckpoint:
     """Open a `.keras` file; compressed weights are unpacked to a temporary file."""
     with zipfile.ZipFile(path) as archive:
         refuse_repeated(archive, path)
-        owners, lookups, settings = _read_config(_member(archive, _CONFIG), path)
-        words = _vocabularies(owners, lookups, lambda name: _member(archive, name))
-        member = archive.getinfo(_MEMBER)
+        config = small_member(archive, CONFIG)
+        owners, lookups, settings = _read_config(config, path)
+        words = _vocabularies(owners, lookups, lambda name: small_member(archive, name))
+        member = archive.getinfo(WEIGHTS)
         stored = member.compress_type == zipfile.ZIP_STORED
         data = (
             FileWindow(path, *stored_place(path, member))
@@ -73,6 +80,7 @@ def open_archive(path: str) -> KerasWeightsCheckpoint:
         data.close()
         raise
     checkpoint.settings = settings
+    checkpoint.whole_model = whole_model(path, config)
     checkpoint.format = "Keras model file (.keras)"
     return checkpoint
 
@@ -117,22 +125,9 @@ def _vocabularies(
     return found
 
 
-def _small_file(path: Path) -> bytes:
-    """Read a small file; empty if it is missing or large."""
-    fits = path.is_file() and require_file(str(path)) <= MOST_METADATA
-    return read_file(str(path)) if fits else b""
-
-
-def _member(archive: zipfile.ZipFile, name: str) -> bytes:
-    """Read a small member; empty if it is missing or large."""
-    if name not in archive.namelist() or archive.getinfo(name).file_size > MOST_METADATA:
-        return b""
-    return archive.read(name)
-
-
 def _unpacked(archive: zipfile.ZipFile, member: zipfile.ZipInfo, path: str) -> io.IOBase:
     """Unpack the weights to a temporary file, verifying the checksum."""
-    refuse_bomb(f"the member {_MEMBER!r}", member.file_size, member.compress_size, path)
+    refuse_bomb(f"the member {WEIGHTS!r}", member.file_size, member.compress_size, path)
     file = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the checkpoint
     with archive.open(member) as packed:
         shutil.copyfileobj(packed, file, 1 << 20)
@@ -140,12 +135,12 @@ def _unpacked(archive: zipfile.ZipFile, member: zipfile.ZipInfo, path: str) -> i
 
 
 def _is_directory(candidate: Candidate) -> bool:
-    return candidate.is_directory and (candidate.path / _MEMBER).is_file()
+    return candidate.is_directory and (candidate.path / WEIGHTS).is_file()
 
 
 def _is_archive(candidate: Candidate) -> bool:
-    return _MEMBER in (candidate.members or ())
+    return WEIGHTS in (candidate.members or ())
 
 
-DIRECTORY = Format(".keras", _is_directory, open_directory)
-FORMAT = Format(".keras", _is_archive, open_archive)
+DIRECTORY = Format(NAME, _is_directory, open_directory, write=write_directory)
+FORMAT = Format(NAME, _is_archive, open_archive, ".keras", write_archive)

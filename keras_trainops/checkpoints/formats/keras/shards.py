@@ -6,6 +6,7 @@ import contextlib
 import io
 from collections.abc import Collection, Mapping
 from itertools import chain
+from typing import Any
 
 import h5py
 
@@ -79,6 +80,9 @@ class KerasShardsCheckpoint(KerasWeightsCheckpoint):
 
     def _plain_file(self, dataset: h5py.Dataset) -> io.FileIO:
         return self._plain_files[dataset.file.filename]
+
+    def _structure(self) -> Mapping[str, Any]:
+        return {}  # there is no writer of shards
 
     def close(self) -> None:
         super().close()

@@ -16,6 +16,7 @@ import h5py
 from keras_trainops.checkpoints.format import Candidate, Format
 from keras_trainops.checkpoints.formats.hdf5.checkpoint import Hdf5Checkpoint, own_dataset
 from keras_trainops.checkpoints.formats.hdf5.file import MAGIC, open_hdf5, strings
+from keras_trainops.checkpoints.formats.hdf5.writer import write
 from keras_trainops.checkpoints.formats.keras.naming import (
     StoredVariable,
     by_group,
@@ -41,9 +42,11 @@ class KerasWeightsCheckpoint(Hdf5Checkpoint):
         owners: Name of the layer or optimizer by group of the file.
         vocabularies: Vocabulary by name of the lookup layer, if the file is a whole model.
         settings: What each layer computes, by name of the layer, if the file is a whole model.
+        whole_model: The structure of the model beside the weights, if the file is a whole model.
     """
 
     settings: Mapping[str, Mapping[str, Any]] = MappingProxyType({})
+    whole_model: Mapping[str, Any] = MappingProxyType({})
 
     format = "Keras weights file (.weights.h5)"
 
@@ -76,6 +79,9 @@ class KerasWeightsCheckpoint(Hdf5Checkpoint):
             self._datasets[names.get(place) or "/".join(place)] = dataset
         state = ("/".join(place) for place in datasets if _is_training_state(place[0]))
         self.training_state = frozenset(state)
+
+    def _structure(self) -> Mapping[str, Any]:
+        return {**super()._structure(), **self.whole_model}
 
     def keys_of_model(
         self, stored: Sequence[StoredVariable], owners: Mapping[str, str]
@@ -205,4 +211,4 @@ def _recognise(candidate: Candidate) -> bool:
     return candidate.head.startswith(MAGIC)
 
 
-FORMAT = Format(".weights.h5", _recognise, open_file)
+FORMAT = Format(".weights.h5", _recognise, open_file, ".weights.h5", write)

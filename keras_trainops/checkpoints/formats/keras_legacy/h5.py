@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import h5py
 import numpy as np
@@ -23,6 +24,8 @@ from keras_trainops.checkpoints.formats.hdf5.checkpoint import (
     own_item,
 )
 from keras_trainops.checkpoints.formats.hdf5.file import MAGIC, open_hdf5, strings
+from keras_trainops.checkpoints.formats.hdf5.structure import STRUCTURE, structure_of
+from keras_trainops.checkpoints.formats.hdf5.writer import write
 from keras_trainops.checkpoints.formats.keras_legacy.layouts import Converted, convert_weights
 from keras_trainops.checkpoints.storage.raw import Extent
 from keras_trainops.errors import RestoreError
@@ -85,6 +88,10 @@ class LegacyHdf5Checkpoint(Hdf5Checkpoint):
         if not isinstance(entry, Converted):
             return super()._read(key)
         return entry.read()
+
+    def _structure(self) -> Mapping[str, Any]:
+        converted = [key for key in self._entries if key not in self._datasets]
+        return {STRUCTURE: structure_of(self._file, self._datasets, converted)}
 
     def _add_optimizer(self, file: h5py.File) -> list[str]:
         """Add the optimizer's weights, and return their keys.
@@ -165,4 +172,4 @@ def open_file(path: str) -> LegacyHdf5Checkpoint:
     return LegacyHdf5Checkpoint(path, open_hdf5(path))
 
 
-FORMAT = Format("legacy Keras HDF5", _recognise, open_file)
+FORMAT = Format("legacy Keras HDF5", _recognise, open_file, write=write)

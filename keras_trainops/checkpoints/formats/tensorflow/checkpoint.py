@@ -7,13 +7,14 @@ graph stores. If two objects have the same name or none, the key is the path thr
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import functools
 import io
 import os
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,14 +23,19 @@ from keras_trainops.checkpoints.checkpoint import Checkpoint
 from keras_trainops.checkpoints.dtypes import nbytes
 from keras_trainops.checkpoints.format import Candidate, Format
 from keras_trainops.checkpoints.formats.tensorflow import bundle, files
+from keras_trainops.checkpoints.formats.tensorflow.library import tensorflow
+from keras_trainops.checkpoints.formats.tensorflow.object_graph import (
+    OBJECT_GRAPH,
+    copies_in_object_graph,
+    names_in_object_graph,
+)
+from keras_trainops.checkpoints.formats.tensorflow.writer import NAME, write
 from keras_trainops.checkpoints.storage.files import open_regular, read_file, require_file
 from keras_trainops.checkpoints.storage.limits import refuse_bomb
 from keras_trainops.checkpoints.storage.raw import Extent
-from keras_trainops.checkpoints.training_state import by_name, is_counter, optimizer_scopes
+from keras_trainops.checkpoints.training_state import by_name
 from keras_trainops.errors import RestoreError
 
-_OBJECT_GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
-_VALUE_SUFFIX = "/.ATTRIBUTES/VARIABLE_VALUE"
 _MOST_STATE = 16 * 2**20  # bytes of a `checkpoint` state file
 
 
@@ -49,9 +55,13 @@ class TensorFlowCheckpoint(Checkpoint):
         text: The prefix, one of the files, or TensorFlow's name for them.
         location: The path, as the user gave it.
         kind: A description of the format; by default, TF1 or TF2 as recognised.
+
+    Attributes:
+        layout: The structure of the directory, if `location` is one.
     """
 
     checksums = True
+    layout: Mapping[str, Any] = MappingProxyType({})
 
     def __init__(self, text: str, location: str, kind: str | None = None) -> None:
         found = files.files_of(text)
@@ -62,7 +72,7 @@ class TensorFlowCheckpoint(Checkpoint):
         self._stored = sum(map(require_file, found.paths))
         with contextlib.ExitStack() as opened:  # closes everything on failure
             self._name = opened.enter_context(files.name_for_tensorflow(found))
-            self._reader = _tensorflow().compat.v1.train.NewCheckpointReader(self._name)
+            self._reader = tensorflow().compat.v1.train.NewCheckpointReader(self._name)
             self._find_tensors(kind)
             self._links = opened.pop_all()
 
@@ -74,10 +84,12 @@ class TensorFlowCheckpoint(Checkpoint):
                 f"The TensorFlow checkpoint at {self.location!r} contains no tensors. "
                 "Pass the checkpoint's prefix, without `.index` or `.data-…`."
             )
-        if _OBJECT_GRAPH in shapes:
+        if OBJECT_GRAPH in shapes:
             self.format = kind or "TF2 object-based checkpoint"
-            names, state = _names_in_object_graph(self._reader.get_tensor(_OBJECT_GRAPH), shapes)
+            self._graph = self._reader.get_tensor(OBJECT_GRAPH)
+            names, state = names_in_object_graph(self._graph, shapes)
         else:
+            self._graph = b""
             self.format = kind or "TF1 name-based checkpoint"
             names = {name: name for name in sorted(shapes)}
             state = _name_based_training_state(shapes)
@@ -101,6 +113,46 @@ class TensorFlowCheckpoint(Checkpoint):
             self._opened[place.file] = open_regular(place.file)
         return Extent(self._opened[place.file], place.offset, place.checksum)
 
+    def _structure(self) -> Mapping[str, Any]:
+        copies, unclear = self._copies() if self._graph else ({}, [])
+        partitioned = self._partitioned()
+        names = {key: tensor.tensor_name for key, tensor in self._tensors.items()}
+        return {
+            NAME: {
+                **self.layout,
+                "graph": base64.b64encode(self._graph).decode(),
+                "tensors": {key: [name, *copies.get(name, ())] for key, name in names.items()},
+                "unclear": unclear,
+                "partitioned": partitioned,
+                "is_v1": not self._files.is_v2,
+                "has_meta": os.path.exists(f"{self._files.prefix}.meta"),
+            }
+        }
+
+    def _copies(self) -> tuple[dict[str, list[str]], list[str]]:
+        """Return the copies of each tensor, and those that are copies of none or of several."""
+        copies: dict[str, list[str]] = {}
+        unclear = []
+        shapes = self._reader.get_variable_to_shape_map()
+        for name, candidates in copies_in_object_graph(self._graph, shapes).items():
+            same = [candidate for candidate in candidates if self._same(candidate, name)]
+            if len(same) == 1:
+                copies.setdefault(same[0], []).append(name)
+            else:
+                unclear.append(name)
+        return copies, unclear
+
+    def _same(self, name: str, other: str) -> bool:
+        """Return True if two tensors have the same checksum."""
+        first, second = self._places.get(name.encode()), self._places.get(other.encode())
+        if first is None or second is None:
+            return False
+        return (first.size, first.checksum) == (second.size, second.checksum)
+
+    def _partitioned(self) -> list[str]:
+        names = {key: tensor.tensor_name.encode() for key, tensor in self._tensors.items()}
+        return [key for key in names if self._places and names[key] not in self._places]
+
     def close(self) -> None:
         for file in self._opened.values():
             file.close()
@@ -120,22 +172,12 @@ class TensorFlowCheckpoint(Checkpoint):
         refuse_bomb(f"the tensor {key!r}", claimed, self._stored, self.location)
         name = self._tensors[key].tensor_name
         if self._files.is_v2:
-            return np.asarray(self._reader.get_tensor(name))
+            return np.asarray(self._reader.get_tensor(name), self._dtype(key))
         # The V1 reader refuses partitioned tensors, but the `Restore` operation reads them.
-        tf = _tensorflow()
+        tf = tensorflow()
         with tf.init_scope(), tf.device("CPU:0"):
             dtype = self._reader.get_variable_to_dtype_map()[name]
             return np.array(tf.raw_ops.Restore(file_pattern=self._name, tensor_name=name, dt=dtype))
-
-
-def _tensorflow() -> Any:
-    try:
-        import tensorflow
-    except ImportError:
-        raise RestoreError(
-            "Reading a TensorFlow checkpoint needs TensorFlow: pip install tensorflow"
-        ) from None
-    return tensorflow
 
 
 def _is_prefix(candidate: Candidate) -> bool:
@@ -174,7 +216,9 @@ def open_directory(text: str) -> Checkpoint:
         prefix = str(directory / "variables" / "variables")
         if files.files_of(prefix) is None:
             raise RestoreError(f"The SavedModel {text!r} has no variables/variables.index.")
-        return TensorFlowCheckpoint(prefix, location=text, kind="SavedModel")
+        checkpoint = TensorFlowCheckpoint(prefix, location=text, kind="SavedModel")
+        checkpoint.layout = {"saved_model": str(directory.absolute())}
+        return checkpoint
     names = files.names_in(directory)
     latest = _latest(directory)
     if latest not in names:
@@ -184,7 +228,13 @@ def open_directory(text: str) -> Checkpoint:
                 f"Pass one: {', '.join(repr(os.path.join(text, name)) for name in names)}."
             )
         latest = names[0]
-    return TensorFlowCheckpoint(os.path.join(text, latest), location=text)
+    prefix = os.path.join(text, latest)
+    checkpoint = TensorFlowCheckpoint(prefix, location=text)
+    checkpoint.layout = {
+        "base_name": files.base_name(prefix),
+        "has_state": (directory / files.STATE).exists(),
+    }
+    return checkpoint
 
 
 def _latest(directory: Path) -> str | None:
@@ -192,11 +242,11 @@ def _latest(directory: Path) -> str | None:
 
     The rest of the path may be that of another machine.
     """
-    path = directory / "checkpoint"
+    path = directory / files.STATE
     if not path.exists():
         return None
     read_file(str(path), _MOST_STATE)  # checks the size before TensorFlow reads it
-    state = _tensorflow().train.get_checkpoint_state(str(directory))
+    state = tensorflow().train.get_checkpoint_state(str(directory))
     return os.path.basename(state.model_checkpoint_path) if state else None
 
 
@@ -206,91 +256,5 @@ def _name_based_training_state(names: Iterable[str]) -> frozenset[str]:
     return by_name(known) | {name for name in known if name.rpartition("/")[0] in known}
 
 
-class _Saved(NamedTuple):
-    """A variable of an object graph; `full_name` may be empty."""
-
-    full_name: str
-    object_path: str
-    tensor_name: str
-
-
-def _names_in_object_graph(
-    serialized: bytes, shapes: Mapping[str, Any]
-) -> tuple[dict[str, str], frozenset[str]]:
-    """Parse an object graph.
-
-    Args:
-        serialized: A serialized `TrackableObjectGraph`.
-        shapes: Mapping whose keys are the names of the stored tensors.
-
-    Returns:
-        Mapping from key to tensor name, and the keys that are training state.
-    """
-    from tensorflow.core.protobuf import trackable_object_graph_pb2
-
-    graph = trackable_object_graph_pb2.TrackableObjectGraph()
-    graph.ParseFromString(serialized)
-    saved = _without_repeated(_saved_variables(graph, shapes))
-    slots = _slot_tensors(graph)
-    optimizers = optimizer_scopes(entry.object_path for entry in saved)
-    counts = Counter(entry.full_name for entry in saved)
-    names, state = {}, set()
-    for entry in saved:
-        is_unique = entry.full_name and counts[entry.full_name] == 1
-        key = entry.full_name if is_unique else entry.object_path
-        names[key] = entry.tensor_name
-        if entry.tensor_name in slots or _is_training_state(entry, optimizers):
-            state.add(key)
-    return names, frozenset(state)
-
-
-def _saved_variables(graph: Any, shapes: Mapping[str, Any]) -> Iterator[_Saved]:
-    for node in graph.nodes:
-        for attribute in node.attributes:
-            key = attribute.checkpoint_key
-            if key in shapes:
-                yield _Saved(attribute.full_name, key.removesuffix(_VALUE_SUFFIX), key)
-
-
-def _slot_tensors(graph: Any) -> set[str]:
-    found: set[str] = set()
-    for node in graph.nodes:
-        for slot in node.slot_variables:
-            attributes = graph.nodes[slot.slot_variable_node_id].attributes
-            found.update(attribute.checkpoint_key for attribute in attributes)
-    return found
-
-
-def _is_training_state(entry: _Saved, optimizers: Iterable[str]) -> bool:
-    return (
-        any(_is_optimizers_own(entry.object_path, scope) for scope in optimizers)
-        or is_counter(entry.full_name or entry.object_path)
-        or entry.object_path.startswith("keras_api/metrics/")
-    )
-
-
-def _is_optimizers_own(object_path: str, optimizer: str) -> bool:
-    """Return True for an optimizer's own variables; it also lists those of the model."""
-    below = object_path.removeprefix(optimizer)
-    return below != object_path and not below.startswith("_trainable_variables/")
-
-
-def _without_repeated(saved: Iterable[_Saved]) -> list[_Saved]:
-    """Drop the second copies that SavedModels store in their lists of variables.
-
-    An exported model lists a variable under `variables` and again under `_all_variables`. If
-    several lists at the root contain the same name, the first in the graph is used.
-    """
-    first_list: dict[str, str] = {}
-    kept = []
-    for entry in saved:
-        root, _, rest = entry.object_path.partition("/")
-        place = root if rest.isdigit() else entry.object_path
-        if first_list.setdefault(entry.full_name, place) == place or not rest.isdigit():
-            kept.append(entry)
-    return kept
-
-
-_NAME = "TensorFlow checkpoints (TF1, TF2, SavedModel)"
-FORMAT = Format(_NAME, _is_prefix, open_prefix)
-DIRECTORY = Format(_NAME, _is_directory, open_directory)
+FORMAT = Format(NAME, _is_prefix, open_prefix, ".ckpt", write)
+DIRECTORY = Format(NAME, _is_directory, open_directory, write=write)

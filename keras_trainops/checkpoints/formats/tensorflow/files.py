@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 from keras_trainops.checkpoints.storage.files import open_regular, require_file
 
+STATE = "checkpoint"  # the file that names the latest checkpoint of a directory
 _TABLE_MAGIC = bytes.fromhex("57fb808b247547db")  # the last bytes of V1 files and `.index` files
 _SHARD = re.compile(r"(.*)-(?:\d{5}|\?{5})-of-(\d{5})", re.DOTALL)
 _PATTERN = re.compile(r"[*?\[\]\\]")
@@ -81,6 +82,12 @@ def _matching(prefix: str, pattern: str) -> list[str]:
     return sorted(glob.glob(glob.escape(prefix) + pattern))
 
 
+def base_name(text: str) -> str:
+    """Return the last part of a prefix, given a prefix, a file or TensorFlow's name for several."""
+    found = files_of(text)
+    return os.path.basename(found.prefix) if found is not None else ""
+
+
 def is_v1_file(path: str) -> bool:
     """Return True if a file ends like those of V1 checkpoints."""
     size = require_file(path)
@@ -93,7 +100,7 @@ def names_in(directory: Path) -> list[str]:
     """Return the base names of the checkpoints in a directory: V2 if there are any, else V1."""
     names = [path.name for path in directory.iterdir()]
     prefixes = [name.removesuffix(".index") for name in names if name.endswith(".index")]
-    if prefixes or not (directory / "checkpoint").exists():
+    if prefixes or not (directory / STATE).exists():
         return sorted(prefixes)
     return _v1_names_in(directory)
 
