@@ -34,4 +34,9 @@ def assign_copies(variable: keras.Variable, copies: Sequence[np.ndarray]) -> Non
 
 def copy_of(variable: Any) -> np.ndarray:
     """Return a copy of a variable's value; some backends would return the live buffer."""
-    return np.array(ops.convert_to_numpy(ops.convert_to_tensor(variable)))
+    return np.array(view_of(variable))
+
+
+def view_of(variable: Any) -> np.ndarray:
+    """Return a variable's value to read from at once; it may be the live buffer."""
+    return np.asarray(ops.convert_to_numpy(ops.convert_to_tensor(variable)))

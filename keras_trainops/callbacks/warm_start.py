@@ -14,7 +14,7 @@ from keras_trainops.representation import CallRepr
 from keras_trainops.restoring.naming.rules import Rename
 from keras_trainops.restoring.planning.options import Reaction
 from keras_trainops.restoring.planning.report import RestoreReport
-from keras_trainops.restoring.restore import Source, restore
+from keras_trainops.restoring.restore import Plans, Source, restore
 from keras_trainops.session.session import run_on
 
 
@@ -36,6 +36,7 @@ class WarmStart(CallRepr, keras.callbacks.Callback):
         on_unexpected: "error", "warn" or "ignore"; see `restore`.
         on_mismatch: "error", "warn" or "ignore"; see `restore`.
         include_optimizer: If True, restore the optimizer's state as well; see `restore`.
+        plan: The report of another restore, or the path of its plan; see `restore`.
         verbose: 1 prints the report and, if loading takes long, a progress bar; 0 prints nothing.
 
     Attributes:
@@ -65,6 +66,7 @@ class WarmStart(CallRepr, keras.callbacks.Callback):
         on_unexpected: Reaction | None = None,
         on_mismatch: Reaction = "error",
         include_optimizer: bool = False,
+        plan: Plans = None,
         verbose: int = 1,
     ) -> None:
         super().__init__()
@@ -84,6 +86,7 @@ class WarmStart(CallRepr, keras.callbacks.Callback):
             "on_unexpected": on_unexpected,
             "on_mismatch": on_mismatch,
             "include_optimizer": include_optimizer,
+            "plan": plan,
             "verbose": verbose,
         }
         self._done = False

@@ -9,7 +9,7 @@ import reprlib
 import time
 import warnings
 from collections.abc import Iterator, Mapping
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import keras
 
@@ -24,12 +24,22 @@ from keras_trainops.restoring.loading.assign import assign
 from keras_trainops.restoring.loading.progress import progress_bar
 from keras_trainops.restoring.loading.tensors import overwritten_memory
 from keras_trainops.restoring.naming.rules import Rename
+from keras_trainops.restoring.planning.assignment import variable_bytes
 from keras_trainops.restoring.planning.options import Options, Reaction
 from keras_trainops.restoring.planning.plan import make_plan, refusal, require_variables
 from keras_trainops.restoring.planning.report import RestoreReport
+from keras_trainops.restoring.planning.saved_plan import SavedPlan, load_plan
 from keras_trainops.restoring.sources import ModelCheckpoint, shares_variables
 
 Source: TypeAlias = "str | bytes | os.PathLike[str] | Mapping[str, Any] | keras.Model | Checkpoint"
+Plans: TypeAlias = "str | os.PathLike[str] | RestoreReport | HasReport | None"
+
+
+class HasReport(Protocol):
+    """What has restored a model and keeps the report, such as a `WarmStart`."""
+
+    @property
+    def report(self) -> RestoreReport | None: ...
 
 
 def restore(
@@ -44,6 +54,7 @@ def restore(
     on_unexpected: Reaction | None = None,
     on_mismatch: Reaction = "error",
     include_optimizer: bool = False,
+    plan: Plans = None,
     verbose: int = 0,
 ) -> RestoreReport:
     r"""Load weights into `model` by name, from any supported source: all of them, or none.
@@ -76,6 +87,9 @@ def restore(
             unchanged.
         include_optimizer: If True, also restore the state of the model's optimizer: its step count
             and its slots, but not its learning rate.
+        plan: The report of another restore, the `WarmStart` that did it, or the path of a plan that
+            `report.save` wrote, in place of `rename` and `adapt`. Variables that it does not list
+            are left unchanged.
         verbose: 1 to print the report and, if it takes long, a progress bar; 0 to print nothing.
 
     Returns:
@@ -98,20 +112,24 @@ def restore(
     `get_variables_to_restore` of tf.contrib.training and tf.contrib.framework.
     """
     options = Options(
-        rename, include, exclude, adapt, on_missing, on_unexpected, on_mismatch, include_optimizer
-    )
+        *(rename, include, exclude, adapt, on_missing, on_unexpected, on_mismatch),
+        include_optimizer=include_optimizer,
+        plan=as_plan(plan),
+    ).checked()
     started = time.perf_counter()
     with open_source(source, model, include_optimizer) as checkpoint:
-        plan = make_plan(model, checkpoint, options)
-        if plan.report.problems:
-            raise RestoreError(refusal(plan))
+        made = make_plan(model, checkpoint, options)
+        if made.report.problems:
+            raise RestoreError(refusal(made))
         # Warn before anything is assigned, because filters may turn warnings into errors.
-        for line in [*plan.warnings, *_unbuilt_warning(plan.report)]:
-            warnings.warn(f"{plan.report.source}: {line}", stacklevel=2)
-        with progress_bar(plan.assignments, verbose) as progress:
-            assign(model, plan.assignments, checkpoint, progress)
+        for line in [*made.warnings, *_unbuilt_warning(made.report)]:
+            warnings.warn(f"{made.report.source}: {line}", stacklevel=2)
+        # Each variable is processed twice: checked and assigned.
+        total = 2 * sum(variable_bytes(each.variable) for each in made.assignments)
+        with progress_bar(total, verbose) as progress:
+            assign(model, made.assignments, checkpoint, progress)
     seconds = time.perf_counter() - started
-    report = dataclasses.replace(plan.report, applied=True, seconds=seconds)
+    report = dataclasses.replace(made.report, applied=True, seconds=seconds)
     if verbose:
         print(report, flush=True)
     return report
@@ -129,6 +147,7 @@ def plan_restore(
     on_unexpected: Reaction | None = None,
     on_mismatch: Reaction = "error",
     include_optimizer: bool = False,
+    plan: Plans = None,
 ) -> RestoreReport:
     """Report what `restore` would do with the same arguments, without reading or changing values.
 
@@ -143,6 +162,7 @@ def plan_restore(
         on_unexpected: Reaction to a key that leads to no variable.
         on_mismatch: Reaction to shapes that differ.
         include_optimizer: If True, also plan the state of the model's optimizer.
+        plan: The report of another restore, or the path of its plan, as for `restore`.
 
     Returns:
         The report. `report.problems` lists the reasons why `restore` would raise, as far as names,
@@ -160,12 +180,38 @@ def plan_restore(
         (3, 1)
     """
     options = Options(
-        rename, include, exclude, adapt, on_missing, on_unexpected, on_mismatch, include_optimizer
-    )
+        *(rename, include, exclude, adapt, on_missing, on_unexpected, on_mismatch),
+        include_optimizer=include_optimizer,
+        plan=as_plan(plan),
+    ).checked()
     started = time.perf_counter()
     with open_source(source, model, include_optimizer) as checkpoint:
-        plan = make_plan(model, checkpoint, options)
-    return dataclasses.replace(plan.report, seconds=time.perf_counter() - started)
+        made = make_plan(model, checkpoint, options)
+    return dataclasses.replace(made.report, seconds=time.perf_counter() - started)
+
+
+def as_plan(plan: Plans, argument: str = "plan") -> SavedPlan | None:
+    """Return a plan from the report of a restore, from what did the restore, or from a file.
+
+    Args:
+        plan: The report, the `WarmStart`, or the path of a plan.
+        argument: The name of the argument, for the message.
+
+    Raises:
+        RestoreError: If the file is not a plan.
+        ValueError: If `plan` has another type, or nothing was restored.
+    """
+    if plan is None:
+        return None
+    if isinstance(plan, (str, os.PathLike)):
+        return load_plan(plan)
+    report = plan if isinstance(plan, RestoreReport) else getattr(plan, "report", None)
+    if isinstance(report, RestoreReport) and report.origin is not None:
+        return report.origin.leads_alone()
+    raise ValueError(
+        f"`{argument}` must be the report of a restore, a `WarmStart` that has loaded its weights, "
+        f"or the path of a plan that `report.save` wrote. Received: {argument}={plan!r}"
+    )
 
 
 @contextlib.contextmanager

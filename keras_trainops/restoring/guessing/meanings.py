@@ -71,7 +71,7 @@ def _withdraw_plain_norms(
         found.questions.append(
             f"{model_type!r} stores the weights of its norms minus 1, but the model has plain "
             f"`RMSNormalization` layers. Lead {_shown(withdrawn)} there with rules of your own, "
-            "and give these variables `lambda w: 1 + w` in `adapt=`"
+            "and give these variables `kt.adapt.Add(1)` in `adapt=`"
         )
 
 

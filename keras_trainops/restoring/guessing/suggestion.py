@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from keras_trainops.adapt.base import Adapter
 from keras_trainops.layouts.questions import code_of
 from keras_trainops.restoring.guessing.columns import NAMES, ORDER, SHAPES
-from keras_trainops.restoring.planning.report import folded
+from keras_trainops.restoring.planning.table import folded
 
 _FROM_TORCH = "kt.adapt.from_torch(model)"
 

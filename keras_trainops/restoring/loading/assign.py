@@ -18,6 +18,7 @@ import numpy as np
 from keras_trainops import keras_private
 from keras_trainops.checkpoints.checkpoint import Checkpoint
 from keras_trainops.errors import RestoreError
+from keras_trainops.restoring.loading.casting import Casting, cast
 from keras_trainops.restoring.loading.signals import signals_wait
 from keras_trainops.restoring.loading.tensors import Destination
 from keras_trainops.restoring.planning.assignment import Assignment, variable_bytes
@@ -199,22 +200,10 @@ def _complaint_about_array(adapted: np.ndarray, assignment: Assignment) -> str:
 
 
 def _complaint_about_pieces(pieces: Iterable[np.ndarray], variable: keras.Variable) -> str:
-    dtype = np.dtype(variable.dtype)
-    not_finite, all_kept = 0, True
+    casting = Casting(np.dtype(variable.dtype))
     for piece in pieces:
-        if piece.dtype.kind not in "biu":
-            finite = np.isfinite(piece)
-            not_finite += 0 if finite.all() else int(piece.size - np.count_nonzero(finite))
-        if not np.can_cast(piece.dtype, dtype):
-            all_kept = all_kept and _is_kept(piece, _cast(piece, dtype))
-    if not_finite:
-        return f"has {not_finite} values that are NaN or infinite"
-    return "" if all_kept else f"has values outside the range of {variable.dtype}"
-
-
-def _is_kept(raw: np.ndarray, value: np.ndarray) -> bool:
-    """Return True if a cast kept integers exact (they may wrap around) and floats finite."""
-    return bool((value == raw).all() if value.dtype.kind in "biu" else np.isfinite(value).all())
+        casting.check(piece)
+    return casting.complaint
 
 
 def _equal(checkpoint: Checkpoint, first: str, second: str) -> bool:
@@ -226,7 +215,7 @@ def _value(assignment: Assignment, checkpoint: Checkpoint) -> Any:
     """Return the value to assign, in memory of its own: JAX may make it the variable's memory."""
     dtype, destination = np.dtype(assignment.variable.dtype), Destination()
     if assignment.adapter is None:
-        array = _cast(checkpoint.again(assignment.keys[0], destination.memory), dtype)
+        array = cast(checkpoint.again(assignment.keys[0], destination.memory), dtype)
     else:
         array = _adapted_value(assignment, checkpoint, dtype)
     return destination.tensor(array)
@@ -240,8 +229,8 @@ def _adapted_value(assignment: Assignment, checkpoint: Checkpoint, dtype: np.dty
     if complaint:
         raise RestoreError(f"{assignment.path}: the tensor, read again, {complaint}.")
     if not np.ma.isMaskedArray(adapted):
-        return np.array(_cast(adapted, dtype), order="C")
-    array = np.array(_cast(adapted.filled(0), dtype), order="C")
+        return np.array(cast(adapted, dtype), order="C")
+    array = np.array(cast(adapted.filled(0), dtype), order="C")
     kept = np.ma.getmaskarray(adapted)
     array[kept] = copy_of(assignment.variable)[kept]
     return array
@@ -258,11 +247,6 @@ def _adapted(assignment: Assignment, checkpoint: Checkpoint) -> np.ndarray:
         raise RestoreError(
             f"{assignment.path}: {assignment.adapter} failed on {assignment.keys[0]!r}: {error}"
         ) from error
-
-
-def _cast(value: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    with np.errstate(over="ignore"):  # `_is_kept` reports overflows, with the path
-        return value.astype(dtype, copy=False)
 
 
 def _nbytes(assignment: Assignment) -> int:

@@ -1,30 +1,25 @@
-"""A progress bar for long restores."""
+"""A progress bar that appears if something takes long."""
 
 from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 
 import keras
-
-from keras_trainops.restoring.planning.assignment import Assignment, variable_bytes
 
 PATIENCE = 2.0  # seconds before the bar appears
 UNIT = 1 << 20  # bytes
 
 
 @contextlib.contextmanager
-def progress_bar(
-    assignments: Sequence[Assignment], verbose: int
-) -> Iterator[Callable[[int], None]]:
+def progress_bar(total: int, verbose: int) -> Iterator[Callable[[int], None]]:
     """Yield a function to call with the number of bytes processed; it shows a bar after a while.
 
     Args:
-        assignments: The assignments. Each is processed twice: checked and assigned.
+        total: The number of bytes in all.
         verbose: 0 to show no bar.
     """
-    total = 2 * sum(variable_bytes(a.variable) for a in assignments)
     bar: keras.utils.Progbar | None = None
     started, done = time.perf_counter(), 0
 

@@ -186,6 +186,17 @@ def counted_names(named: Mapping[str, T]) -> dict[str, T]:
     return counted
 
 
+def counted_paths(named: Mapping[str, T]) -> dict[str, T]:
+    """Return names as `counted_names` does, with the layers of the model itself counted too.
+
+    Example:
+        >>> [*counted_paths({"dense_3/kernel": 1, "dense_4/kernel": 2})]
+        ['dense#1/kernel', 'dense#2/kernel']
+    """
+    below = counted_names({f"/{path}": entry for path, entry in named.items()})
+    return {name.removeprefix("/"): entry for name, entry in below.items()}
+
+
 def names_in_weights_file(
     walk: keras_private.SavingWalk, checkpoint: KerasWeightsCheckpoint
 ) -> list[tuple[str, int]]:

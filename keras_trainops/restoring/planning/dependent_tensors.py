@@ -18,7 +18,7 @@ import numpy as np
 from keras_trainops.checkpoints.checkpoint import Checkpoint
 from keras_trainops.checkpoints.formats.arrays import ArraysCheckpoint
 from keras_trainops.restoring.planning.assignment import Assignment
-from keras_trainops.restoring.planning.report import folded
+from keras_trainops.restoring.planning.table import folded
 
 
 class _Reason(NamedTuple):

@@ -14,13 +14,14 @@ from keras_trainops.restoring.naming.target import Target
 from keras_trainops.restoring.planning.assignment import Assignment
 from keras_trainops.restoring.planning.dependent_tensors import dependent_tensor_problems
 from keras_trainops.restoring.planning.options import REACTIONS, Options, Reaction
-from keras_trainops.restoring.planning.report import Mismatch, folded
+from keras_trainops.restoring.planning.report import Mismatch
 from keras_trainops.restoring.planning.shapes import (
     dtype_problems,
     mismatch_line,
     mismatch_of,
     with_adapter_for_keys,
 )
+from keras_trainops.restoring.planning.table import folded
 from keras_trainops.restoring.planning.vocabularies import vocabulary_problems
 
 

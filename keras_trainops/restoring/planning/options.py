@@ -11,6 +11,7 @@ from keras_trainops.checkpoints.checkpoint import Checkpoint
 from keras_trainops.checkpoints.formats.arrays import ArraysCheckpoint
 from keras_trainops.restoring.naming.rules import Rename
 from keras_trainops.restoring.naming.target import Target
+from keras_trainops.restoring.planning.saved_plan import SavedPlan
 
 Reaction = Literal["error", "warn", "ignore"]
 REACTIONS = ("on_mismatch", "on_missing", "on_unexpected")
@@ -27,6 +28,21 @@ class Options(NamedTuple):
     on_unexpected: Reaction | None = None
     on_mismatch: Reaction = "error"
     include_optimizer: bool = False
+    plan: SavedPlan | None = None
+
+    def checked(self) -> Options:
+        """Return the options, if they do not contradict each other.
+
+        Raises:
+            ValueError: If there is a plan and something that it decides.
+        """
+        given = [name for name in ("rename", "adapt") if getattr(self, name) is not None]
+        if self.plan is not None and given:
+            raise ValueError(
+                "A plan decides which tensors lead to which variables, so it excludes "
+                f"`{given[0]}`."
+            )
+        return self
 
     def for_source(self, checkpoint: Checkpoint) -> Options:
         """Return the options with the default reactions for a source in place of None.

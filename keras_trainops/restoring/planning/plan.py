@@ -19,9 +19,11 @@ from keras_trainops.restoring.naming.target import Target
 from keras_trainops.restoring.planning.assignment import Assignment
 from keras_trainops.restoring.planning.exclusions import exclude_patterns
 from keras_trainops.restoring.planning.findings import Findings, findings_of, sort_unused
+from keras_trainops.restoring.planning.following import follow
 from keras_trainops.restoring.planning.optimizer_state import plan_optimizer
 from keras_trainops.restoring.planning.options import Options, choose
 from keras_trainops.restoring.planning.report import RestoreReport
+from keras_trainops.restoring.planning.saved_plan import Lead, origin_of
 
 
 @dataclass
@@ -31,6 +33,7 @@ class Plan:
     Attributes:
         assignments: The assignments, in the order of the model's variables.
         report: The report, which also lists everything that is not assigned.
+        unfit: Assignments whose variable has another shape than its tensors.
         failing: Paths of the variables for which `restore` raises.
         warnings: Warnings that the options ask for.
         paths: The paths of all variables of the model.
@@ -38,6 +41,7 @@ class Plan:
 
     assignments: list[Assignment]
     report: RestoreReport
+    unfit: list[Assignment] = field(default_factory=list)
     failing: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     paths: Sequence[str] = ()
@@ -88,10 +92,12 @@ def make_plan(model: keras.Model, checkpoint: Checkpoint, options: Options) -> P
         unbuilt=unbuilt,
         problems=tuple(problems),
         bytes=_bytes_to_read(assignments, checkpoint),
+        origin=origin_of(model.name, checkpoint, list(map(_lead, findings.assignments)), targets),
     )
     return Plan(
         assignments,
         report,
+        unfit=findings.unfit,
         failing=findings.failing(options),
         warnings=[
             *findings.lines_for("warn", options),
@@ -104,17 +110,24 @@ def make_plan(model: keras.Model, checkpoint: Checkpoint, options: Options) -> P
     )
 
 
+def _lead(assignment: Assignment) -> Lead:
+    keys, copies = tuple(assignment.keys), tuple(assignment.copies)
+    return Lead(assignment.path, keys, assignment.adapter, copies)
+
+
 def _match(
     model: keras.Model, table: NameTable, checkpoint: Checkpoint, options: Options
 ) -> tuple[Matching, list[str]]:
     """Return the variables with their keys, and lines about problems with the arguments."""
+    matching = Matching(table)
     problems = choose(table.targets, options)
+    if options.plan is not None:
+        return matching, problems + follow(options.plan, matching, checkpoint)
     if isinstance(options.rename, str):
         _require_auto(options.rename)
         renaming = rename_automatically(model, table, checkpoint)
     else:
         renaming = apply_rules(options.rename, checkpoint)
-    matching = Matching(table)
     return matching, problems + renaming.problems + matching.resolve(renaming.renamed)
 
 

@@ -35,7 +35,7 @@ def test_norms_stored_minus_1_are_not_loaded_as_they_are(tmp_path: Path) -> None
     model, file = network(keras.layers.RMSNormalization), written(tmp_path, "gemma2")
     suggestion = kt.suggest_rename(model, file)
     assert "norm.weight" not in suggestion.pairs
-    assert "`lambda w: 1 + w`" in suggestion.questions[0]
+    assert "`kt.adapt.Add(1)`" in suggestion.questions[0]
     with refused(model, "there are 1 questions"):
         kt.restore(model, file, rename="auto", on_missing="ignore")
 

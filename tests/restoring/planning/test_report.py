@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import keras_trainops as kt
-from keras_trainops.restoring.planning.report import fold
+from keras_trainops.restoring.planning.table import fold
 from tests.helpers import two_layers
 from tests.restoring.helpers import saved, without
 
