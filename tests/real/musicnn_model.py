@@ -99,12 +99,15 @@ RENAME = {
 }
 
 
-def reference_logits(folder: Path, spectrograms: np.ndarray) -> np.ndarray:
-    """Logits of the authors' own graph, which `.meta` ships, with the weights of `folder`.
+def reference_logits(
+    folder: Path, spectrograms: np.ndarray, prefix: Path | None = None
+) -> np.ndarray:
+    """Logits of the authors' own graph, which `.meta` ships.
 
     Args:
         folder: Holds the checkpoint, whose base name is empty.
         spectrograms: `(batch, 187, 96)`.
+        prefix: Of a checkpoint of the weights alone; None for that of `folder`.
 
     Returns:
         `(batch, 50)`.
@@ -119,7 +122,12 @@ def reference_logits(folder: Path, spectrograms: np.ndarray) -> np.ndarray:
         node.attr.pop("_output_shapes", None)
     with tf.Graph().as_default(), tf.compat.v1.Session() as session:
         saver = tf.compat.v1.train.import_meta_graph(meta)
-        saver.restore(session, f"{folder}/")
+        if prefix is not None:
+            stored = tf.train.load_checkpoint(str(prefix))
+            variables = tf.compat.v1.global_variables()
+            kept = [each for each in variables if stored.has_tensor(each.op.name)]
+            saver = tf.compat.v1.train.Saver(kept)
+        saver.restore(session, f"{folder}/" if prefix is None else str(prefix))
         feed = {"model/Placeholder:0": spectrograms, "model/Placeholder_2:0": False}
         # The second placeholder (labels) is not needed; the third is `is_training`.
         return session.run("model/dense_1/BiasAdd:0", feed)

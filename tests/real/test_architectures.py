@@ -1,5 +1,8 @@
 """Rules suggested for real architectures restore all variables, and the models compute the same.
 
+Written back, every file has the bytes of its source. With all restored variables doubled, the file
+restores the doubled values.
+
 Writing and judging all cases takes about twelve minutes. `ARCHITECTURES` may name a directory that
 keeps the files, for the next run or for `python -m tests.real.architectures --cache`.
 """
@@ -66,6 +69,7 @@ def prepared(case: Case, tmp_path: Path) -> Iterator[Prepared]:
 def test_suggested_rules_are_right(case: Case, prepared: Prepared) -> None:
     result = score(case, prepared)
     assert not result.error
+    assert result.unlike == result.lost == []
     assert result.count(WRONG) == 0
     assert result.rules <= MORE_RULES.get(case.name, RULES)
     left = [f for f in result.findings if f.verdict in (AMBIGUOUS, MISSING)]

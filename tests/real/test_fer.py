@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import keras
@@ -11,6 +13,7 @@ import pytest
 import keras_trainops as kt
 from examples.mini_xception import RENAME, WEIGHTS, mini_xception
 from examples.packages import wheel_file
+from tests.real.stored import assert_same_tensors
 
 pytestmark = pytest.mark.once
 
@@ -70,3 +73,45 @@ def test_new_head_for_other_classes(model_file: Path) -> None:
     assert len(report.excluded) == 2
     for value, untouched in zip(model.get_layer("head").get_weights(), before, strict=True):
         np.testing.assert_array_equal(value, untouched)
+
+
+def test_what_was_not_trained_is_written_back_byte_for_byte(
+    model_file: Path, tmp_path: Path
+) -> None:
+    model, out = mini_xception(), tmp_path / "model.hdf5"
+    report = kt.restore(model, model_file, rename=RENAME)
+    written = kt.write_back(model, model_file, out, report=report)
+    assert len(written.written) == len(model.weights)
+    assert set(written.left_out) == set(report.slots)
+    assert written.copied == written.missing == ()
+    assert_same_tensors(out, model_file, without="^optimizer_weights/")
+
+
+LOAD = """
+import sys, numpy as np, tf_keras
+file, images, outputs = sys.argv[1:]
+model = tf_keras.models.load_model(file, compile=False)
+np.save(outputs, model.predict(np.load(images), verbose=0))
+"""
+
+
+def test_tf_keras_computes_what_was_trained(
+    model_file: Path, images: np.ndarray, tmp_path: Path
+) -> None:
+    model, out = mini_xception(), tmp_path / "tuned.hdf5"
+    report = kt.restore(model, model_file, rename=RENAME)
+    before = _outputs(model, images)
+    for layer in model.layers:  # TensorFlow 2.21 may crash in the gradient of the others
+        layer.trainable = layer.name.startswith(("block4", "head"))
+    model.compile(keras.optimizers.Adam(1e-3), "sparse_categorical_crossentropy")
+    model.fit(images, np.arange(16) % 7, batch_size=4, verbose=0)
+    expected = _outputs(model, images)
+    assert np.abs(expected - before).max() > 1e-2
+
+    kt.write_back(model, model_file, out, report=report)
+
+    np.save("images.npy", images)
+    command = [sys.executable, "-c", LOAD, str(out), "images.npy", "outputs.npy"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    np.testing.assert_allclose(np.load("outputs.npy"), expected, rtol=0, atol=1e-4)

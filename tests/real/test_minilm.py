@@ -11,6 +11,7 @@ import pytest
 import keras_trainops as kt
 from examples.packages import wheel_file
 from tests.real.bert_model import ADAPT, BLOCKS, RENAME, WEIGHTS, bert
+from tests.real.stored import assert_same_tensors
 
 pytestmark = pytest.mark.once
 
@@ -69,3 +70,16 @@ def test_every_rule_is_needed(file: Path, model: keras.Model) -> None:
         assert report.problems
     report = kt.plan_restore(model, file, rename=RENAME, adapt=ADAPT, on_unexpected="error")
     assert report.problems == ()
+
+
+def test_what_was_not_trained_is_written_back_byte_for_byte(
+    file: Path, model: keras.Model, tmp_path: Path
+) -> None:
+    report = kt.restore(model, file, rename=RENAME, adapt=ADAPT)
+    out = tmp_path / "model.safetensors"
+    written = kt.write_back(model, file, out, report=report)
+    assert len(written.written) == len(model.weights)
+    assert set(written.copied) == set(report.ignored)
+    assert written.left_out == written.missing == written.notes == ()
+    assert_same_tensors(out, file)
+    assert out.read_bytes() == file.read_bytes()  # metadata too

@@ -11,6 +11,7 @@ import pytest
 import keras_trainops as kt
 from examples.packages import wheel_file
 from tests.real.musicnn_model import RENAME, musicnn, reference_logits
+from tests.real.stored import assert_same_tensors
 
 pytestmark = pytest.mark.once
 
@@ -64,3 +65,30 @@ def test_reading(folder: Path) -> None:
         assert checkpoint.shape("conv2d_5/kernel") == (7, 561, 1, 64)
         assert checkpoint.dtype("conv2d_5/kernel") == np.dtype("float32")
         assert checkpoint["dense_1/bias"].shape == (50,)
+
+
+def test_what_was_not_trained_is_written_back_byte_for_byte(folder: Path, tmp_path: Path) -> None:
+    model, out = musicnn(), tmp_path / "model.ckpt"
+    report = kt.restore(model, folder, rename=RENAME)
+    written = kt.write_back(model, folder, out, report=report)
+    assert len(written.written) == WEIGHTS
+    assert set(written.left_out) == set(report.slots)
+    assert written.copied == written.missing == ()
+    assert_same_tensors(out, f"{folder}/", without="/Adam(_1)?$|^beta._power$")
+
+
+def test_the_shipped_graph_computes_what_was_trained(
+    folder: Path, spectrograms: np.ndarray, expected: np.ndarray, tmp_path: Path
+) -> None:
+    model = musicnn()
+    report = kt.restore(model, folder, rename=RENAME)
+    loss = keras.losses.BinaryCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.SGD(1e-2), loss)
+    model.fit(spectrograms, np.arange(4)[:, None] == np.arange(50) % 4, batch_size=2, verbose=0)
+    trained = _logits(model, spectrograms)
+    assert np.abs(trained - expected).max() > 0.1
+
+    kt.write_back(model, folder, tmp_path / "tuned.ckpt", report=report)
+
+    theirs = reference_logits(folder, spectrograms, tmp_path / "tuned.ckpt")
+    np.testing.assert_allclose(theirs, trained, rtol=0, atol=1e-4)

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import keras_trainops as kt
+from tests.real.stored import assert_same_tensors
 
 pytestmark = pytest.mark.once
 
@@ -100,3 +101,16 @@ def test_head_that_is_a_convolution(folder: Path, model: keras.Model) -> None:
     assert len(head.restored) == 1
     logits = _logits(model, reference["inputs"])
     np.testing.assert_allclose(logits, reference["logits"], rtol=0, atol=1e-4)
+
+
+def test_what_was_not_trained_is_written_back_byte_for_byte(
+    folder: Path, model: keras.Model, tmp_path: Path
+) -> None:
+    report = kt.restore(model, folder / "dense", rename=RENAME, exclude=[NO_BIAS])
+    out = tmp_path / "model.ckpt"
+    written = kt.write_back(model, folder / "dense", out, report=report)
+    assert len(written.written) == WEIGHTS
+    assert set(written.left_out) == set(report.slots)
+    assert written.copied == written.missing == ()
+    source = folder / "dense" / "model.ckpt-0"
+    assert_same_tensors(out, source, without="/Momentum$|^global_step$")

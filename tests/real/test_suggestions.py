@@ -18,6 +18,7 @@ from examples.packages import wheel_file
 from keras_trainops.restoring.naming.rules import apply_rules
 from tests.helpers import assert_same, weights
 from tests.real.bert_model import RENAME, WEIGHTS, bert
+from tests.real.stored import assert_same_tensors
 
 pytestmark = pytest.mark.once
 
@@ -75,7 +76,9 @@ def test_vgg_16_of_tf_slim(tmp_path: Path) -> None:
         "}",
     ]
     code = pasted(suggestion, model)
-    kt.restore(model, file, rename=code["rename"], adapt=code["adapt"])
+    report = kt.restore(model, file, rename=code["rename"], adapt=code["adapt"])
+    kt.write_back(model, file, tmp_path / "again.ckpt", report=report)
+    assert_same_tensors(tmp_path / "again.ckpt", file, without="^global_step$")
     logits = keras.ops.convert_to_numpy(model(reference["inputs"], training=False))
     np.testing.assert_allclose(logits, reference["logits"], rtol=0, atol=1e-3)
     assert np.ptp(logits) > 10
@@ -200,6 +203,8 @@ def test_a_resnet_of_pytorch(tmp_path: Path) -> None:
         exclude=[".*_conv/bias"],  # zero in a new model
     )
     assert {key: path for path, key in report.restored.items()} == dict(suggestion.pairs)
+    kt.write_back(model, tmp_path / "resnet50.pt", tmp_path / "again.pt", report=report)
+    assert_same_tensors(tmp_path / "again.pt", tmp_path / "resnet50.pt")
     images = np.random.default_rng(0).normal(size=(2, 64, 96, 3)).astype("float32")
     with torch.no_grad():
         expected = net(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())).numpy()
@@ -257,7 +262,9 @@ def test_a_keras_2_file_with_other_automatic_numbers(tmp_path: Path) -> None:
     assert len(suggestion.rules) == 6
     assert len(suggestion.by_order) == 2  # two have one shape
     assert all("batch_normalization" in rule for rule in suggestion.by_order)
-    kt.restore(model, file, rename=suggestion.rules)
+    report = kt.restore(model, file, rename=suggestion.rules)
+    kt.write_back(model, file, tmp_path / "again.h5", report=report)
+    assert_same_tensors(tmp_path / "again.h5", file)
     assert_same(weights(model), list(np.load(values).values()))
     auto = kt.plan_restore(model, file, rename="auto").restored
     assert {key: path for path, key in auto.items()} == dict(suggestion.pairs)

@@ -77,6 +77,10 @@ def row(result: Score) -> str:
     text += f"{result.seconds:10.2f}  {'yes' if result.complete else 'no'}"
     if result.difference is not None:
         text += f"  outputs ±{result.difference:.0e}"
+    if result.unlike:
+        text += f"  {len(result.unlike)} tensors written differently"
+    if result.lost:
+        text += f"  {len(result.lost)} changes not written"
     return text + (f"  {result.error.splitlines()[0][:150]}" if result.error else "")
 
 
@@ -89,7 +93,7 @@ def total(group: str, scores: list[Score]) -> str:
 
 
 def details(result: Score) -> str:
-    lines = [str(result.suggestion), result.error]
+    lines = [str(result.suggestion), result.error, *result.unlike, *result.lost]
     for finding in result.findings:
         if finding.verdict in (WRONG, AMBIGUOUS, MISSING):
             lines.append(

@@ -1,11 +1,14 @@
-"""Apply what `kt.suggest_rename` says to a target, and compare each variable with the right one."""
+"""Apply what `kt.suggest_rename` says to a target, compare each variable, and write it back."""
 
 from __future__ import annotations
 
 import re
+import tempfile
 import time
 from collections import Counter
 from dataclasses import dataclass, field
+from itertools import compress
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -13,6 +16,7 @@ import numpy as np
 import keras_trainops as kt
 from tests.real.architectures.case import Case, difference, mark, neutralise, values
 from tests.real.architectures.store import Prepared, build
+from tests.real.stored import differences
 
 RIGHT, WRONG, AMBIGUOUS, MISSING, ABSENT = "right", "wrong", "ambiguous", "missing", "absent"
 
@@ -48,6 +52,8 @@ class Score:
     seconds: float = 0.0
     error: str = ""
     difference: float | None = None  # of outputs, relative, where an example was recorded
+    unlike: list[str] = field(default_factory=list)  # tensors that are written back differently
+    lost: list[str] = field(default_factory=list)  # changes of variables that are not written
 
     def count(self, verdict: str) -> int:
         return Counter(finding.verdict for finding in self.findings)[verdict]
@@ -66,7 +72,7 @@ class Score:
 
 
 def score(case: Case, prepared: Prepared) -> Score:
-    """Suggest, restore with the suggestion alone, and judge every variable."""
+    """Suggest, restore with the suggestion alone, write back, and judge every variable."""
     model = build(case, prepared.directory)
     initial, before = values(model), mark(model)
     result = Score(case)
@@ -74,7 +80,9 @@ def score(case: Case, prepared: Prepared) -> Score:
     try:
         suggestion = result.suggestion = kt.suggest_rename(model, prepared.path)
         result.seconds = time.perf_counter() - started
-        restore(model, prepared, suggestion)
+        report = restore(model, prepared, suggestion)
+        result.unlike = written_differently(model, prepared, report)
+        result.lost = changes_lost(model, before, prepared, report)
     except Exception as error:  # a case that fails is a row of the table
         result.error = f"{type(error).__name__}: {error}"
         result.seconds = result.seconds or time.perf_counter() - started
@@ -85,8 +93,8 @@ def score(case: Case, prepared: Prepared) -> Score:
     return result
 
 
-def restore(model: keras.Model, prepared: Prepared, suggestion: kt.Suggestion) -> None:
-    kt.restore(
+def restore(model: keras.Model, prepared: Prepared, suggestion: kt.Suggestion) -> kt.RestoreReport:
+    return kt.restore(
         model,
         prepared.path,
         rename=suggestion.rules,
@@ -94,6 +102,48 @@ def restore(model: keras.Model, prepared: Prepared, suggestion: kt.Suggestion) -
         on_missing="ignore",
         on_unexpected="ignore",
     )
+
+
+def written_differently(
+    model: keras.Model, prepared: Prepared, report: kt.RestoreReport
+) -> list[str]:
+    """Lines about tensors whose bytes `kt.write_back` changes, although no variable has changed."""
+    with tempfile.TemporaryDirectory() as directory:
+        out = Path(directory, prepared.path.name)
+        kt.write_back(model, prepared.path, out, report=report)
+        return differences(out, prepared.path)
+
+
+def changes_lost(
+    model: keras.Model, before: list[np.ndarray], prepared: Prepared, report: kt.RestoreReport
+) -> list[str]:
+    """Double all restored variables, write them, and list those that do not come back from there.
+
+    The model keeps the values that it was restored to.
+    """
+    restored = [not np.array_equal(*pair) for pair in zip(before, values(model), strict=True)]
+    for variable in compress(model.weights, restored):
+        variable.assign(variable.value * 2)
+    changed = values(model)
+    with tempfile.TemporaryDirectory() as directory:
+        out = Path(directory, prepared.path.name)
+        try:
+            kt.write_back(model, prepared.path, out, report=report)
+            mark(model)
+            kt.restore(model, out, plan=report)
+        except kt.RestoreError as error:
+            return [str(error)]
+        finally:
+            found = values(model)
+            mark(model)
+            kt.restore(model, prepared.path, plan=report)
+    return [
+        variable.path
+        for variable, new, old in compress(
+            zip(model.weights, found, changed, strict=True), restored
+        )
+        if not np.allclose(new, old, rtol=1e-6, atol=0)
+    ]
 
 
 def judge(
