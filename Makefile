@@ -21,7 +21,8 @@ $(addprefix test-,$(BACKENDS)): test-%: $(VENV)/.installed
 
 # Other libraries' networks and their files: half a gigabyte of packages that only this needs.
 test-architectures: $(VENV)/.architectures
-	KERAS_BACKEND=tensorflow $(BIN)/python -m pytest -n 2 tests/real/test_architectures.py tests/layouts
+	KERAS_BACKEND=tensorflow $(BIN)/python -m pytest -n 2 tests/real/test_architectures.py \
+		tests/real/test_write_back.py tests/real/test_peft.py tests/layouts
 
 architectures: $(VENV)/.architectures
 	KERAS_BACKEND=torch $(BIN)/python -m tests.real.architectures
@@ -44,6 +45,7 @@ bench: $(VENV)/.installed
 	done
 	$(BIN)/python tests/benchmarks/restore.py
 	$(BIN)/python tests/benchmarks/saving.py
+	$(BIN)/python tests/benchmarks/write_back.py
 
 $(VENV)/.architectures: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --editable '.[dev,architectures]'

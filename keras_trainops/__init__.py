@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from keras_trainops.training.optimizers.group import OptimizerGroup
     from keras_trainops.training.optimizers.transformed import TransformedOptimizer
     from keras_trainops.training.steps.step import Step
+    from keras_trainops.writing.to_torch import to_torch
+    from keras_trainops.writing.write_back import write_back
 
 _SUBPACKAGES = ("adapt", "callbacks", "checkpoints", "gradients", "transforms", "updates")
 _WITHOUT_KERAS = ("checkpoints", "checkpoints.open", "errors")
@@ -54,7 +56,9 @@ _HOMES = {
     "register_format": "checkpoints.open",
     "restore": "restoring.restore",
     "suggest_rename": "restoring.guessing.suggest",
+    "to_torch": "writing.to_torch",
     "with_train_ops": "training.models",
+    "write_back": "writing.write_back",
 }
 
 __all__ = [
@@ -81,9 +85,11 @@ __all__ = [
     "register_format",
     "restore",
     "suggest_rename",
+    "to_torch",
     "transforms",
     "updates",
     "with_train_ops",
+    "write_back",
 ]
 
 

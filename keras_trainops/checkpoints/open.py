@@ -8,7 +8,7 @@ import string
 from pathlib import Path
 
 from keras_trainops.checkpoints.checkpoint import Checkpoint
-from keras_trainops.checkpoints.format import Candidate, Format
+from keras_trainops.checkpoints.format import Candidate, Format, Writer
 from keras_trainops.checkpoints.formats import (
     hugging_face,
     npz,
@@ -70,6 +70,16 @@ def register_format(new: Format) -> None:
 def known_formats() -> tuple[Format, ...]:
     """Return all formats in the order in which they are tried."""
     return (*_registered, *FORMATS)
+
+
+def writers() -> dict[str, Writer]:
+    """Return the writers of all formats by the endings of names that select them."""
+    found: dict[str, Writer] = {}
+    for known in known_formats():
+        for suffix in known.suffixes if known.write is not None else ():
+            assert known.write is not None
+            found.setdefault(suffix, known.write)
+    return found
 
 
 def open_checkpoint(path: str | bytes | os.PathLike[str] | os.PathLike[bytes]) -> Checkpoint:

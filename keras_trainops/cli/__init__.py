@@ -14,14 +14,14 @@ import sys
 from collections.abc import Sequence
 
 import keras_trainops
-from keras_trainops.cli import convert, diff, inspect, model
+from keras_trainops.cli import convert, diff, inspect, model, write_back
 from keras_trainops.cli.output import RefusedError, print_json
 
 _EXIT_CODES = """\
 exit codes:
-  0    success: listed, planned without problems, equal, converted
+  0    success: listed, planned without problems, equal, converted, written
   1    negative result: a restore would be refused, files differ, something
-       is ambiguous, a pattern matches nothing, a conversion is refused
+       is ambiguous, a pattern matches nothing, a file is not written
   2    error: no such file, a damaged file or an unknown format, an invalid
        rule or argument
   130  interrupted (Ctrl-C)
@@ -82,8 +82,8 @@ def _fail(error: Exception, code: int, as_json: bool) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="keras-trainops",
-        description="Inspects, compares and converts checkpoints of any supported format, and "
-        "plans how to restore them into a Keras model.",
+        description="Inspects, compares and converts checkpoints of any supported format, plans "
+        "how to restore them into a Keras model, and writes its weights back.",
         epilog=_EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -92,6 +92,9 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--json", action="store_true", help="print one JSON document")
-    for command in (inspect.add, model.add_plan, model.add_suggest, diff.add, convert.add):
+    for command in (
+        *(inspect.add, model.add_plan, model.add_suggest),
+        *(diff.add, convert.add, write_back.add),
+    ):
         command(commands, common)
     return parser

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from keras_trainops.checkpoints.checkpoint import Checkpoint
 from keras_trainops.checkpoints.format import Writer
-from keras_trainops.checkpoints.open import is_checkpoint, known_formats, open_checkpoint
+from keras_trainops.checkpoints.open import is_checkpoint, open_checkpoint, writers
 from keras_trainops.checkpoints.storage.limits import refuse_unsafe_names
 from keras_trainops.checkpoints.storage.writing import UnwritableError, existing, written_aside
 from keras_trainops.cli.model import (
@@ -39,13 +39,13 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
         parents=[common],
         help="write a checkpoint in another format",
         description="Writes the weights of a checkpoint to OUT: a "
-        f"{' or '.join(_suffixes())} file, one tensor at a time. Without --model, .keras and "
+        f"{' or '.join(writers())} file, one tensor at a time. Without --model, .keras and "
         ".weights.h5 files are only written like another one. With --model, the weights are first "
         "restored into the model, and OUT has the names of its variables. OUT is written whole or "
         "not at all.",
     )
     parser.add_argument("file", metavar="FILE", help=FILE_HELP)
-    parser.add_argument("out", metavar="OUT", help=f"the new file: {', '.join(_suffixes())}")
+    parser.add_argument("out", metavar="OUT", help=f"the new file: {', '.join(writers())}")
     parser.add_argument("--force", action="store_true", help="overwrite OUT")
     parser.add_argument("--all", action="store_true", help="write training state as well")
     parser.add_argument("--model", metavar="MODEL", help="a model that Keras loads: a .keras file")
@@ -60,7 +60,7 @@ def _run(options: argparse.Namespace) -> int:
     out = _target(options)
     with open_checkpoint(options.file) as checkpoint:
         if options.model is None:
-            written = _write(out, _writers()[suffix], checkpoint, _names(checkpoint, options))
+            written = _write(out, writers()[suffix], checkpoint, _names(checkpoint, options))
         else:
             written = _write_model(out, suffix, checkpoint, options)
     size = sum(path.stat().st_size for path in _files(out))
@@ -81,26 +81,16 @@ def _files(out: Path) -> list[Path]:
     return [*out.parent.glob(f"{name}.index"), *out.parent.glob(f"{name}.data-*-of-*")]
 
 
-def _writers() -> dict[str, Writer]:
-    """Return the writers of all formats by file name ending; registered ones come first."""
-    known = reversed(known_formats())
-    return {suffix: one.write for one in known if one.write is not None for suffix in one.suffixes}
-
-
-def _suffixes() -> tuple[str, ...]:
-    return (*_writers(),)
-
-
 def _suffix(out: str) -> str:
     """Return the suffix of OUT, which selects the format.
 
     Raises:
         ValueError: If it is unknown.
     """
-    for suffix in _suffixes():
+    for suffix in writers():
         if out.endswith(suffix):
             return suffix
-    raise ValueError(f"OUT must end in one of {', '.join(_suffixes())}. Received: {out!r}")
+    raise ValueError(f"OUT must end in one of {', '.join(writers())}. Received: {out!r}")
 
 
 def _require_consistent(options: argparse.Namespace) -> None:
@@ -214,7 +204,7 @@ def _write_model(
             (model.save if suffix == ".keras" else model.save_weights)(aside)
         return len(model.weights)
     values = _of_model(model)
-    return _write(out, _writers()[suffix], values, {key: key for key in values})
+    return _write(out, writers()[suffix], values, {key: key for key in values})
 
 
 def _require_readable(checkpoint: Checkpoint) -> None:

@@ -7,6 +7,7 @@ import importlib
 import os
 import re
 import sys
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Literal
 
 from keras_trainops.cli.output import FILE_HELP, RefusedError, print_json
@@ -16,7 +17,12 @@ if TYPE_CHECKING:
     import keras
 
 _REACTIONS = ("error", "warn", "ignore")
-_SELECTIONS = ("include", "exclude", "on_missing", "on_unexpected", "on_mismatch")
+_REACTIONS_TO = {
+    "on_missing": "a variable without a key",
+    "on_unexpected": "a key without a variable",
+    "on_mismatch": "shapes that differ",
+}
+_SELECTIONS = ("include", "exclude", *_REACTIONS_TO)
 
 
 def add_plan(commands: Any, common: argparse.ArgumentParser) -> None:
@@ -86,15 +92,20 @@ def _pattern(text: str) -> str:
     return text
 
 
-def add_restore_options(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of `restore`."""
+def add_restore_options(
+    parser: argparse.ArgumentParser, reactions: Iterable[str] = _REACTIONS_TO
+) -> None:
+    """Add the arguments of `restore`.
+
+    Args:
+        parser: The parser of a command.
+        reactions: Those of the arguments that set reactions which the command has.
+    """
     add_rename(parser)
     _add_selection(parser)
-    for option, what in (
-        ("--on-missing", "a variable without a key"),
-        ("--on-unexpected", "a key without a variable"),
-        ("--on-mismatch", "shapes that differ"),
-    ):
+    for name in reactions:
+        option = f"--{name.replace('_', '-')}"
+        what = _REACTIONS_TO[name]
         parser.add_argument(option, choices=_REACTIONS, help=f"what to do with {what}")
     parser.add_argument(
         "--from-torch", action="store_true", help="the tensors have PyTorch's layouts"
@@ -124,7 +135,7 @@ def add_rename(parser: argparse.ArgumentParser) -> None:
 
 def needs_model(options: argparse.Namespace) -> bool:
     """Return True if there are options that need a model."""
-    given = [getattr(options, name) for name in _SELECTIONS]
+    given = [getattr(options, name, None) for name in _SELECTIONS]
     return any([*given, options.from_torch, options.reshape, options.rename == ["auto"]])
 
 
@@ -168,7 +179,7 @@ def restore_arguments(options: argparse.Namespace, model: keras.Model) -> dict[s
     given = {
         "rename": rename_rules(options.rename),
         "adapt": adapt,
-        **{name: getattr(options, name) for name in _SELECTIONS},
+        **{name: getattr(options, name, None) for name in _SELECTIONS},
     }
     return {name: value for name, value in given.items() if value}
 

@@ -57,8 +57,8 @@ def test_converts_to_a_registered_format(theirs: str, capsys: Captured) -> None:
 
     assert main(["convert", theirs, "shapes.txt"]) == 2
     assert (
-        "OUT must end in one of .safetensors, .npz, .pt, .pth, .bin, .keras, .weights.h5, .orbax, "
-        ".ckpt. Received: 'shapes.txt'" in capsys.readouterr().err
+        "OUT must end in one of .ckpt, .orbax, .weights.h5, .keras, .pt, .pth, .bin, .npz, "
+        ".safetensors. Received: 'shapes.txt'" in capsys.readouterr().err
     )
     kt.register_format(Format("lists", lambda path: False, print, ".txt", write))
     assert main(["convert", theirs, "shapes.txt"]) == 0

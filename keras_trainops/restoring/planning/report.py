@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -12,9 +11,8 @@ from typing import Any, NamedTuple
 from keras_trainops.restoring.planning.saved_plan import Origin
 from keras_trainops.restoring.planning.table import (
     Row,
+    Table,
     fold,
-    html_of,
-    print_table,
     rows_of_keys,
     rows_of_pairs,
     rows_of_variables,
@@ -44,7 +42,7 @@ class Mismatch(NamedTuple):
 
 
 @dataclass(frozen=True, repr=False)
-class RestoreReport:
+class RestoreReport(Table):
     """The result of a restore or, from `plan_restore`, its plan. `print` it for a table.
 
     Attributes:
@@ -106,8 +104,9 @@ class RestoreReport:
             path: The file to write; an existing one is replaced.
 
         Raises:
-            ValueError: If an adapter cannot be stored, such as a callable.
-            RestoreError: If the source was changed or deleted since it was restored.
+            ValueError: If an adapter cannot be stored, such as a callable, or nothing was restored.
+            RestoreError: If the source was changed or deleted since it was restored, or the file
+                cannot be written.
 
         Example:
             >>> import keras, keras_trainops as kt
@@ -119,17 +118,6 @@ class RestoreReport:
         if self.origin is None:
             raise ValueError("This report is not of a restore, so there is no plan to save.")
         self.origin.plan().save(path)
-
-    def __repr__(self) -> str:
-        return f"<RestoreReport {self._summary()}>"
-
-    def __str__(self) -> str:
-        text = io.StringIO()
-        self._print(text)
-        return text.getvalue().rstrip("\n")
-
-    def _repr_html_(self) -> str:
-        return html_of(self._print(io.StringIO(), record=True))
 
     def _summary(self) -> str:
         verb = "restored" if self.applied else "would restore"
@@ -171,8 +159,8 @@ class RestoreReport:
         yield from rows_of_keys("left out", self.ignored, _MOST_LEFT_OUT)
         yield from rows_of_keys("training state", self.slots, _MOST_LEFT_OUT)
 
-    def _print(self, file: io.StringIO, record: bool = False) -> Any:
-        return print_table(self._summary(), self._rows(), self.problems, file, record)
+    def _lines(self) -> Iterable[str]:
+        return self.problems
 
 
 def _with_lists(fields: Mapping[str, Any]) -> dict[str, Any]:

@@ -22,51 +22,54 @@ class Row(NamedTuple):
     keys: str
 
 
-def print_table(
-    summary: str,
-    rows: Iterable[Row],
-    lines: Iterable[str],
-    file: io.StringIO,
-    record: bool = False,
-) -> Any:
-    """Print a table of variables and keys.
+class Table:
+    """A report that prints as a table of variables and keys."""
 
-    Args:
-        summary: The line above the table.
-        rows: The rows.
-        lines: The lines below it.
-        file: The file to print to.
-        record: If True, the returned console can export what it has printed.
+    def _summary(self) -> str:
+        """Return the line above the table."""
+        raise NotImplementedError
 
-    Returns:
-        The console of `rich`.
-    """
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
+    def _rows(self) -> Iterable[Row]:
+        raise NotImplementedError
 
-    table = Table()
-    table.add_column("")
-    table.add_column("#", justify="right")
-    table.add_column("variables of the model", overflow="fold")
-    table.add_column("keys of the checkpoint", overflow="fold")
-    for row in rows:
-        table.add_row(row.outcome, str(row.number), Text(row.variables), Text(row.keys))
-    console = Console(file=file, width=120, record=record)
-    console.print(Text(summary), soft_wrap=True)
-    console.print(table)
-    for line in lines:
-        console.print(Text(line))
-    return console
+    def _lines(self) -> Iterable[str]:
+        """Return the lines below the table."""
+        raise NotImplementedError
 
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self._summary()}>"
 
-def html_of(console: Any) -> str:
-    """Return what a recording console has printed, as HTML."""
-    text: str = console.export_html(
-        inline_styles=True,
-        code_format='<pre style="white-space:pre;line-height:normal">{code}</pre>',
-    )
-    return text
+    def __str__(self) -> str:
+        text = io.StringIO()
+        self._print(text)
+        return text.getvalue().rstrip("\n")
+
+    def _repr_html_(self) -> str:
+        html: str = self._print(io.StringIO(), record=True).export_html(
+            inline_styles=True,
+            code_format='<pre style="white-space:pre;line-height:normal">{code}</pre>',
+        )
+        return html
+
+    def _print(self, file: io.StringIO, record: bool = False) -> Any:
+        """Print to a file, and return the console; one that records can export what it printed."""
+        from rich.console import Console
+        from rich.table import Table as Columns
+        from rich.text import Text
+
+        table = Columns()
+        table.add_column("")
+        table.add_column("#", justify="right")
+        table.add_column("variables of the model", overflow="fold")
+        table.add_column("keys of the checkpoint", overflow="fold")
+        for row in self._rows():
+            table.add_row(row.outcome, str(row.number), Text(row.variables), Text(row.keys))
+        console = Console(file=file, width=120, record=record)
+        console.print(Text(self._summary()), soft_wrap=True)
+        console.print(table)
+        for line in self._lines():
+            console.print(Text(line))
+        return console
 
 
 def rows_of_pairs(outcome: str, key_of: Mapping[str, str]) -> Iterator[Row]:
