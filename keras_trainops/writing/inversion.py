@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Literal, NamedTuple, TypeAlias, get_args
@@ -37,7 +36,7 @@ class Inversion(NamedTuple):
         assignments: The variables with their keys.
         low_rank: The layers with a low-rank update that no key of the source leads to.
         report: The report, as far as it is known before anything is written.
-        warnings: Lines for the user.
+        warnings: Lines for the user, with the source in front.
     """
 
     tensors: ModelTensors
@@ -45,15 +44,6 @@ class Inversion(NamedTuple):
     low_rank: Sequence[LowRank]
     report: WriteReport
     warnings: Sequence[str]
-
-    def warn(self, stacklevel: int) -> None:
-        """Show the warnings at the caller of a public function.
-
-        Args:
-            stacklevel: As for `warnings.warn`, from the function that calls this.
-        """
-        for line in self.warnings:
-            warnings.warn(f"{self.report.like}: {line}", stacklevel=stacklevel + 1)
 
 
 def invert(
@@ -144,7 +134,7 @@ def invert(
             ),
             bytes=sum(map(tensors.nbytes, keys)),
         ),
-        [*warned, *_lines_about_unbuilt(plan)],
+        [f"{plan.report.source}: {line}" for line in [*warned, *_lines_about_unbuilt(plan)]],
     )
 
 
@@ -205,6 +195,8 @@ def _merged(model: keras.Model, assignments: Sequence[Assignment]) -> list[LowRa
 
 def _missing(model: keras.Model, plan: Plan, low_rank: Sequence[LowRank]) -> list[str]:
     """Return the paths of variables whose values would be lost."""
+    if not low_rank:
+        return list(plan.report.missing)
     merged = {id(variable) for layer in low_rank for variable in (layer.a, layer.b)}
     added = {path for path, variable in model_weights(model) if id(variable) in merged}
     return [path for path in plan.report.missing if path not in added]

@@ -46,12 +46,13 @@ def low_rank_layers(model: keras.Model) -> list[LowRank]:
         RestoreError: If another layer has the same kernel, but not the update.
     """
     layers = list(keras_private.all_layers(model))
+    changed = [layer for layer in layers if getattr(layer, "lora_enabled", False)]
+    if not changed:
+        return []
     owned = {id(layer): keras_private.own_variables(layer) for layer in layers}
     owners = Counter(id(variable) for variables in owned.values() for variable in variables)
     found: list[LowRank] = []
-    for layer in layers:
-        if not getattr(layer, "lora_enabled", False):
-            continue
+    for layer in changed:
         name = "embeddings" if hasattr(layer, "lora_embeddings_a") else "kernel"
         own = {variable.name: variable for variable in owned[id(layer)]}
         a, b = (getattr(layer, f"lora_{name}_{matrix}") for matrix in "ab")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import time
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -81,14 +82,15 @@ def to_torch(
     ).checked()
     like = Like(ArraysCheckpoint(state, f"module {type(module).__name__}"), None)
     inversion = invert(model, like, options, on_unexpected=on_unexpected)
-    inversion.warn(stacklevel=2)
+    for line in inversion.warnings:
+        warnings.warn(line, stacklevel=2)
     _check(inversion, state)
     _copy(inversion, state)
     tensors, planned = inversion.tensors, inversion.report
     return dataclasses.replace(
         planned,
         out=like.checkpoint.location,
-        notes=tuple(dict.fromkeys(tensors.notes)),
+        notes=(*planned.notes, *dict.fromkeys(tensors.notes)),
         seconds=time.perf_counter() - started,
         bytes=sum(map(tensors.nbytes, planned.written)),
     )

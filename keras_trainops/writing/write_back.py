@@ -135,7 +135,7 @@ def write(
     out: str | os.PathLike[str],
     request: Request,
     progress_bar: Callable[[int], AbstractContextManager[Callable[[int], None]]],
-) -> tuple[WriteReport, list[str]]:
+) -> tuple[WriteReport, Sequence[str]]:
     """Write a file as `write_back` does.
 
     Args:
@@ -174,7 +174,7 @@ def write(
             notes += _disagreements(inversion, source)
     seconds = time.perf_counter() - started
     written = dataclasses.replace(report, out=os.fsdecode(out), notes=tuple(notes), seconds=seconds)
-    return written, [f"{report.like}: {line}" for line in inversion.warnings]
+    return written, inversion.warnings
 
 
 def _with_plan(options: Options, like: Like) -> Options:

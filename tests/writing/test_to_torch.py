@@ -110,3 +110,17 @@ def test_one_parameter_gets_one_value() -> None:
     model.get_layer("two").kernel.assign(model.get_layer("one").kernel)
     kt.to_torch(model, module, **options)
     assert torch.equal(module["two"].weight, torch.tensor(value(model.weights[0]).T))
+
+
+def test_a_tied_parameter_is_said() -> None:
+    module = torch.nn.ModuleDict({"one": torch.nn.Linear(4, 3), "two": torch.nn.Linear(4, 3)})
+    module["two"].weight = module["one"].weight
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, name="one")])
+    randomise(model, 0)
+    report = kt.to_torch(
+        model, module, rename={r"one\.(\w+)": "one/*"}, adapt=kt.adapt.from_torch(model)
+    )
+    assert torch.equal(module["two"].weight, torch.tensor(value(model.weights[0]).T))
+    assert report.notes == (
+        "two.weight equals one.weight in the source, so it gets the same values",
+    )

@@ -95,7 +95,7 @@ def _content(
     tensor: Callable[[str, Mapping[str, Any]], Any],
     written: list[str],
 ) -> tuple[Any, list[str]]:
-    """Return the content of the new file, and what to tell the user about it."""
+    """Return the content of the new file, and lines for the report."""
     structure = checkpoint.structure().get(STRUCTURE)
     reason = ""
     if structure is not None:

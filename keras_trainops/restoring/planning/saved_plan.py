@@ -272,7 +272,7 @@ class Origin(NamedTuple):
 
     def leads_alone(self) -> SavedPlan:
         """Return the plan without the tensors of the source, which need not be there any more."""
-        return SavedPlan(self.model, str(self.source), "", self._counted(), {}, {})
+        return SavedPlan(self.model, "", "", self._counted(), {}, {})
 
     def plan(self) -> SavedPlan:
         """Return the whole plan.

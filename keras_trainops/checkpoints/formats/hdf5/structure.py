@@ -1,4 +1,4 @@
-"""What an HDF5 file contains beside the values: groups, attributes and places, as plain data."""
+"""Encode the groups, the attributes and the places of the datasets of an HDF5 file."""
 
 from __future__ import annotations
 

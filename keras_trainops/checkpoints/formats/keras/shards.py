@@ -82,7 +82,7 @@ class KerasShardsCheckpoint(KerasWeightsCheckpoint):
         return self._plain_files[dataset.file.filename]
 
     def _structure(self) -> Mapping[str, Any]:
-        return {}  # there is no writer of shards
+        return {}  # no writer uses it
 
     def close(self) -> None:
         super().close()
