@@ -10,6 +10,8 @@ from typing import Any
 
 import keras
 
+from keras_trainops import keras_private
+
 
 @dataclasses.dataclass(frozen=True)
 class _Own:
@@ -73,6 +75,14 @@ class BoundToModel:
 _NONE = _Own()
 
 
+def _require_shape_of(like: keras.Variable, shape: Sequence[int] | None, name: str) -> None:
+    if shape is not None and tuple(shape) != tuple(like.shape):
+        raise ValueError(
+            f"The state {name!r} cannot have the shape {tuple(shape)} and the layout of "
+            f"{like.path!r}, whose shape is {tuple(like.shape)}: leave out `shape` or `like`."
+        )
+
+
 class Stateful(BoundToModel):
     """An object with its own variables, which it creates in `build`.
 
@@ -117,30 +127,40 @@ class Stateful(BoundToModel):
     def add_variable(
         self,
         name: str,
-        shape: Sequence[int] = (),
-        dtype: str = "float32",
+        shape: Sequence[int] | None = None,
+        dtype: str | None = None,
         initializer: Any = "zeros",
         held: bool = True,
+        like: keras.Variable | None = None,
     ) -> keras.Variable:
         """Create a state variable; call it from `build`.
 
         Args:
             name: Its name; another variable of the same name is replaced.
-            shape: Its shape.
-            dtype: Its dtype.
+            shape: Its shape; None for that of `like`, or a scalar.
+            dtype: Its dtype; None for that of `like`, or float32.
             initializer: A Keras initializer, or the name of one.
             held: If True, it keeps its value when a transform skips the weight update.
+            like: The model's variable that the state belongs to, element by element. The state is
+                then sharded over devices as that variable is.
 
         Returns:
             The variable; assign to it in `__call__`.
+
+        Raises:
+            ValueError: If `shape` is not that of `like`.
         """
+        if like is not None:
+            _require_shape_of(like, shape, name)
+            shape, dtype = like.shape, dtype or like.dtype
         variable = keras.Variable(
             initializer=keras.initializers.get(initializer),
-            shape=tuple(shape),
-            dtype=dtype,
+            shape=tuple(shape or ()),
+            dtype=dtype or "float32",
             trainable=False,
             aggregation="only_first_replica",  # all replicas compute the same value
             name=name.replace("/", "_"),
+            layout=None if like is None else keras_private.layout_of(like),
         )
         self._add(name, variable)
         if not held:

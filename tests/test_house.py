@@ -23,8 +23,8 @@ FILES = sorted(path.relative_to(HOUSE) for path in HOUSE.rglob("*.py"))
 ALLOWED: dict[str, set[str]] = {
     "paths": set(),
     "errors": set(),
-    "values": {"backends"},
-    "state": set(),
+    "values": {"backends", "processes"},
+    "state": {"keras_private"},
     "scalars": set(),
     "numbering": set(),
     "representation": set(),
@@ -32,6 +32,7 @@ ALLOWED: dict[str, set[str]] = {
     "arguments": {"state"},
     "trees": set(),
     "backends": {"keras_private", "trees"},
+    "processes": {"backends", "errors"},
     "checkpoints": {"errors", "numbering"},
     "weight_names": {"checkpoints", "paths", "keras_private"},
     "transforms": {
@@ -41,9 +42,10 @@ ALLOWED: dict[str, set[str]] = {
     "gradients": {"transforms", "state", "arguments", "scalars", "representation"},
     "updates": {
         *("backends", "keras_private", "paths"),
-        *("state", "arguments", "scalars", "representation", "values"),
+        *("state", "arguments", "scalars", "representation", "values", "processes"),
     },
     "training": {
+        "processes",
         *("transforms", "updates", "gradients", "backends", "keras_private"),
         *("paths", "state", "arguments", "values", "trees"),
     },
@@ -57,16 +59,19 @@ ALLOWED: dict[str, set[str]] = {
     "layouts": {"adapt", "weight_names", "keras_private", "paths"},
     "restoring": {
         *("layouts", "adapt", "checkpoints", "weight_names", "backends", "keras_private"),
-        *("paths", "errors", "numbering", "values"),
+        *("paths", "errors", "numbering", "values", "processes"),
     },
     "writing": {
         *("restoring", "layouts", "adapt", "checkpoints", "keras_private"),
-        *("weight_names", "paths", "errors", "values"),
+        *("weight_names", "paths", "errors", "values", "backends", "processes"),
     },
-    "session": {"training", "backends", "keras_private", "errors", "numbering", "values"},
+    "session": {
+        *("training", "backends", "processes", "keras_private", "checkpoints"),
+        *("errors", "numbering", "values"),
+    },
     "callbacks": {
         *("restoring", "adapt", "session", "training", "transforms", "updates"),
-        *("paths", "errors", "scalars", "representation", "values"),
+        *("paths", "errors", "scalars", "representation", "values", "processes"),
     },
     "cli": {
         "checkpoints",

@@ -628,3 +628,61 @@ def test_shapes_alone_build_layers_and_assign_nothing() -> None:
     assert tuple(out.shape) == (None, 3)
     assert layer.built
     np.testing.assert_array_equal(value(layer.moving_mean), np.zeros(3))
+
+
+@pytest.mark.backends("jax")
+def test_a_variable_of_a_distribution_has_a_layout_that_another_one_can_take() -> None:
+    devices = keras.distribution.list_devices()[:1]
+    mesh = keras.distribution.DeviceMesh((1, 1), ("batch", "model"), devices)
+    layouts = keras.distribution.LayoutMap(mesh)
+    layouts["kernel"] = (None, "model")
+    keras.distribution.set_distribution(
+        keras.distribution.ModelParallel(layout_map=layouts, batch_dim_name="batch")
+    )
+    try:
+        kernel = keras.Variable("zeros", (2, 2), name="kernel")
+        other = keras.Variable("zeros", (2, 2), layout=keras_private.layout_of(kernel))
+        plain = keras.Variable("zeros", (2, 2))
+    finally:
+        keras.distribution.set_distribution(None)
+    layout = keras_private.layout_of(kernel)
+    assert layout.axes == (None, "model")
+    assert keras_private.layout_of(other) is layout
+    assert keras_private.layout_of(plain).axes == (None, None)
+    assert keras_private.layout_of(keras.Variable("zeros", (2, 2))) is None
+
+
+def test_an_iterator_over_epochs_knows_the_sizes_of_its_data() -> None:
+    from keras.src.trainers.epoch_iterator import EpochIterator
+
+    iterator = EpochIterator(np.zeros((10, 2)), np.zeros(10), batch_size=4)
+    assert keras_private.facts_of_data(iterator) == {
+        "the batch size": 4,
+        "the number of batches in an epoch": 3,
+    }
+
+
+def test_frozen_weights_are_not_among_those_that_layers_assign_themselves() -> None:
+    inputs = keras.Input((2,))
+    x = keras.layers.BatchNormalization(name="norm")(inputs)
+    model = keras.Model(inputs, keras.layers.Dense(1, name="head")(x))
+    model.trainable = False
+    names = [v.path for v in keras_private.state_of_layers(model)]
+    assert names == ["norm/moving_mean", "norm/moving_variance"]
+
+
+def test_a_dataset_knows_the_texts_and_seeds_that_it_is_made_of() -> None:
+    import tensorflow as tf
+
+    texts = tf.data.Dataset.from_tensor_slices(["b", "a"]).shuffle(2, seed=3)
+    assert keras_private.order_of_dataset(texts.batch(2)) == (["b", "a"], [[0, 3]])
+    unseeded = tf.data.TextLineDataset(["y", "x"]).shuffle(2)
+    assert keras_private.has_unseeded_shuffle(unseeded) is ([0, 0] in _seeds_of(unseeded))
+    assert keras_private.order_of_dataset(unseeded)[0] == ["y", "x"]
+    records = tf.data.TFRecordDataset(["r", "q"]).map(lambda text: text)
+    assert keras_private.order_of_dataset(records) == (["r", "q"], [])
+    assert keras_private.order_of_dataset(tf.data.Dataset.range(3)) == ([], [])
+
+
+def _seeds_of(dataset: Any) -> list[list[int]]:
+    return keras_private.order_of_dataset(dataset)[1]

@@ -10,7 +10,8 @@ import importlib
 
 import keras
 
-from keras_trainops.backends.base import Assignment, Backend, Gradient
+from keras_trainops.backends.base import Backend
+from keras_trainops.backends.types import Assignment, Gradient
 
 _BACKENDS = {"tensorflow": "TensorFlow", "jax": "Jax", "torch": "Torch"}  # file and class
 

@@ -4,47 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, NoReturn, Protocol, TypeAlias, TypeVar
+from typing import Any, NoReturn
 
 import keras
-import numpy as np
 from keras import ops
 
 from keras_trainops import keras_private
-
-T = TypeVar("T")
-Gradient: TypeAlias = Any  # a backend tensor, or None where the loss does not depend on a variable
-Assignment: TypeAlias = "tuple[keras.Variable, Any]"  # a variable and its new value
-Differentiable: TypeAlias = "Callable[[Sequence[Assignment], Sequence[Any]], tuple[Any, T]]"
-GroupFunction: TypeAlias = "Callable[[T, Any], tuple[T, Any]]"  # (carry, group) -> both
-OfExample: TypeAlias = "Callable[[Sequence[Assignment], Sequence[Any]], tuple[Any, tuple[T, Any]]]"
-StepFunction: TypeAlias = "Callable[[Any, Any], dict[str, Any]]"  # (model, data) -> logs
-
-
-class GradientChain(Protocol):
-    """A chain of gradient transforms, as `Backend.reduce_and_transform` calls it.
-
-    Attributes:
-        row_sparse: Whether the chain may get the rows of an embedding's gradient.
-    """
-
-    @property
-    def row_sparse(self) -> bool: ...
-
-    def __call__(
-        self, gradients: Sequence[Gradient], variables: Sequence[keras.Variable]
-    ) -> Sequence[Gradient]: ...
+from keras_trainops.backends.memory import Memory
+from keras_trainops.backends.replicas import Replicas
+from keras_trainops.backends.types import (
+    Assignment,
+    Differentiable,
+    Gradient,
+    GradientChain,
+    GroupFunction,
+    NumericsCheck,
+    OfExample,
+    StepFunction,
+    T,
+)
 
 
-class NumericsCheck(Protocol):
-    """Raises on the host if a compiled step found a value that is not finite."""
-
-    def raise_if_bad(
-        self, read: Callable[[keras.Variable], Any], before: Callable[[], None] = ...
-    ) -> None: ...
-
-
-class Backend:
+class Backend(Replicas, Memory):
     """A backend. The default methods assume eager execution on one replica.
 
     A subclass that trains sets `trains` and defines the methods that raise here.
@@ -82,13 +63,6 @@ class Backend:
         """
         if not self.trains:
             self._refuse()
-
-    def require_one_process(self) -> None:
-        """Check that no other process trains a part of the model outside Keras's distributions.
-
-        Raises:
-            NotImplementedError: If one does.
-        """
 
     def needs_our_step(self, model: Any) -> bool:
         """Return whether `model` needs our training step instead of Keras's on this backend."""
@@ -136,6 +110,15 @@ class Backend:
             numerics: Asked after every call; None without `check_numerics`.
         """
         return function
+
+    def logs_of_replicas(self, model: Any, method: str) -> AbstractContextManager[None]:
+        """Have the compiled step that is made meanwhile return logs as Keras can reduce them.
+
+        Args:
+            model: The model.
+            method: The name of the method of the step: "train_step" or "test_step".
+        """
+        return nullcontext()
 
     def trace(self, function: Callable[[], None]) -> None:
         """Run a function the way a training step is traced, without any effect on variables."""
@@ -245,10 +228,22 @@ class Backend:
             ValueError: If a layer assigned one inside a loop.
         """
 
-    def dense_if_divided(
-        self, gradients: Sequence[Gradient], optimizer: keras.optimizers.Optimizer
+    def prepare_gradients(
+        self,
+        gradients: Sequence[Gradient],
+        variables: Sequence[keras.Variable],
+        optimizer: keras.optimizers.Optimizer,
     ) -> list[Gradient]:
-        """Make sparse gradients dense if `optimizer` divides gradients or adds them up."""
+        """Make gradients ready for Keras's `optimizer.apply`, which leaves out those that are None.
+
+        Args:
+            gradients: The gradients of a batch on this replica, one per variable, or None.
+            variables: The variables.
+            optimizer: The optimizer.
+
+        Returns:
+            The gradients; on all replicas, or on none of them, a variable has one.
+        """
         return list(gradients)
 
     def reduce_and_transform(
@@ -257,7 +252,7 @@ class Backend:
         variables: Sequence[keras.Variable],
         chain: GradientChain,
     ) -> list[Gradient]:
-        """Sum gradients over replicas and duplicate rows, then run the chain of transforms.
+        """Reduce gradients over replicas, sum duplicate rows, then run the chain of transforms.
 
         Args:
             gradients: The unscaled gradients on this replica, one per variable, or None.
@@ -300,24 +295,6 @@ class Backend:
         for variable, value in zip(variables, values, strict=True):
             variable.assign(value)
 
-    # Replicas
-
-    def replicas(self) -> int:
-        """Return the number of replicas that train at the same time, each on a part of a batch."""
-        return 1
-
-    def any_over_replicas(self, flags: Any) -> Any:
-        """Return which boolean flags are set on any replica."""
-        return flags
-
-    def mean_over_replicas(self, values: Sequence[Any]) -> Sequence[Any]:
-        """Return the means over replicas of floating-point values; others as they are."""
-        return values
-
-    def parts_of(self, variable: keras.Variable) -> list[Any]:
-        """Return a variable's part on each replica of a strategy, or the variable itself on one."""
-        return [variable]
-
     # The model before and after a step
 
     def scope_of(self, model: Any) -> AbstractContextManager[Any]:
@@ -327,6 +304,16 @@ class Backend:
     def builds_models_itself(self, model: Any) -> bool:
         """Return whether Keras builds a lazy model before callbacks see it."""
         return True
+
+    def data_to_build_from(self, model: Any, iterator: Any, data_batch: Any) -> tuple[Any, Any]:
+        """Return the iterator and the batch that Keras builds a model from.
+
+        Args:
+            model: The model.
+            iterator: Keras's iterator over epochs, or None.
+            data_batch: A batch, if there is no iterator.
+        """
+        return iterator, data_batch
 
     def build_model(
         self, model: Any, iterator: Any, data_batch: Any, *, required: bool = False
@@ -360,39 +347,8 @@ class Backend:
     def unshare_values(self, variables: Sequence[keras.Variable]) -> None:
         """Copy values that several variables share."""
 
-    # Arrays
-
-    def host_view(self, variable: keras.Variable) -> np.ndarray:
-        """Return a variable's value on the host, valid until the next assignment.
-
-        It is copied only if that cannot be avoided.
-        """
-        return ops.convert_to_numpy(variable.value)
-
-    def empty_tensor(
-        self, shape: tuple[int, ...], dtype: np.dtype
-    ) -> tuple[Any, np.ndarray] | None:
-        """Return a tensor that a variable takes over without a copy, and its writable memory.
-
-        None if the backend assigns arrays without an extra copy.
-        """
-        return None
-
-    def overwritten_memory(self, variables: Iterable[keras.Variable]) -> list[tuple[int, int]]:
-        """Return the address ranges, begin and end, that assignments overwrite in place, sorted."""
-        return []
-
     def _refuse(self) -> NoReturn:
         raise NotImplementedError(
             f"Training steps run on TensorFlow, JAX and PyTorch; this is {self.name!r}. Restoring "
             "works on every backend."
         )
-
-
-def split_sources(
-    sources: Sequence[Any], values: Sequence[Any]
-) -> tuple[list[Assignment], list[Any]]:
-    """Return the values of those sources that are variables, with them, and those of tensors."""
-    pairs = list(zip(sources, values, strict=True))
-    variables = [(source, value) for source, value in pairs if isinstance(source, keras.Variable)]
-    return variables, [value for source, value in pairs if not isinstance(source, keras.Variable)]

@@ -12,8 +12,10 @@ import keras
 import numpy as np
 
 from keras_trainops import keras_private
-from keras_trainops.backends.base import (
-    Backend,
+from keras_trainops.backends import jax_memory, jax_parts, jax_processes
+from keras_trainops.backends.base import Backend
+from keras_trainops.backends.memory import Index
+from keras_trainops.backends.types import (
     Differentiable,
     Gradient,
     GroupFunction,
@@ -30,6 +32,8 @@ class Jax(Backend):
 
     trains = True
     needs_a_batch = True
+    processes_share_arrays = True
+    frame_bytes = 256  # process 0 sends those of all to each
 
     def needs_our_step(self, model: Any) -> bool:
         """Return True if the model has monitors.
@@ -171,6 +175,29 @@ class Jax(Backend):
         for variable, value in zip([*variables, *state], [*new_weights, *new_state], strict=True):
             variable.assign(value)
 
+    def require_distribution(self) -> None:
+        if keras.distribution.distribution() is None:
+            raise ValueError(
+                f"`jax.distributed` runs {jax.process_count()} processes, but no distribution is "
+                "set, so each would train a model of its own. Before the model is made, call "
+                "`keras.distribution.set_distribution(keras.distribution.DataParallel())`."
+            )
+
+    def divides(self, dataset: Any, model: Any) -> bool:
+        distribution: Any = keras.distribution.distribution()
+        return distribution is not None and distribution.auto_shard_dataset
+
+    def place_among_processes(self, model: Any) -> tuple[int, int]:
+        return jax.process_index(), jax.process_count()
+
+    def gather(self, frame: np.ndarray, model: Any) -> np.ndarray:
+        return jax_processes.gather(frame)
+
+    def broadcast(self, frame: np.ndarray, model: Any) -> np.ndarray:
+        from jax.experimental import multihost_utils
+
+        return np.asarray(multihost_utils.broadcast_one_to_all(frame))
+
     def write_back_state(self, model: Any) -> None:
         """Write the state back now.
 
@@ -188,7 +215,48 @@ class Jax(Backend):
             seen.add(id(variable.value))
 
     def host_view(self, variable: keras.Variable) -> np.ndarray:
-        return np.asarray(variable.value)
+        return self.on_host(variable.value)
+
+    def on_host(self, tensor: Any) -> np.ndarray:
+        return jax_memory.on_host(tensor)
+
+    def is_whole(self, tensor: Any) -> bool:
+        return jax_memory.is_whole(tensor)
+
+    def gathered(self, tensor: Any) -> np.ndarray:
+        return jax_memory.gathered(tensor)
+
+    def of_this_process(
+        self, variables: Sequence[keras.Variable]
+    ) -> Sequence[tuple[keras.Variable, Any]] | None:
+        return jax_memory.of_this_process(variables)
+
+    def distributed(self, batch: Any) -> Any:
+        return jax_memory.distributed(batch)
+
+    def kept(self, variable: Any) -> Any:
+        """Return an array; of a value that several processes share, `Shards`.
+
+        JAX would compare an array that is assigned to them over all processes.
+        """
+        value = variable.value
+        return np.array(value) if value.is_fully_addressable else jax_memory.Shards.of(value)
+
+    def assignable(self, kept: Any) -> Any:
+        return kept.tensor() if isinstance(kept, jax_memory.Shards) else kept
+
+    def parts_here(self, variable: keras.Variable) -> list[Index] | None:
+        return jax_parts.parts_here(variable.value)
+
+    def from_parts(self, variable: keras.Variable, parts: Sequence[np.ndarray]) -> Any:
+        return jax_parts.from_parts(variable.value.shape, variable.value.sharding, parts)
+
+    def snapshot(self, variable: keras.Variable) -> Any:
+        return variable.value  # which is immutable
+
+    def host_part(self, variable: Any, index: Index) -> np.ndarray:
+        value = variable.value if isinstance(variable, keras.Variable) else variable
+        return jax_parts.host_part(value, index)
 
 
 _TRAINING_GROUPS = 4  # of the parts of Keras's training state; evaluation has no optimizer's

@@ -16,9 +16,13 @@ import tensorflow as tf
 from keras import ops
 
 from keras_trainops import keras_private
-from keras_trainops.backends.base import (
+from keras_trainops.backends import tensorflow_processes, tensorflow_replicas
+from keras_trainops.backends.base import Backend
+from keras_trainops.backends.finite import finite_on_all_replicas
+from keras_trainops.backends.tensorflow_memory import TensorFlowMemory
+from keras_trainops.backends.tensorflow_rows import dense, sum_duplicate_rows, with_values
+from keras_trainops.backends.types import (
     Assignment,
-    Backend,
     Differentiable,
     Gradient,
     GradientChain,
@@ -28,10 +32,9 @@ from keras_trainops.backends.base import (
     T,
     split_sources,
 )
-from keras_trainops.backends.tensorflow_rows import dense, sum_duplicate_rows, with_values
 
 
-class TensorFlow(Backend):
+class TensorFlow(TensorFlowMemory, Backend):
     """TensorFlow, eagerly or compiled, on one device or under a `tf.distribute` strategy."""
 
     trains = True
@@ -60,12 +63,13 @@ class TensorFlow(Backend):
         finds no more data would still run everything that does not depend on data: one weight
         decay, iteration and seed too many.
         """
+        several = model.distribute_strategy.num_replicas_in_sync > 1
         of_batch: Callable[[Any], Any] = function
         spec: Any = None
 
         @functools.wraps(function)
         def run(iterator: Any) -> Any:
-            with _finite_on_all_replicas(self, model):
+            with finite_on_all_replicas(self, model) if several else contextlib.nullcontext():
                 logs = run_step(iterator)
             if numerics is not None:
                 numerics.raise_if_bad(lambda v: ops.convert_to_numpy(ops.convert_to_tensor(v)))
@@ -85,6 +89,12 @@ class TensorFlow(Backend):
 
         return run
 
+    def logs_of_replicas(self, model: Any, method: str) -> contextlib.AbstractContextManager[None]:
+        if not tensorflow_processes.is_multi_worker(model.distribute_strategy):
+            return contextlib.nullcontext()
+        step = tensorflow_processes.reducible(getattr(model, method))
+        return keras_private.shadowed(model, method, step)
+
     def trace(self, function: Callable[[], None]) -> None:
         def run() -> None:
             strategy = tf.distribute.get_strategy()
@@ -101,7 +111,7 @@ class TensorFlow(Backend):
         *,
         changes: Sequence[keras.Variable],
     ) -> None:
-        replica = _replicas()
+        replica = tensorflow_replicas.context()
         if replica is None:
             tf.cond(predicate, lambda: _then_zero(then, args), lambda: _then_zero(otherwise, args))
             return
@@ -184,9 +194,20 @@ class TensorFlow(Backend):
                 "`check_numerics`."
             )
 
-    def dense_if_divided(
-        self, gradients: Sequence[Gradient], optimizer: keras.optimizers.Optimizer
+    def must_transform(self, optimizer: keras.optimizers.Optimizer) -> bool:
+        """Return whether the optimizer accumulates gradients on several replicas.
+
+        Keras's own accumulation cannot: replicas must not synchronise within the condition of one.
+        """
+        return self.replicas() > 1 and bool(optimizer.gradient_accumulation_steps)
+
+    def prepare_gradients(
+        self,
+        gradients: Sequence[Gradient],
+        variables: Sequence[keras.Variable],
+        optimizer: keras.optimizers.Optimizer,
     ) -> list[Gradient]:
+        """Make sparse gradients dense if the optimizer divides gradients or adds them up."""
         if optimizer.loss_scale_factor or optimizer.gradient_accumulation_steps:
             return [dense(g) for g in gradients]
         return list(gradients)
@@ -202,7 +223,7 @@ class TensorFlow(Backend):
         A sparse gradient is passed as its rows if `chain.row_sparse`, otherwise as a dense one.
         """
         rows = sum_duplicate_rows if chain.row_sparse else dense
-        reduced = [rows(g) for g in _sum_over_replicas(gradients)]
+        reduced = [rows(g) for g in tensorflow_replicas.sums(gradients)]
         for gradient, variable in zip(reduced, variables, strict=True):
             if isinstance(gradient, tf.Tensor):  # a sparse one that became dense lost its shape
                 gradient.set_shape(variable.shape)
@@ -236,27 +257,30 @@ class TensorFlow(Backend):
         return tf.distribute.get_strategy().num_replicas_in_sync
 
     def any_over_replicas(self, flags: Any) -> Any:
-        replica = _replicas()
-        if replica is None:
-            return flags
-        return replica.all_reduce(tf.distribute.ReduceOp.SUM, tf.cast(flags, tf.float32)) > 0.5
+        return tensorflow_replicas.any_of(flags)
 
     def mean_over_replicas(self, values: Sequence[Any]) -> Sequence[Any]:
-        """Return the means of the values that layers assigned, the same on all replicas.
-
-        Plain Keras lets each replica keep its own batch-norm statistics, and saves those of the
-        first. Integers are counters or seeds, which are the same on all replicas anyway.
-        """
-        replica = _replicas()
-        floats = [value for value in values if value.dtype.is_floating]
-        if replica is None or not floats:
-            return values
-        means = iter(replica.all_reduce(tf.distribute.ReduceOp.MEAN, floats))
-        return [next(means) if value.dtype.is_floating else value for value in values]
+        return tensorflow_replicas.means(values)
 
     def parts_of(self, variable: keras.Variable) -> list[Any]:
         parts = getattr(variable.value, "values", None)
-        return list(parts) if isinstance(parts, tuple) and len(parts) > 1 else [variable]
+        return list(parts) if isinstance(parts, tuple) else [variable]
+
+    def require_supported_engine(self, model: Any) -> None:
+        tensorflow_processes.require_supported(_strategy_of(model))
+
+    def divides(self, dataset: Any, model: Any) -> bool:
+        policy = dataset.options().experimental_distribute.auto_shard_policy
+        return policy != tf.data.experimental.AutoShardPolicy.OFF
+
+    def place_among_processes(self, model: Any) -> tuple[int, int]:
+        return tensorflow_processes.place(_strategy_of(model))
+
+    def gather(self, frame: np.ndarray, model: Any) -> np.ndarray:
+        return tensorflow_processes.gather(frame, _strategy_of(model))
+
+    def broadcast(self, frame: np.ndarray, model: Any) -> np.ndarray:
+        return tensorflow_processes.broadcast(frame, _strategy_of(model))
 
     def scope_of(self, model: Any) -> contextlib.AbstractContextManager[Any]:
         if model._distribute_strategy is None:
@@ -266,6 +290,12 @@ class TensorFlow(Backend):
     def builds_models_itself(self, model: Any) -> bool:
         """Under a strategy Keras builds the model early; otherwise the first traced step does."""
         return model._distribute_strategy is not None
+
+    def data_to_build_from(self, model: Any, iterator: Any, data_batch: Any) -> tuple[Any, Any]:
+        """Give Keras the shapes of a batch of this worker: it cannot take a batch of several."""
+        if iterator is None or not tensorflow_processes.is_multi_worker(model.distribute_strategy):
+            return iterator, data_batch
+        return None, _batch_spec(iterator)
 
     def build_model(
         self, model: Any, iterator: Any, data_batch: Any, *, required: bool = False
@@ -292,63 +322,9 @@ class TensorFlow(Backend):
             with self.scope_of(model):
                 keras_private.build_metrics(model, batch)
 
-    def host_view(self, variable: keras.Variable) -> np.ndarray:
-        tensor: Any = tf.convert_to_tensor(variable.value)
-        try:
-            return np.asarray(memoryview(tensor))
-        except (BufferError, TypeError, ValueError):  # a dtype without buffers, or a device
-            return ops.convert_to_numpy(tensor)
 
-    def empty_tensor(
-        self, shape: tuple[int, ...], dtype: np.dtype
-    ) -> tuple[Any, np.ndarray] | None:
-        """Return a tensor, which TensorFlow assigns without a copy; it copies an array twice."""
-        try:
-            with tf.device("CPU:0"):
-                tensor = tf.raw_ops.Empty(shape=shape, dtype=tf.as_dtype(dtype), init=False)
-            first, second = tensor._numpy_internal(), tensor._numpy_internal()
-        except (AttributeError, TypeError, tf.errors.OpError):  # private, not for all dtypes
-            return None
-        shared = first.ctypes.data == second.ctypes.data and first.dtype == dtype
-        usable = shared and first.flags.writeable and first.flags.c_contiguous
-        return (tensor, first) if usable else None
-
-
-def _replicas() -> Any:
-    """Return TensorFlow's replica context; None outside of one, and with a single replica."""
-    replica = tf.distribute.get_replica_context()
-    return None if replica is None or replica.num_replicas_in_sync == 1 else replica
-
-
-def _sum_over_replicas(gradients: Sequence[Gradient]) -> Sequence[Gradient]:
-    replica = _replicas()
-    present = [g for g in gradients if g is not None]
-    if replica is None or not present:
-        return gradients
-    summed = iter(replica.all_reduce(tf.distribute.ReduceOp.SUM, present))
-    return [None if g is None else next(summed) for g in gradients]
-
-
-def _finite_on_all_replicas(backend: Backend, model: Any) -> contextlib.ExitStack:
-    """Make a LossScaleOptimizer skip a step if any replica's gradient is not finite.
-
-    Keras checks each replica's gradients separately, but uses the first replica's result for all.
-    """
-    shadows = contextlib.ExitStack()
-    if model.distribute_strategy.num_replicas_in_sync == 1:
-        return shadows
-
-    def checking_all(check: Callable[[Any], Any]) -> Callable[[Any], Any]:
-        """Return Keras's check, or a user-defined one, over all replicas."""
-        return lambda gradients: tf.logical_not(
-            backend.any_over_replicas(tf.logical_not(check(gradients)))
-        )
-
-    for optimizer in keras_private.named_optimizers(model.optimizer).values():
-        if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
-            check = checking_all(optimizer.check_finite)
-            shadows.enter_context(keras_private.shadowed(optimizer, "check_finite", check))
-    return shadows
+def _strategy_of(model: Any) -> tf.distribute.Strategy:
+    return getattr(model, "distribute_strategy", None) or tf.distribute.get_strategy()
 
 
 def _step_of(spec: Any, function: Callable[..., Any], model: Any) -> Callable[[Any], Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tensorflow as tf
 
-from keras_trainops.backends.base import Gradient
+from keras_trainops.backends.types import Gradient
 
 
 def dense(gradient: Gradient) -> Gradient:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
@@ -11,10 +12,13 @@ import keras
 import numpy as np
 import torch
 
-from keras_trainops.backends.base import (
-    Backend,
+from keras_trainops.backends import torch_processes
+from keras_trainops.backends.base import Backend
+from keras_trainops.backends.finite import finite_on_all_replicas
+from keras_trainops.backends.types import (
     Differentiable,
     Gradient,
+    GradientChain,
     NumericsCheck,
     OfExample,
     StepFunction,
@@ -25,33 +29,32 @@ from keras_trainops.trees import mapped
 
 
 class Torch(Backend):
-    """PyTorch in one process; it always runs eagerly."""
+    """PyTorch in one or several processes of `torch.distributed`; it always runs eagerly.
+
+    The processes add nothing up on their own: the mixin reduces gradients, votes, what layers
+    assign and metrics, whether the model is in a `DistributedDataParallel` or not. That one makes
+    gradients the same on all processes, and a mean of equal gradients changes nothing.
+    """
 
     trains = True
     takes_batches_early = True
-
-    def require_one_process(self) -> None:
-        """Raise if `torch.distributed` runs several processes: gradients would not be reduced."""
-        distributed = torch.distributed
-        if not distributed.is_available() or not distributed.is_initialized():
-            return
-        size = distributed.get_world_size()
-        if size > 1:
-            raise NotImplementedError(
-                "Training with the mixin does not reduce gradients over the processes of "
-                "`torch.distributed`, even if the model is wrapped in DistributedDataParallel: "
-                f"each of the {size} processes would train its own model. Train in one process, "
-                "without `torch.distributed.init_process_group`; for several, use the "
-                f"TensorFlow or JAX backend. Received: world size {size}"
-            )
+    replicas_add_up = False
 
     def needs_our_step(self, model: Any) -> bool:
-        """Return True with `variables_to_train`: Keras's step computes all gradients."""
-        return model.train_ops.arguments.get("variables_to_train") is not None
+        """Return whether Keras's step would do too much or too little.
+
+        It computes all gradients, also with `variables_to_train`. In several processes it would let
+        the values that layers assign to non-trainable weights differ.
+        """
+        chosen = model.train_ops.arguments.get("variables_to_train") is not None
+        return chosen or (_are_several() and bool(model.non_trainable_weights))
 
     def writes_at_once(self, model: Any) -> bool:
-        """Return True: what would overwrite tensors that a gradient needs is collected anyway."""
-        return True
+        """Return whether processes need not agree on what layers assign.
+
+        What would overwrite tensors that a gradient needs is collected anyway.
+        """
+        return not _are_several()
 
     def runs_eagerly(self, model: Any) -> bool:
         return True
@@ -63,17 +66,17 @@ class Torch(Backend):
     def train_function(
         self, function: Callable[..., Any], model: Any, numerics: NumericsCheck | None
     ) -> Callable[..., Any]:
-        """Raise after a step that found a value that is not finite."""
-        if numerics is None:
-            return function
+        """Have processes agree on overflows; raise after a step with a value that is not finite."""
 
         @functools.wraps(function)
-        def checked(data: Any) -> Any:
-            logs = function(data)
-            numerics.raise_if_bad(keras.ops.convert_to_numpy)
+        def run(data: Any) -> Any:
+            with finite_on_all_replicas(self, model) if _are_several() else _NOTHING:
+                logs = function(data)
+            if numerics is not None:
+                numerics.raise_if_bad(keras.ops.convert_to_numpy)
             return logs
 
-        return checked
+        return run
 
     def trace(self, function: Callable[[], None]) -> None:
         """Run the function: PyTorch has no tracing."""
@@ -137,16 +140,85 @@ class Torch(Backend):
     def no_gradients(self) -> AbstractContextManager[Any]:
         return torch.no_grad()
 
+    def must_transform(self, optimizer: keras.optimizers.Optimizer) -> bool:
+        """Return True in several processes: nothing else reduces the gradients."""
+        return _are_several()
+
+    def prepare_gradients(
+        self,
+        gradients: Sequence[Gradient],
+        variables: Sequence[keras.Variable],
+        optimizer: keras.optimizers.Optimizer,
+    ) -> list[Gradient]:
+        return (
+            torch_processes.without_gaps(gradients, variables) if _are_several() else [*gradients]
+        )
+
+    def reduce_and_transform(
+        self,
+        gradients: Sequence[Gradient],
+        variables: Sequence[keras.Variable],
+        chain: GradientChain,
+    ) -> list[Gradient]:
+        if _are_several():
+            present = iter(torch_processes.means([g for g in gradients if g is not None]))
+            gradients = [None if g is None else next(present) for g in gradients]
+        return super().reduce_and_transform(gradients, variables, chain)
+
+    def any_over_replicas(self, flags: Any) -> Any:
+        return torch_processes.any_of(flags) if _are_several() else flags
+
+    def mean_over_replicas(self, values: Sequence[Any]) -> Sequence[Any]:
+        if not _are_several():
+            return values
+        means = iter(torch_processes.means([v for v in values if v.is_floating_point()]))
+        return [next(means) if v.is_floating_point() else v for v in values]
+
+    def keeps_processes_apart(self) -> bool:
+        return _are_several()
+
+    def sum_over_processes(self, values: Sequence[Any]) -> Sequence[Any]:
+        return torch_processes.sums(values)
+
+    def require_supported_engine(self, model: Any) -> None:
+        torch_processes.refuse_shards(model)
+
+    def place_among_processes(self, model: Any) -> tuple[int, int]:
+        return torch_processes.place()
+
+    def gather(self, frame: np.ndarray, model: Any) -> np.ndarray:
+        return torch_processes.gather(frame)
+
+    def broadcast(self, frame: np.ndarray, model: Any) -> np.ndarray:
+        return torch_processes.broadcast(frame)
+
     def host_view(self, variable: keras.Variable) -> np.ndarray:
         tensor = variable.value.detach().cpu()
         if tensor.dtype == torch.bfloat16:  # which NumPy lacks
             return keras.ops.convert_to_numpy(tensor)
         return tensor.numpy()
 
+    def empty_tensor(
+        self, shape: tuple[int, ...], dtype: np.dtype
+    ) -> tuple[Any, np.ndarray] | None:
+        """Return a tensor, which PyTorch copies once; Keras would copy an array before."""
+        try:
+            tensor = torch.empty(shape, dtype=getattr(torch, dtype.name), device="cpu")
+            return tensor, tensor.numpy()
+        except (AttributeError, TypeError):  # a dtype that NumPy or PyTorch lacks
+            return None
+
     def overwritten_memory(self, variables: Iterable[keras.Variable]) -> list[tuple[int, int]]:
         """Return the memory of parameters: PyTorch assigns them in place, other backends do not."""
         tensors = [variable.value for variable in variables]
         return sorted((t.data_ptr(), t.data_ptr() + t.nbytes) for t in tensors if not t.is_meta)
+
+
+_NOTHING: AbstractContextManager[Any] = contextlib.nullcontext()
+
+
+def _are_several() -> bool:
+    return torch_processes.place()[1] > 1
 
 
 def _is_parameter(source: Any, tensor: Any) -> bool:

@@ -4,7 +4,14 @@ Private API that only one backend needs is in `backends`. `tests/test_keras_priv
 descriptively named test for each use, which fails if a new Keras changes the behaviour.
 """
 
-from keras_trainops.keras_private.data import EpochData, batches, has_unseeded_shuffle
+from keras_trainops.keras_private.data import (
+    EpochData,
+    batches,
+    dataset_of,
+    facts_of_data,
+    has_unseeded_shuffle,
+    order_of_dataset,
+)
 from keras_trainops.keras_private.graph import (
     first_variables_after,
     idf_of,
@@ -30,6 +37,7 @@ from keras_trainops.keras_private.model import (
     random_seed,
     seeds,
     start_at_epoch,
+    state_of_layers,
     track_loss,
     unbuilt_layers,
 )
@@ -54,6 +62,7 @@ from keras_trainops.keras_private.optimizers import (
     innermost,
     inside,
     is_multi,
+    layout_of,
     named_optimizers,
     optimizer_variables,
     shadowed,
@@ -99,7 +108,9 @@ __all__ = [
     "compiled_metric_names",
     "compute_loss",
     "current_scope",
+    "dataset_of",
     "excluded_from_decay",
+    "facts_of_data",
     "first_batch",
     "first_variables_after",
     "forget_losses",
@@ -116,10 +127,12 @@ __all__ = [
     "is_multi",
     "keep_in_clones",
     "kernel_of",
+    "layout_of",
     "losses_of_one_replica",
     "named_optimizers",
     "operation_before",
     "optimizer_variables",
+    "order_of_dataset",
     "output_shapes",
     "overwrite_with_averages",
     "own_variables",
@@ -131,6 +144,7 @@ __all__ = [
     "shadowed",
     "slots",
     "start_at_epoch",
+    "state_of_layers",
     "step",
     "stop_gradient",
     "take_over",

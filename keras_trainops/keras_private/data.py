@@ -213,3 +213,52 @@ def has_unseeded_shuffle(dataset: Any) -> bool:
     if is_shuffle and int(dataset._seed) == 0 and int(dataset._seed2) == 0:
         return True
     return any(map(has_unseeded_shuffle, getattr(dataset, "_inputs", list)()))
+
+
+def facts_of_data(iterator: Any) -> dict[str, Any]:
+    """Return the sizes of data, by their names for messages; None where Keras does not know.
+
+    Args:
+        iterator: Keras's iterator over epochs.
+    """
+    try:
+        size = iterator.data_adapter.batch_size
+    except (AttributeError, IndexError, ValueError):  # a dataset distributed over replicas
+        size = None
+    return {
+        "the batch size": None if size is None else int(size),
+        "the number of batches in an epoch": iterator.num_batches,
+    }
+
+
+def dataset_of(iterator: Any) -> Any:
+    """Return the `tf.data.Dataset` that an iterator over epochs takes its data from, or None."""
+    dataset = getattr(iterator.data_adapter, "_dataset", None)
+    return dataset if hasattr(dataset, "_inputs") else None
+
+
+def order_of_dataset(dataset: Any) -> tuple[list[str], list[list[int]]]:
+    """Return what decides the order of a dataset.
+
+    Args:
+        dataset: A `tf.data.Dataset`.
+
+    Returns:
+        The texts it is made of, such as names of files, and the seeds of its shuffles.
+    """
+    texts: list[str] = []
+    seeds: list[list[int]] = []
+    names = getattr(dataset, "_filenames", None)
+    inputs = list(dataset._inputs())
+    if hasattr(names, "_inputs") and not inputs:
+        inputs = [names]
+    for tensor in [names, *getattr(dataset, "_tensors", ())]:
+        is_known = hasattr(tensor, "numpy")
+        if is_known and tensor.dtype.name == "string":
+            texts += [text.decode(errors="replace") for text in tensor.numpy().reshape(-1)]
+    if hasattr(dataset, "_seed") and hasattr(dataset, "_seed2"):
+        seeds.append([int(dataset._seed), int(dataset._seed2)])
+    for each in inputs:
+        more_texts, more_seeds = order_of_dataset(each)
+        texts, seeds = texts + more_texts, seeds + more_seeds
+    return texts, seeds

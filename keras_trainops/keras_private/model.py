@@ -39,6 +39,11 @@ def own_variables(layer: keras.layers.Layer) -> list[keras.Variable]:
     return [*layer._trainable_variables, *layer._non_trainable_variables]
 
 
+def state_of_layers(model: keras.Model) -> list[keras.Variable]:
+    """Return the weights that layers assign themselves; frozen ones are not among them."""
+    return [v for layer in all_layers(model) for v in layer._non_trainable_variables]
+
+
 def unbuilt_layers(model: keras.Model) -> list[keras.layers.Layer]:
     """Return the layers that will have variables but have not been called yet."""
     return [

@@ -239,12 +239,18 @@ def _within(value: Any) -> Iterator[Any]:
 def _copy_of(variable: keras.Variable, scope: str) -> keras.Variable:
     with keras.name_scope(scope):
         return keras.Variable(
-            keras.ops.convert_to_numpy(keras.ops.convert_to_tensor(variable)),
+            keras.ops.copy(keras.ops.convert_to_tensor(variable)),
             dtype=variable.dtype,
             trainable=variable.trainable,
             aggregation=variable.aggregation,
             name=variable.name,
+            layout=layout_of(variable),
         )
+
+
+def layout_of(variable: keras.Variable) -> Any:
+    """Return how a distribution shards a variable over devices; None without a distribution."""
+    return getattr(variable, "_layout", None)
 
 
 def optimizer_variables(optimizer: Any) -> list[keras.Variable]:

@@ -49,7 +49,7 @@ def test_defaults_hold_without_replicas_and_tracing() -> None:
     optimizer = keras.optimizers.SGD(0.1)
     assert OTHER.mean_over_replicas(gradients) is gradients
     assert OTHER.any_over_replicas(gradients[0]) is gradients[0]
-    assert OTHER.dense_if_divided(tuple(gradients), optimizer) == gradients
+    assert OTHER.prepare_gradients(tuple(gradients), [], optimizer) == gradients
     assert OTHER.empty_tensor((2,), np.dtype("float32")) is None
     assert OTHER.overwritten_memory([one, two]) == []
     np.testing.assert_array_equal(OTHER.host_view(two), [1, 1])

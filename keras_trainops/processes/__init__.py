@@ -1,0 +1,7 @@
+"""The processes of one run: who this one is, and what all of them agree on."""
+
+from __future__ import annotations
+
+from keras_trainops.processes.processes import Processes, ProcessTimeoutError
+
+__all__ = ["ProcessTimeoutError", "Processes"]
