@@ -9,18 +9,18 @@ from typing import Any, Protocol, runtime_checkable
 import keras
 
 from keras_trainops.arguments import misplaced
-
-_POSITION = 5  # of `callbacks` among the arguments of `fit`
+from keras_trainops.training.call_arguments import CALLBACKS
 
 
 @runtime_checkable
 class FitWrapper(Protocol):
     """A callback that a model with the mixin gives access to the other callbacks of a `fit`."""
 
-    def wrap_fit(self, callbacks: list[Any]) -> AbstractContextManager[list[Any]]:
+    def wrap_fit(self, model: Any, callbacks: list[Any]) -> AbstractContextManager[list[Any]]:
         """Surround the whole `fit`, even if it fails.
 
         Args:
+            model: The model that `fit` trains.
             callbacks: All callbacks that `fit` was given.
 
         Returns:
@@ -54,7 +54,7 @@ def wrapped_fit(
     Raises:
         ValueError: If something is not a callback, or there are several wrappers of one kind.
     """
-    given = args[_POSITION] if len(args) > _POSITION else kwargs.get("callbacks")
+    given = CALLBACKS.of(args, kwargs)
     users_list = given if isinstance(given, keras.callbacks.CallbackList) else None
     own = keras.tree.flatten(given or []) if users_list is None else users_list.callbacks
     callbacks = list(own)
@@ -66,11 +66,12 @@ def wrapped_fit(
     with ExitStack() as stack:
         arranged = callbacks
         for wrapper in wrappers:
-            arranged = stack.enter_context(wrapper.wrap_fit(arranged))
+            arranged = stack.enter_context(wrapper.wrap_fit(model, arranged))
         if users_list is not None:
             stack.enter_context(_listed(users_list, arranged, model))
         model.train_ops.fit.follow_data = None if follower is None else follower.follow_data
-        yield _with_callbacks(args, kwargs, arranged if users_list is None else users_list)
+        new = arranged if users_list is None else users_list
+        yield CALLBACKS.replaced(args, kwargs, new)
 
 
 def _require_callbacks(callbacks: Sequence[Any]) -> None:
@@ -90,14 +91,6 @@ def _wrappers(callbacks: Sequence[Any]) -> tuple[list[FitWrapper], DataFollower 
             names = " and ".join(type(wrapper).__name__ for wrapper in kind)
             raise ValueError(f"`callbacks` may contain only one of these: {names}")
     return [*others, *followers], next(iter(followers), None)
-
-
-def _with_callbacks(
-    args: tuple[Any, ...], kwargs: dict[str, Any], callbacks: Any
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    if len(args) > _POSITION:
-        return (*args[:_POSITION], callbacks, *args[_POSITION + 1 :]), kwargs
-    return args, {**kwargs, "callbacks": callbacks}
 
 
 def evaluation_context(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +13,9 @@ import keras
 from keras_trainops import keras_private, paths
 from keras_trainops.backends import backend
 from keras_trainops.gradients.base import as_source
-from keras_trainops.training import own_step, preparation
+from keras_trainops.training import agreement, apart, own_step, preparation
 from keras_trainops.training.all_or_nothing import all_or_nothing
+from keras_trainops.training.call_arguments import EPOCHS, EVALUATE_VERBOSE, FIT_VERBOSE
 from keras_trainops.training.fit_callbacks import evaluation_context, wrapped_fit
 from keras_trainops.training.numerics import GradientGuard, NumericsGuard
 from keras_trainops.training.optimizers.compiling import (
@@ -40,7 +41,7 @@ from keras_trainops.training.train_ops import (
     TrainOps,
     no_logs,
 )
-from keras_trainops.training.trainability import Trainability, as_compiled, without
+from keras_trainops.training.trainability import Trainability, as_compiled, chosen, without
 from keras_trainops.updates.functions import as_update
 from keras_trainops.updates.policy import UpdatePolicy
 
@@ -97,14 +98,14 @@ class TrainOpsMixin(_Model):
         **kwargs: Any,
     ) -> None:
         backend().require_training()
+        backend().require_supported_engine(self)
         state = self.train_ops
         described = OptimizerArguments(
             optimizer, optimizers, gradient_transforms, variables_to_train
         )
         policy = UpdatePolicy(updates, state.registered, state.policy, described.names)
         optimizer = described.create(keeps_state=bool(policy.after_weights))
-        if preparation.in_scope(self, backend().replicas) > 1:
-            optimizer = for_replicas(optimizer)
+        optimizer = preparation.in_scope(self, lambda: for_replicas(optimizer))
         values = (updates, variables_to_train, check_numerics, as_source(gradients))
         arguments: dict[str, Any] = dict(zip(COMPILE_ARGUMENTS, values, strict=True))
         needed = own_step.methods_needed(self, TrainOpsMixin, policy, arguments, optimizer)
@@ -189,7 +190,9 @@ class TrainOpsMixin(_Model):
     @typed_as(TypedModel.fit)
     def fit(self, *args: Any, **kwargs: Any) -> Any:
         """Train as in Keras."""
-        self.train_ops.fit = FitState()
+        facts = {"the number of epochs": EPOCHS.of(args, kwargs)}
+        self.train_ops.fit = FitState(runs=True, facts=facts)
+        args, kwargs = apart.printed_once(self, args, kwargs, FIT_VERBOSE)
         try:
             with self._in_training(whole=True), wrapped_fit(self, args, kwargs) as (args, kwargs):
                 return super().fit(*args, **kwargs)
@@ -204,8 +207,8 @@ class TrainOpsMixin(_Model):
 
     @contextmanager
     def _in_training(self, *, whole: bool) -> Iterator[None]:
-        backend().require_one_process()
         needed = self.train_ops.compiled.need_our_step_for
+        preparation.reduce_gradients(self)
         with as_compiled(self), own_step.watched(self, TrainOpsMixin, needed, whole=whole):
             yield
 
@@ -213,7 +216,8 @@ class TrainOpsMixin(_Model):
     def evaluate(self, *args: Any, **kwargs: Any) -> Any:
         """Evaluate as in Keras; during a `fit` with `UseAverage`, with the averaged weights."""
         state = self.train_ops
-        with state.evaluation(), evaluation_context(state.fit.evaluation, kwargs):
+        args, kwargs = apart.printed_once(self, args, kwargs, EVALUATE_VERBOSE)
+        with state.evaluation(whole=True), evaluation_context(state.fit.evaluation, kwargs):
             try:
                 return super().evaluate(*args, **kwargs)
             except BaseException:
@@ -223,7 +227,7 @@ class TrainOpsMixin(_Model):
     @typed_as(TypedModel.test_on_batch)
     def test_on_batch(self, *args: Any, **kwargs: Any) -> Any:
         """Evaluate on one batch as in Keras."""
-        with self.train_ops.evaluation():
+        with self.train_ops.evaluation(whole=False):
             return super().test_on_batch(*args, **kwargs)
 
     @property
@@ -235,10 +239,7 @@ class TrainOpsMixin(_Model):
 
     def _to_train(self, variables: list[keras.Variable]) -> list[keras.Variable]:
         patterns = self.train_ops.arguments.get("variables_to_train")
-        if patterns is None or not self.built:
-            return variables
-        several = patterns.values() if isinstance(patterns, Mapping) else [patterns]
-        return paths.selected([p for each in several for p in paths.as_list(each)], variables)
+        return variables if patterns is None or not self.built else chosen(patterns, variables)
 
     @of_mixin
     def training_step(self, step: Step, data: Any) -> dict[str, Any]:
@@ -316,20 +317,29 @@ class TrainOpsMixin(_Model):
         state = self.train_ops
         if self.train_function is not None and not force:
             self.start_updates(anew=False)
+            agreement.require_same(self)
             return self.train_function
-        if state.why_unbuilt and state.needs_our_step():
-            raise ValueError(
-                "`updates`, `check_numerics` and `gradients` need a model that is built, and this "
-                "one could not be built from the shapes of its data. Call it on a batch before "
-                f"`fit`, as in `model(x)`. The reason: {state.why_unbuilt}"
-            )
+        preparation.require_built(self)
         if self.built and not state.why_unbuilt:
             preparation.prepare(self)
+        agreement.require_same(self)
         own_step.remember(self)
-        super().make_train_function(force)
+        with backend().logs_of_replicas(self, "train_step"):
+            super().make_train_function(force)
         made: Any = self.train_function
-        self.train_function = backend().train_function(made, self, state.numerics)
+        made = backend().train_function(made, self, state.numerics)
+        shares_state = not own_step.replaces_ours(self, TrainOpsMixin)
+        self.train_function = apart.train_function_of_all(made, self, shares_state=shares_state)
         return self.train_function
+
+    def make_test_function(self, force: bool = False) -> Any:
+        """Build the compiled step of an evaluation, as `evaluate` starts."""
+        if self.test_function is None or force:
+            with backend().logs_of_replicas(self, "test_step"):
+                super().make_test_function(force)
+            made: Any = self.test_function
+            self.test_function = apart.test_function_of_all(made, self)
+        return self.test_function
 
     def start_updates(self, *, anew: bool) -> None:
         """Initialise updates from the model's weights, for example averages.
@@ -343,7 +353,9 @@ class TrainOpsMixin(_Model):
         """Build the model before callbacks run; only TensorFlow's trainer calls this."""
         if backend().builds_models_itself(self):
             self.train_ops.fit.show_data(iterator)
-            super()._maybe_symbolic_build(iterator, data_batch)
+            if not self.train_ops.evaluating:
+                agreement.require_same(self)  # replicas create variables together
+            super()._maybe_symbolic_build(*backend().data_to_build_from(self, iterator, data_batch))
         else:
             preparation.build_early(self, iterator, data_batch)
 
@@ -358,6 +370,8 @@ class TrainOpsMixin(_Model):
     def _get_metrics_result_or_logs(self, logs: Any) -> Any:
         """Return Keras's logs, or the metrics for an epoch that was resumed at its very end."""
         parent: Any = super()
+        if self.train_ops.evaluates_all:
+            logs = apart.evaluation_of_all(self, logs)
         logs = logs or (parent.get_metrics_result() if self.train_ops.fit.follows else logs)
         return parent._get_metrics_result_or_logs(logs)
 

@@ -16,7 +16,7 @@ from keras_trainops.training.optimizers.group import OptimizerGroup, monitors_of
 from keras_trainops.training.optimizers.transformed import TransformedOptimizer, transformed_in
 from keras_trainops.training.steps.texts import EVALUATION, TRAINING, has_own_text
 from keras_trainops.updates.policy import UpdatePolicy
-from keras_trainops.values import copy_of
+from keras_trainops.values import assign_copies, copies_of
 
 _STEP, _MAKE = "train_step", "make_train_function"
 _MONITOR = "`Monitor`"
@@ -248,8 +248,8 @@ class _Watch:
     def undo_refused_step(self) -> None:
         """Restore the values before the first step, if that one was refused."""
         if self._refused:
-            for variable, value in self._model.train_ops.before_first_step or []:
-                variable.assign(value)
+            for variable, copies in self._model.train_ops.before_first_step or []:
+                assign_copies(variable, copies)
             self._model.train_function = None
 
     def _applied(self) -> int:
@@ -265,7 +265,7 @@ def remember(model: Any) -> None:
     if state.before_first_step is not None:
         optimizer = model.optimizer.variables if model.optimizer is not None else []
         variables = [*model.variables, *optimizer, *model.metrics_variables]
-        state.before_first_step = [(variable, copy_of(variable)) for variable in variables]
+        state.before_first_step = [(variable, copies_of(variable)) for variable in variables]
 
 
 def _overrides(model: Any, mixin: type, method: str) -> list[tuple[str, Any]]:

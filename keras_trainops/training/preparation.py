@@ -11,6 +11,7 @@ from keras_trainops import keras_private, paths
 from keras_trainops.backends import backend
 from keras_trainops.training import own_step
 from keras_trainops.training.norm_logs import NormLogs
+from keras_trainops.training.optimizers.compiling import for_replicas
 from keras_trainops.training.optimizers.group import (
     OptimizerGroup,
     all_transformed_in,
@@ -52,6 +53,34 @@ def require_same_variables(model: Any) -> None:
     if not is_built_for(before, now):
         changed = [*without(before, now), *without(now, before)]
         raise changed_since([variable.path for variable in changed])
+
+
+def reduce_gradients(model: Any) -> None:
+    """Have the optimizer reduce gradients over processes that have met since `compile`.
+
+    Raises:
+        NotImplementedError: If an engine that is not supported has taken the model since then.
+    """
+    backend().require_supported_engine(model)
+    optimizer = in_scope(model, lambda: for_replicas(model.optimizer))
+    if optimizer is not model.optimizer:
+        model.optimizer = optimizer
+        attach_optimizer(model)
+
+
+def require_built(model: Any) -> None:
+    """Check that a model is built, if its step needs that.
+
+    Raises:
+        ValueError: If it could not be built.
+    """
+    state = model.train_ops
+    if state.why_unbuilt and state.needs_our_step():
+        raise ValueError(
+            "`updates`, `check_numerics` and `gradients` need a model that is built, and this one "
+            "could not be built from the shapes of its data. Call it on a batch before `fit`, as "
+            f"in `model(x)`. The reason: {state.why_unbuilt}"
+        )
 
 
 def prepare(model: Any) -> None:

@@ -53,6 +53,7 @@ class TypedModel(_Model):
     compiled: bool
     optimizer: Any
     train_function: Any
+    test_function: Any
 
     @property
     def variables(self) -> list[keras.Variable]:

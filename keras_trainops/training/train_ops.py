@@ -10,6 +10,7 @@ from typing import Any
 
 import keras
 
+from keras_trainops import keras_private
 from keras_trainops.gradients.base import GradientSource
 from keras_trainops.training.norm_logs import NormLogs
 from keras_trainops.training.numerics import NumericsGuard
@@ -49,14 +50,29 @@ class FitState:
             weights; None if there is none.
         follow_data: Called once with Keras's iterator over epochs; None if no callback follows it.
         follows: Whether a callback follows the data.
+        runs: Whether a `fit` runs.
+        facts: What all processes of a run must have in common, by a name for messages.
+        dataset: The `tf.data.Dataset` that is trained on; None for other data.
+        agreed: Whether the processes have compared that.
+        state_unchecked: Whether the first step is still to compare the weights of the processes.
     """
 
     evaluation: Callable[[], AbstractContextManager[None]] | None = None
     follow_data: Callable[[Any], None] | None = None
     follows: bool = False
+    runs: bool = False
+    facts: dict[str, Any] = field(default_factory=dict)
+    dataset: Any = None
+    agreed: bool = False
+    state_unchecked: bool = False
 
     def show_data(self, iterator: Any) -> bool:
         """Pass the data to the callback that follows them, once; return whether that happened."""
+        if self.runs and iterator is not None:
+            facts = keras_private.facts_of_data(iterator)
+            if not facts.keys() <= self.facts.keys():  # data of a validation come later
+                self.dataset = keras_private.dataset_of(iterator)
+                self.facts.update(facts)
         if self.follow_data is None or iterator is None:
             return False
         follow_data, self.follow_data, self.follows = self.follow_data, None, True
@@ -83,6 +99,8 @@ class TrainOps:
         fit: State that lasts for one `fit`.
         carried: Variables that steps pass on and that no layer, metric or optimizer has.
         why_unbuilt: Why the model could not be built before its first step; empty if it could.
+        evaluates_all: Whether a whole `evaluate` runs, not a single batch.
+        agreed: What was compiled when processes last compared what they train.
         steps: How often our step, or Keras's after it in the MRO, was run or traced.
         before_first_step: Values to restore if the first user-defined step is refused; None if
             none are needed.
@@ -94,6 +112,8 @@ class TrainOps:
     step_logs: dict[bool, StepLogs] = field(default_factory=no_logs)
     probed: set[bool] = field(default_factory=set)
     evaluating: bool = False
+    evaluates_all: bool = False
+    agreed: Compiled | None = None
     fit: FitState = field(default_factory=FitState)
     carried: list[keras.Variable] = field(default_factory=list)
     why_unbuilt: str = ""
@@ -121,13 +141,14 @@ class TrainOps:
         return self.compiled.numerics
 
     @contextmanager
-    def evaluation(self) -> Iterator[None]:
-        """Surround an evaluation, which may happen within a `fit`."""
-        before, self.evaluating = self.evaluating, True
+    def evaluation(self, *, whole: bool) -> Iterator[None]:
+        """Surround an evaluation, of all data or of one batch; it may happen within a `fit`."""
+        before = self.evaluating, self.evaluates_all
+        self.evaluating, self.evaluates_all = True, whole
         try:
             yield
         finally:
-            self.evaluating = before
+            self.evaluating, self.evaluates_all = before
 
     @property
     def log_variables(self) -> list[keras.Variable]:

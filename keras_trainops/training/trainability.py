@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import keras
 
-from keras_trainops import keras_private
+from keras_trainops import keras_private, paths
 
 
 class Trainability:
@@ -38,6 +38,17 @@ class Trainability:
     @staticmethod
     def _changed(flags: list[tuple[Any, bool]]) -> list[tuple[Any, bool]]:
         return [(owner, flag) for owner, flag in flags if owner.trainable != flag]
+
+
+def chosen(patterns: Any, variables: list[keras.Variable]) -> list[keras.Variable]:
+    """Return the variables that `variables_to_train` chooses.
+
+    Args:
+        patterns: Patterns; with several optimizers, by name.
+        variables: The trainable variables.
+    """
+    several = patterns.values() if isinstance(patterns, Mapping) else [patterns]
+    return paths.selected([p for each in several for p in paths.as_list(each)], variables)
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 import keras
 from keras import ops
 
-from keras_trainops.backends.base import Gradient as Gradient
+from keras_trainops.backends.types import Gradient as Gradient
 from keras_trainops.representation import CallRepr
 from keras_trainops.state import Stateful
 

@@ -81,7 +81,7 @@ class FromOptax(GradientTransform):
         self._check(weights, state)
         leaves, self._structure = jax.tree_util.tree_flatten_with_path(state)
         self.use_as_state(())
-        self._leaves = [self._leaf(jax.tree_util.keystr(path), value) for path, value in leaves]
+        self._leaves = [self._leaf(path, value) for path, value in leaves]
 
     def _weights(self) -> dict[str, Any]:
         return {path: ops.convert_to_tensor(v) for path, v in self._trained.items()}
@@ -103,11 +103,20 @@ class FromOptax(GradientTransform):
                 f"follow: from {_layout(state)} to {_layout(after)}"
             )
 
-    def _leaf(self, name: str, value: Any) -> _Leaf:
-        data = np.array(_data(value))  # a copy: a step donates the weights' arrays
-        variable = self.add_variable(name, data.shape, data.dtype.name)
-        variable.assign(data)
+    def _leaf(self, path: tuple[Any, ...], value: Any) -> _Leaf:
+        import jax
+
+        data = _data(value)
+        name, like = jax.tree_util.keystr(path), self._variable_of(path, data.shape)
+        variable = self.add_variable(name, data.shape, data.dtype.name, like=like)
+        variable.assign(ops.copy(data))  # a step donates the weights' arrays
         return _Leaf(variable, _key_type(value))
+
+    def _variable_of(self, path: tuple[Any, ...], shape: Sequence[int]) -> keras.Variable | None:
+        """Return the variable that an array of the state belongs to, element by element."""
+        names = [getattr(step, "key", None) for step in path]
+        found = [self._trained[name] for name in names if name in self._trained]
+        return found[0] if found and tuple(found[0].shape) == tuple(shape) else None
 
     def __call__(
         self, gradients: Sequence[Gradient], variables: Sequence[keras.Variable]

@@ -24,7 +24,7 @@ class _Accumulation(GradientTransform):
         self.use_as_state(())
         self._accumulator_of = {
             # The number makes names unique, since paths may repeat.
-            id(v): self.add_variable(f"{i}_{v.path}", v.shape, self.accumulator_dtype or v.dtype)
+            id(v): self.add_variable(f"{i}_{v.path}", dtype=self.accumulator_dtype, like=v)
             for i, v in enumerate(variables)
         }
 

@@ -8,6 +8,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_trainops.backends import backend
 from keras_trainops.scalars import (
     Number,
     check_positive,
@@ -103,22 +104,29 @@ class SkipNonFinite(GradientTransform):
     def __call__(
         self, gradients: Sequence[Gradient], variables: Sequence[keras.Variable]
     ) -> Sequence[Gradient]:
-        skip = self._is_to_skip(gradients)
+        skip = self._is_to_skip(gradients, reduced=True)
         if skip is not None:
             skip_update_if(skip)
         return gradients
 
     def leaves_out(self, gradients: Sequence[Gradient], variables: Sequence[keras.Variable]) -> Any:
-        return self._is_to_skip(gradients) if self.per_batch else None
+        return self._is_to_skip(gradients, reduced=False) if self.per_batch else None
 
-    def _is_to_skip(self, gradients: Sequence[Gradient]) -> Any:
-        """Count gradients, and return whether they are to be skipped; None if there are none."""
+    def _is_to_skip(self, gradients: Sequence[Gradient], *, reduced: bool) -> Any:
+        """Count gradients, and return whether they are to be skipped; None if there are none.
+
+        Args:
+            gradients: The gradients, or None.
+            reduced: Whether they are the same on all replicas, which count in common.
+        """
         present = [g for g in gradients if g is not None]
         if not present:
             return None
         finite = ops.all(ops.stack([ops.all(ops.isfinite(g)) for g in present]))
-        consecutive = ops.where(finite, 0, self.consecutive + 1)
         skip = ops.logical_not(finite)
+        if not reduced:
+            skip = backend().any_over_replicas(skip)
+        consecutive = ops.where(skip, self.consecutive + 1, 0)
         if self.max_consecutive is not None:
             skip = ops.logical_and(skip, consecutive <= self.max_consecutive)
         self.consecutive.assign(consecutive)

@@ -19,7 +19,7 @@ class Records(keras.callbacks.Callback):
         self.log, self.added = log, keras.callbacks.Callback()
 
     @contextmanager
-    def wrap_fit(self, callbacks: list[Any]) -> Iterator[list[Any]]:
+    def wrap_fit(self, model: Any, callbacks: list[Any]) -> Iterator[list[Any]]:
         self.log.append(f"{type(self).__name__} begins")
         try:
             yield [*callbacks, self.added]

@@ -351,3 +351,20 @@ def test_each_loss_scale_is_the_same_on_all_replicas() -> None:
         keras.config.set_dtype_policy(before)
     assert updates_made(model) == {**updates, "generator": updates["generator"] + 1}
     assert all(np.isfinite(value(v)).all() for v in model.trainable_variables)
+
+
+def test_a_second_fit_keeps_the_optimizers_and_their_monitors() -> None:
+    inputs = keras.Input((3,))
+    x = keras.layers.Dense(4, name="x")(inputs)
+    model = kt.TrainOpsModel(inputs, keras.layers.Dense(1, name="y")(x))
+    model.compile(
+        optimizers={"x": keras.optimizers.SGD(0.0), "y": keras.optimizers.SGD(0.0)},
+        variables_to_train={"x": "x/*", "y": "y/*"},
+        loss="mse",
+        gradient_transforms={"x": kt.transforms.Monitor()},
+    )
+    group = model.optimizer
+    x, y = np.ones((4, 3)), np.ones((4, 1))
+    (first,), (second,) = (model.fit(x, y, verbose=0).history["gradient_norm"] for _ in range(2))
+    assert model.optimizer is group
+    assert first == second > 0

@@ -9,6 +9,7 @@ from typing import Any
 import keras
 
 from keras_trainops import keras_private, paths
+from keras_trainops.backends import backend
 from keras_trainops.training.optimizers.group import OptimizerGroup
 from keras_trainops.training.optimizers.transfer import transferred
 from keras_trainops.training.optimizers.wrapping import ensure_transformed, with_transforms
@@ -114,17 +115,17 @@ def _with_loss_scale(optimizer: Any, name: str) -> Any:
 
 
 def for_replicas(optimizer: Any) -> Any:
-    """Return the optimizer, which can accumulate gradients on several replicas.
+    """Return the optimizer, with a `TransformedOptimizer` inside if the backend needs one.
 
-    Keras's own accumulation cannot: replicas must not synchronise within the condition of one.
+    See `Backend.must_transform`.
     """
     if isinstance(optimizer, OptimizerGroup):
-        return optimizer.with_optimizers(
-            {name: for_replicas(each) for name, each in optimizer.by_name.items()}
-        )
+        each = {name: for_replicas(one) for name, one in optimizer.by_name.items()}
+        is_same = all(each[name] is one for name, one in optimizer.by_name.items())
+        return optimizer if is_same else optimizer.with_optimizers(each)
     innermost = keras_private.innermost(optimizer)
-    accumulates = innermost is not None and innermost.gradient_accumulation_steps
-    return ensure_transformed(optimizer) if accumulates else optimizer
+    wanted = innermost is not None and backend().must_transform(innermost)
+    return ensure_transformed(optimizer) if wanted else optimizer
 
 
 def fitted(optimizer: Any, model: Any) -> Any:

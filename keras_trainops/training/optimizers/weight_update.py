@@ -43,16 +43,14 @@ class WeightUpdate(NamedTuple):
             gradients: One per variable, or None.
             variables: The variables; None: those the optimizer was built for.
         """
-        gradients = backend().dense_if_divided(gradients, self.inner)
+        trained = keras_private.trained_by(self.inner) if variables is None else list(variables)
+        gradients = backend().prepare_gradients(gradients, trained, self.inner)
         if not keras_private.is_multi(self.inner):
             with keras_private.applying(self.inner, self._apply_unscaled):
                 self.inner.apply(gradients, variables)
             return
         scale = self.inner.loss_scale_factor or 1.0
-        self._update(
-            [None if g is None else g / scale for g in gradients],
-            keras_private.trained_by(self.inner) if variables is None else list(variables),
-        )
+        self._update([None if g is None else g / scale for g in gradients], trained)
 
     def _apply_unscaled(
         self, gradients: Sequence[Gradient], variables: Sequence[keras.Variable]

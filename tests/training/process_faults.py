@@ -1,0 +1,272 @@
+"""What several processes do if they differ, or if nobody has prepared them."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+
+import keras_trainops as kt
+from tests.processes.member import Place
+from tests.training.processes import BATCH, Found, all_runs, data, given, net, part, state
+
+
+def failure(function: Callable[[], Any]) -> np.ndarray:
+    """Return the message of the error that a function raises."""
+    try:
+        function()
+    except Exception as error:
+        return np.array(f"{type(error).__name__}: {error}")
+    return np.array("none")
+
+
+def differing(place: Place) -> Found:
+    """Start to train with another argument on the last process."""
+    x, y = data()
+    other = place.index == place.count - 1
+
+    def message(batch_size: int = BATCH, epochs: int = 1, **options: Any) -> np.ndarray:
+        model = net(place)
+        with place.scope():
+            made = {name: make() for name, make in options.items()}
+            model.compile(loss="mse", **{"optimizer": "sgd", **made})
+        return failure(
+            lambda: model.fit(x, y, batch_size=batch_size, epochs=epochs, shuffle=False, verbose=0)
+        )
+
+    clip = kt.transforms.ClipByGlobalNorm
+    average = kt.updates.MovingAverage
+    sgd = keras.optimizers.SGD
+    adam = keras.optimizers.Adam
+    found = {
+        "momentum": message(optimizer=lambda: sgd(0.1, momentum=0.1 if other else 0.2)),
+        "norm": message(gradient_transforms=lambda: clip(1.0 if other else 2.0)),
+        "transforms": message(gradient_transforms=lambda: [clip(1.0)] * (1 if other else 2)),
+        "updates": message(updates=lambda: average(0.9 if other else 0.8)),
+        "epochs": message(epochs=2 if other else 1),
+        "batch size": message(batch_size=BATCH * (2 if other else 1)),
+    }
+    if keras.backend.backend() != "jax":  # which compares the values of all variables itself
+        found["class of the optimizer"] = message(optimizer=lambda: adam() if other else sgd())
+    if keras.backend.backend() == "torch":  # other processes create variables together
+        found["learning rate"] = message(optimizer=lambda: sgd(0.1 if other else 0.2))
+        found["check_numerics"] = message(check_numerics=lambda: other)
+        model = kt.TrainOpsModel(
+            i := keras.Input((4,)), keras.layers.Dense(2, use_bias=other, name="one")(i)
+        )
+        model.compile("sgd", "mse")
+        found["variables"] = failure(lambda: model.fit(x, y, batch_size=BATCH, verbose=0))
+    return found
+
+
+def printed(place: Place) -> Found:
+    """The progress of `fit` and `evaluate`, by default and as asked for."""
+    model = net(place)
+    with place.scope():
+        model.compile("sgd", "mse")
+    x, y = data()
+    found = {}
+    for name, options in {"auto": {}, "asked": {"verbose": 2}}.items():
+        for method in ("fit", "evaluate"):
+            with contextlib.redirect_stdout(io.StringIO()) as text:
+                getattr(model, method)(**given(place, x, y), **options)
+            found[f"{method} {name}"] = np.array(text.getvalue())
+    return found
+
+
+class Forked(kt.TrainOpsModel):
+    """The layer "odd" is used for batches with a positive first number alone."""
+
+    def call(self, x: Any, training: bool = False) -> Any:
+        y = self.get_layer("head")(x)
+        return y + self.get_layer("odd")(x) if bool(x[0, 0] > 0) else y
+
+
+def torch_alone(place: Place) -> Found:
+    """What only concerns PyTorch, whose processes are independent."""
+    import torch
+
+    x, y = data()
+    mine = {"x": part(place, x), "y": part(place, y), "batch_size": BATCH // place.count}
+    found: Found = {}
+
+    # Other initial weights
+    keras.utils.set_random_seed(place.index)
+    model = kt.TrainOpsModel(i := keras.Input((4,)), keras.layers.Dense(2, name="one")(i))
+    model.compile("sgd", "mse")
+    found["other weights"] = failure(lambda: model.fit(**mine, verbose=0))
+
+    # The same batch, and then others
+    for name, arguments in {"same": {"x": x, "y": y, "batch_size": BATCH}, "other": mine}.items():
+        model = net(place)
+        model.compile("sgd", "mse")
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            model.fit(**arguments, verbose=0)
+        found[f"{name} batch"] = np.array(" ".join(str(each.message) for each in caught))
+
+    # In DistributedDataParallel: its own step makes gradients equal, Keras's does not
+    for wraps in (False, True):
+        model = net(place)
+        model.compile(keras.optimizers.SGD(0.1), "mse")
+        if wraps:
+            torch.nn.parallel.DistributedDataParallel(model).module.fit(**mine, verbose=0)
+        else:
+            model.fit(**mine, verbose=0)
+        found.update({f"wrapped {wraps}/{k}": v for k, v in state(model).items()})
+
+    # A callback that stops all, by a value that all see
+    model = net(place)
+    model.compile(keras.optimizers.SGD(0.1), "mse")
+    stop = keras.callbacks.EarlyStopping("val_loss", patience=0, min_delta=1e3)
+    shifted = {**mine, "y": mine["y"] + 100 * place.index}
+    fitted = model.fit(
+        **shifted, epochs=5, verbose=0, callbacks=[stop], validation_data=(mine["x"], mine["y"])
+    )
+    found["epochs until the stop"] = np.array(len(fitted.epoch))
+
+    # An evaluation of unequal parts
+    rows = slice(0, BATCH) if place.index == 0 else slice(BATCH, None)
+    found["unequal parts"] = np.array(model.evaluate(x[rows], y[rows], batch_size=BATCH, verbose=0))
+    found["all parts"] = np.array(float(np.mean(np.square(model.predict(x, verbose=0) - y))))
+
+    # A gradient on one process only
+    found.update(forked(place))
+
+    # Compiled before the processes have met
+    torch.distributed.destroy_process_group()
+    model = net(place)
+    model.compile(keras.optimizers.SGD(0.1), "mse")
+    meeting = f"file://{place.directory / 'meeting'}"
+    torch.distributed.init_process_group(
+        "gloo", init_method=meeting, rank=place.index, world_size=place.count
+    )
+    model.fit(**mine, verbose=0)
+    found.update({f"compiled before/{k}": v for k, v in state(model).items()})
+    found.update(sharded_by_fsdp())
+    return found
+
+
+def forked(place: Place) -> Found:
+    """Only the first process has a gradient of "odd"; then nobody has one."""
+    keras.utils.set_random_seed(5)
+    inputs = keras.Input((4,))
+    layers = [keras.layers.Dense(2, name=name, use_bias=False) for name in ("head", "odd")]
+    model = Forked(inputs, keras.layers.Add()([layer(inputs) for layer in layers]))
+    model.compile(keras.optimizers.SGD(1.0, momentum=0.5), "mse")
+    kernel = model.get_layer("odd").kernel
+    kernel.assign(np.zeros((4, 2)))
+    x = np.full((1, 4), 1.0 if place.index == 0 else -1.0, "float32")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # gradients do not exist for variables
+        model.get_layer("head").kernel.assign(np.zeros((4, 2)))
+        model.train_on_batch(x, np.full((1, 2), 4.0, "float32"))
+        once = keras.ops.convert_to_numpy(kernel)
+        model.train_on_batch(-np.abs(x), np.full((1, 2), 4.0, "float32"))
+    return {"odd once": once, "odd twice": keras.ops.convert_to_numpy(kernel)}
+
+
+def sharded_by_fsdp() -> Found:
+    """FSDP is refused."""
+    import torch
+    from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+
+    def model() -> Any:
+        inputs = keras.Input((4,))
+        return kt.TrainOpsModel(inputs, keras.layers.Dense(2, name="one")(inputs))
+
+    x, y = np.ones((2, 4), "float32"), np.ones((2, 2), "float32")
+    first, second, part_of, before = model(), model(), model(), model()
+    before.compile("sgd", "mse")
+    FullyShardedDataParallel(first, device_id=torch.device("cpu"))
+    fully_shard(second)
+    fully_shard(part_of.layers[1])
+    fully_shard(before)
+    tensors = {"one/kernel": np.ones((4, 2)), "one/bias": np.ones(2)}
+    return {
+        "FSDP1": failure(lambda: first.compile("sgd", "mse")),
+        "FSDP2": failure(lambda: second.compile("sgd", "mse")),
+        "a layer in FSDP2": failure(lambda: part_of.compile("sgd", "mse")),
+        "compiled before FSDP2": failure(lambda: before.fit(x, y, verbose=0)),
+        "restored": failure(lambda: kt.restore(second, tensors)),
+    }
+
+
+def parameter_server(place: Place) -> Found:
+    """A strategy under which Keras 3 does not train, with its servers in this process."""
+    import tensorflow as tf
+
+    from tests.processes.launch import free_ports
+
+    jobs = ("worker", "ps")
+    addresses = {job: [f"127.0.0.1:{port}"] for job, port in zip(jobs, free_ports(2), strict=True)}
+    cluster = tf.train.ClusterSpec(addresses)
+    servers = [tf.distribute.Server(cluster, job_name=job, task_index=0) for job in jobs]
+    resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(cluster, rpc_layer="grpc")
+    strategy = tf.distribute.ParameterServerStrategy(resolver)
+    with strategy.scope():
+        inputs = keras.Input((4,))
+        model = kt.TrainOpsModel(inputs, keras.layers.Dense(2, name="one")(inputs))
+    tensors = {"one/kernel": np.ones((4, 2)), "one/bias": np.ones(2)}
+    found = {
+        "compiled": failure(lambda: model.compile("sgd", "mse")),
+        "restored": failure(lambda: kt.restore(model, tensors)),
+    }
+    del servers
+    return found
+
+
+def files(place: Place) -> Found:
+    """Train on datasets of files that the engine divides: in another order, and shuffled."""
+    import tensorflow as tf
+
+    if keras.backend.backend() == "jax":
+        keras.distribution.set_distribution(keras.distribution.DataParallel())
+    names = [str(place.directory / f"{name}.txt") for name in "ab"]
+
+    def started(names: list[str], shuffled: bool) -> np.ndarray:
+        model = net(place)
+        with place.scope():
+            model.compile("sgd", "mse")
+        dataset = tf.data.Dataset.from_tensor_slices(names)
+        dataset = dataset.shuffle(2) if shuffled else dataset
+        x, y = data()
+        batches = dataset.repeat().map(lambda _: (x[:BATCH], y[:BATCH])).unbatch().batch(BATCH)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            message = failure(lambda: model.fit(batches, steps_per_epoch=1, verbose=0))
+        about = [str(each.message) for each in caught if "without a seed" in str(each.message)]
+        return np.array([str(message), *about])
+
+    tf.random.set_seed(5)
+    found = {"order": started(names[:: -1 if place.index else 1], shuffled=False)}
+    found["seeded"] = started(names, shuffled=True)
+    return found
+
+
+def undistributed(place: Place) -> np.ndarray:
+    """Train on JAX without a distribution; returns the message."""
+    model = net(place)
+    model.compile("sgd", "mse")
+    x, y = data()
+    return failure(lambda: model.fit(x, y, verbose=0))
+
+
+def everything(place: Place) -> Found:
+    """All of it in one launch, which takes longer than most of what it does."""
+    found = {} if keras.backend.backend() == "jax" else all_runs(place)
+    if keras.backend.backend() == "jax":
+        found["undistributed"] = undistributed(place)
+        keras.distribution.set_distribution(
+            keras.distribution.DataParallel(auto_shard_dataset=False)
+        )
+    scenes = [differing, printed]
+    scenes += [torch_alone] if keras.backend.backend() == "torch" else [files]
+    for scene in scenes:
+        found.update({f"{scene.__name__}/{name}": value for name, value in scene(place).items()})
+    return found
