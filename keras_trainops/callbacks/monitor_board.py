@@ -8,6 +8,7 @@ from typing import Any, Literal
 import keras
 import numpy as np
 
+from keras_trainops.processes import Processes
 from keras_trainops.representation import CallRepr
 from keras_trainops.training.optimizers.group import monitors_of
 from keras_trainops.transforms.monitoring import HISTOGRAM_EDGES, Monitor
@@ -18,7 +19,8 @@ class MonitorBoard(CallRepr, keras.callbacks.Callback):
     """Write the norms and histograms of each `Monitor` in the chain for TensorBoard.
 
     Works on every backend, with a model that has `TrainOpsMixin` or a plain one whose optimizer is
-    a `TransformedOptimizer`. Use a different directory than `keras.callbacks.TensorBoard`.
+    a `TransformedOptimizer`. Use a different directory than `keras.callbacks.TensorBoard`. Of
+    several processes only the first one writes.
 
     Args:
         log_dir: Directory for the event files.
@@ -67,7 +69,8 @@ class MonitorBoard(CallRepr, keras.callbacks.Callback):
             raise ImportError(
                 "`MonitorBoard` writes with tensorboardX: pip install 'keras-trainops[tensorboard]'"
             ) from error
-        self._writer = SummaryWriter(self.log_dir)
+        is_first = Processes(self.model).is_first
+        self._writer = SummaryWriter(self.log_dir) if is_first else None
         # Read once: on JAX each use of `self.model` fetches the state from the device.
         self._steps_per_execution = self.model.steps_per_execution
         self._last_step = -1
@@ -85,9 +88,12 @@ class MonitorBoard(CallRepr, keras.callbacks.Callback):
             self._write()
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
-        self._writer.close()
+        if self._writer is not None:
+            self._writer.close()
 
     def _write(self) -> None:
+        if self._writer is None:
+            return
         step = int(copy_of(self.model.optimizer.iterations))
         if step == self._last_step:
             return

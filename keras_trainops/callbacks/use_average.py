@@ -81,10 +81,11 @@ class UseAverage(CallRepr, keras.callbacks.Callback):
         self._swap = Swap()
 
     @contextmanager
-    def wrap_fit(self, callbacks: list[Any]) -> Iterator[list[Any]]:
+    def wrap_fit(self, model: Any, callbacks: list[Any]) -> Iterator[list[Any]]:
         """Surround the `fit` of a model with the mixin with callbacks that swap the weights.
 
         Args:
+            model: The model that `fit` trains.
             callbacks: The callbacks that `fit` was given.
 
         Returns:
@@ -123,7 +124,7 @@ class UseAverage(CallRepr, keras.callbacks.Callback):
         if not self._swap.is_in:
             model = self.model  # on JAX this synchronizes the variables first
             changes = batch_statistics(model) if self._data is not None else []
-            self._swap.enter(self._in_use.averages(), lambda: self._recalibrate(model), changes)
+            self._swap.enter(self._in_use.tensors(), lambda: self._recalibrate(model), changes)
 
     def leave(self) -> None:
         """Give the model its own weights back, except for those assigned meanwhile."""

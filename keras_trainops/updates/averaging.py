@@ -12,6 +12,7 @@ import numpy as np
 from keras import ops
 
 from keras_trainops import paths
+from keras_trainops.backends import backend
 from keras_trainops.representation import CallRepr
 from keras_trainops.scalars import (
     Number,
@@ -24,7 +25,7 @@ from keras_trainops.scalars import (
 )
 from keras_trainops.updates.base import On, Update
 from keras_trainops.updates.swap import Swap
-from keras_trainops.values import copy_of
+from keras_trainops.values import copy_of, tensor_of
 
 
 class WeightAverage(Update):
@@ -81,8 +82,8 @@ class WeightAverage(Update):
             return self._averages[id(variable)][1]
         dtype = variable.dtype
         dtype = "float32" if dtype in ("float16", "bfloat16") else dtype
-        average = self.add_variable(f"average_of_{variable.name}", variable.shape, dtype)
-        average.assign((copy_of(variable) * self._initial_fraction()).astype(average.dtype))
+        average = self.add_variable(f"average_of_{variable.name}", dtype=dtype, like=variable)
+        average.assign(_scaled(tensor_of(variable, dtype), self._initial_fraction()))
         return average
 
     def _initial_fraction(self) -> float:
@@ -119,16 +120,23 @@ class WeightAverage(Update):
 
         Raises:
             RuntimeError: If the average is not built yet; training builds it.
+            ValueError: If a variable is sharded over processes: use `swapped` or `finalize`.
         """
+        return [(variable, np.array(backend().on_host(t))) for variable, t in self.tensors()]
+
+    def tensors(self) -> Iterator[tuple[keras.Variable, Any]]:
+        """Yield what `averages` returns as tensors on the variables' devices, one at a time."""
         if not self._averages:
             raise RuntimeError(
                 f"{self.name} has no averages yet: pass it to `compile(updates=...)` or "
                 "`add_update`, and train."
             )
-        if not int(copy_of(self.scalars["count"])):
-            return [(v, copy_of(v)) for v, _ in self._averages.values()]
-        correction = self.correction()
-        return [(v, _corrected(copy_of(a), correction, v)) for v, a in self._averages.values()]
+        ran = bool(copy_of(self.scalars["count"]))
+        correction = self.correction() if ran else 1.0
+        for variable, average in self._averages.values():
+            source = average if ran else variable
+            value = _scaled(tensor_of(source), correction)
+            yield variable, ops.cast(value, variable.dtype)
 
     @contextmanager
     def swapped(self) -> Iterator[None]:
@@ -145,7 +153,7 @@ class WeightAverage(Update):
             ...     loss = model.evaluate(x, x, verbose=0)
         """
         swap = Swap()
-        swap.enter(self.averages())
+        swap.enter(self.tensors())
         try:
             yield
         finally:
@@ -153,7 +161,7 @@ class WeightAverage(Update):
 
     def finalize(self) -> None:
         """Assign the averages to the model's weights permanently."""
-        for variable, value in self.averages():
+        for variable, value in self.tensors():
             variable.assign(value)
 
     def get_config(self) -> dict[str, Any]:
@@ -164,11 +172,10 @@ class WeightAverage(Update):
         }
 
 
-def _corrected(average: np.ndarray, correction: float, variable: keras.Variable) -> np.ndarray:
-    """Return an average in the variable's dtype; integers are copied, not averaged."""
-    if correction != 1.0 and keras.backend.is_float_dtype(variable.dtype):
-        average = average * correction
-    return average.astype(variable.dtype)
+def _scaled(value: Any, factor: float) -> Any:
+    """Return a value times a factor; integers are copied, not averaged."""
+    dtype = keras.backend.standardize_dtype(value.dtype)
+    return value * factor if factor != 1.0 and keras.backend.is_float_dtype(dtype) else value
 
 
 @keras.saving.register_keras_serializable(package="keras_trainops")

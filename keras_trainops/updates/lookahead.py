@@ -10,7 +10,7 @@ from keras import ops
 from keras_trainops import paths
 from keras_trainops.scalars import check_number, check_whole
 from keras_trainops.updates.averaging import WeightAverage
-from keras_trainops.values import copy_of
+from keras_trainops.values import tensor_of
 
 
 @keras.saving.register_keras_serializable(package="keras_trainops")
@@ -61,7 +61,7 @@ class Lookahead(WeightAverage):
 
     def start(self, model: keras.Model) -> None:
         for variable, slow in self._averages.values():
-            slow.assign(copy_of(variable).astype(slow.dtype))
+            slow.assign(tensor_of(variable, slow.dtype))
         self.scalars["count"].assign(1)  # from now on the slow weights are not the weights
 
     def shares(self, model: keras.Model) -> tuple[Any, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any
@@ -15,7 +16,6 @@ from keras_trainops.representation import CallRepr
 from keras_trainops.scalars import check_number, check_positive, check_whole
 from keras_trainops.state import Stateful
 from keras_trainops.updates.base import On, Update
-from keras_trainops.values import copy_of
 
 
 class Projection(CallRepr, Stateful):
@@ -214,14 +214,15 @@ class FixedMask(Projection):
         self.sparsity = check_number("sparsity", sparsity, must, lambda s: 0 < s < 1, optional=True)
 
     def build(self, variable: keras.Variable) -> None:
-        self._mask = self.add_variable("mask", variable.shape, dtype="bool")
+        self._mask = self.add_variable("mask", dtype="bool", like=variable)
 
     def start(self, variable: keras.Variable) -> None:
-        value = copy_of(variable)
-        mask = value != 0
+        value = ops.convert_to_tensor(variable)
+        mask = ops.not_equal(value, 0)
         if self.sparsity is not None:
-            least = np.argsort(np.abs(value), axis=None, kind="stable")
-            mask.flat[least[: round(self.sparsity * value.size)]] = False
+            ranks = ops.argsort(ops.argsort(ops.reshape(ops.abs(value), (-1,))))
+            pruned = round(self.sparsity * math.prod(variable.shape))
+            mask = ops.logical_and(mask, ops.reshape(ranks >= pruned, variable.shape))
         self._mask.assign(mask)
 
     def __call__(self, value: Any) -> Any:

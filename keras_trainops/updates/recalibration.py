@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import keras
@@ -14,8 +14,9 @@ from keras import ops
 
 from keras_trainops import keras_private
 from keras_trainops.backends import backend
+from keras_trainops.processes import Processes
 from keras_trainops.scalars import check_whole
-from keras_trainops.values import copy_of
+from keras_trainops.values import assign_copies, copies_of
 
 
 def recalibrate_batch_norm(
@@ -35,6 +36,10 @@ def recalibrate_batch_norm(
     of deeper layers depend on the batches. With `layer_by_layer` there is one pass per layer, in
     which the previous layers already have their final moments. The result then equals that of one
     batch of all data, for every batch size.
+
+    If several processes train the model, all of them call it, and their data are pooled: each
+    passes its part, or all of them the same. On JAX, a model whose weights are sharded over
+    processes takes its batches as `fit` does, as many on each process.
 
     Args:
         model: A built model. Its weights do not change.
@@ -61,24 +66,26 @@ def recalibrate_batch_norm(
     steps = check_whole("steps", steps, 1, optional=True)
     layers = [layer for layer in _batch_norms(model) if layer.trainable]
     _require_layers(model, layers)
-    if layer_by_layer:
-        _require_repeatable(data)
-    before = [(v, copy_of(v)) for v in batch_statistics(model)]
+    forward = _Forward(model)
+    before = [(v, copies_of(v)) for v in batch_statistics(model)]
     try:
         with _recording(layers) as recorders:
             passes = [recorders]
             if layer_by_layer:
-                _forward(model, _first_batch(data, batch_size))
+                with forward.agreed():
+                    _require_repeatable(data)
+                    forward(_first_batch(data, batch_size))
                 passes = _in_call_order(recorders)
             for i, group in enumerate(passes, start=1):
                 batches = _batches(data, steps, batch_size)
-                if verbose:
+                if verbose and forward.processes.is_first:
                     batches = _with_progress(batches, steps, f"batch norm {i}/{len(passes)}")
-                _recalibrate(model, group, batches)
+                _recalibrate(forward, group, batches)
     except BaseException:
-        _assign(before)
+        for variable, copies in before:
+            assign_copies(variable, copies)
         raise
-    if verbose:
+    if verbose and forward.processes.is_first:
         seconds = time.perf_counter() - started
         print(f"Recalibrated {len(layers)} batch normalizations in {seconds:.1f} s", flush=True)
 
@@ -147,6 +154,17 @@ class _MomentsRecorder:
         self.first = self.first + count * mean
         self.second = self.second + square + count * mean**2
 
+    def pool(self, sums: Iterable[Sequence[Sequence[float]]]) -> None:
+        """Replace the accumulated moments by the sums of those that several processes have."""
+        of_all = [np.asarray(each, "float64") for each in sums]
+        self.count, self.first, self.second = np.sum(of_all, axis=0)
+
+    def sums(self) -> list[list[float]]:
+        """Return the accumulated moments: three vectors with an element for each channel."""
+        shape = (int(np.prod(self.layer.moving_mean.shape)),)
+        sums = (self.count, self.first, self.second)
+        return [np.broadcast_to(each, shape).tolist() for each in sums]
+
     def moments(self) -> tuple[np.ndarray, np.ndarray]:
         """Return the mean and the biased variance of all inputs since `clear`.
 
@@ -163,7 +181,7 @@ class _MomentsRecorder:
 
 
 def _float64_vector(tensor: Any) -> np.ndarray:
-    return np.asarray(ops.convert_to_numpy(tensor), "float64").reshape(-1)
+    return np.asarray(backend().gathered(tensor), "float64").reshape(-1)
 
 
 @contextlib.contextmanager
@@ -188,25 +206,57 @@ def _in_call_order(recorders: list[_MomentsRecorder]) -> list[list[_MomentsRecor
 
 
 def _recalibrate(
-    model: keras.Model, recorders: list[_MomentsRecorder], batches: Iterable[Any]
+    forward: _Forward, recorders: list[_MomentsRecorder], batches: Iterable[Any]
 ) -> None:
     """Assign the moments of one pass over `batches` to the layers of `recorders`."""
     for recorder in recorders:
         recorder.clear()
-    for x in batches:
-        _forward(model, x)
-    # Layers that the model does not call keep their values. If it calls none, `moments` raises.
-    for recorder in [r for r in recorders if r.position] or recorders[:1]:
+    with forward.agreed():
+        for x in batches:
+            forward(x)
+    forward.pool(recorders)
+    # Layers that no process has called keep their values. If none was, `moments` raises.
+    for recorder in [r for r in recorders if np.any(r.count)] or recorders[:1]:
         for variable, value in zip(_statistics(recorder.layer), recorder.moments(), strict=True):
             variable.assign(value.astype(variable.dtype))
     for recorder in recorders:
         recorder.settled = True
 
 
-def _forward(model: keras.Model, x: Any) -> None:
-    """Run a forward pass in training mode that assigns no variable."""
-    with backend().no_gradients(), keras_private.ValueScope():
-        keras_private.call_model(model, x, training=True)
+class _Forward:
+    """Forward passes in training mode that assign no variable.
+
+    Each process computes with its own data, unless it has only a part of the weights.
+
+    Args:
+        model: The model.
+    """
+
+    def __init__(self, model: keras.Model) -> None:
+        self._model, self.processes = model, Processes(model)
+        self._alone = backend().of_this_process(model.variables) is not None
+
+    def __call__(self, x: Any) -> None:
+        values = backend().of_this_process(self._model.variables)
+        if not self._alone:
+            x = backend().distributed(x)
+        with backend().no_gradients(), keras_private.ValueScope(values or ()):
+            keras_private.call_model(self._model, x, training=True)
+
+    def agreed(self) -> contextlib.AbstractContextManager[None]:
+        """Surround forward passes: if one process fails, all of them raise."""
+        if self._alone:
+            return self.processes.agreed("to recalibrate batch norms")
+        return contextlib.nullcontext()  # they communicate, and the engine stops all
+
+    def pool(self, recorders: Sequence[_MomentsRecorder]) -> None:
+        """Add up what the recorders of all processes have accumulated."""
+        if not self._alone or not self.processes.several:
+            return
+        sums = [recorder.sums() for recorder in recorders]
+        of_all = self.processes.gather(sums, "to recalibrate batch norms")
+        for i, recorder in enumerate(recorders):
+            recorder.pool(each[i] for each in of_all)
 
 
 def batch_statistics(model: keras.Model) -> list[keras.Variable]:
@@ -215,11 +265,6 @@ def batch_statistics(model: keras.Model) -> list[keras.Variable]:
     for layer in _batch_norms(model):
         found += _statistics(layer)
     return found
-
-
-def _assign(values: Iterable[tuple[keras.Variable, np.ndarray]]) -> None:
-    for variable, value in values:
-        variable.assign(value)
 
 
 def _batch_norms(model: keras.Model) -> list[keras.layers.BatchNormalization]:

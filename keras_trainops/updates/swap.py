@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import keras
-import numpy as np
 
-from keras_trainops.values import assign_copies, copies_of, copy_of
-
-Values = list[tuple[keras.Variable, np.ndarray]]
+from keras_trainops.values import Copies, are_unchanged, assign_copies, copies_of
 
 
 class Swap:
@@ -19,8 +17,8 @@ class Swap:
     """
 
     def __init__(self) -> None:
-        self._own: list[tuple[keras.Variable, list[np.ndarray]]] = []
-        self._put: Values = []
+        self._own: list[tuple[keras.Variable, Copies]] = []
+        self._put: list[tuple[keras.Variable, Copies]] = []
 
     @property
     def is_in(self) -> bool:
@@ -29,27 +27,27 @@ class Swap:
 
     def enter(
         self,
-        values: Values,
+        values: Iterable[tuple[keras.Variable, Any]],
         then: Callable[[], None] = lambda: None,
         changes: Sequence[keras.Variable] = (),
     ) -> None:
         """Assign `values`, then call `then`.
 
         Args:
-            values: Variables with their temporary values.
+            values: Variables, each once, with their temporary values, taken one after the other.
             then: Called afterwards. If it raises, all variables get their own values back.
             changes: Variables that `then` may assign; they get their own values back as well.
         """
         assert not self.is_in
-        self._own = [(v, copies_of(v)) for v, _ in values]
-        taken = {id(v) for v, _ in self._own}
-        self._own += [(v, copies_of(v)) for v in changes if id(v) not in taken]
         try:
             for variable, value in values:
+                self._own.append((variable, copies_of(variable)))
                 variable.assign(value)
+            taken = {id(v) for v, _ in self._own}
+            self._own += [(v, copies_of(v)) for v in changes if id(v) not in taken]
             then()
             # Read the values back: a dtype that NumPy lacks differs on the host.
-            self._put = [(v, copy_of(v)) for v, _ in self._own]
+            self._put = [(v, copies_of(v)) for v, _ in self._own]
         except BaseException:
             self.leave()
             raise
@@ -61,9 +59,9 @@ class Swap:
             keep_assigned: If True, variables that were assigned other values since `enter` keep
                 those.
         """
-        put = {id(v): value for v, value in self._put} if keep_assigned else {}
+        put = self._put if keep_assigned else []
+        assigned = {id(v) for (v, _), same in zip(put, are_unchanged(put), strict=True) if not same}
         for variable, own in self._own:
-            value = put.get(id(variable))
-            if value is None or value.tobytes() == copy_of(variable).tobytes():
+            if id(variable) not in assigned:
                 assign_copies(variable, own)
         self._own, self._put = [], []

@@ -10,7 +10,7 @@ from keras import ops
 from keras_trainops import keras_private, paths
 from keras_trainops.scalars import check_number
 from keras_trainops.updates.base import On, Update
-from keras_trainops.values import copy_of
+from keras_trainops.values import tensor_of
 
 
 @keras.saving.register_keras_serializable(package="keras_trainops")
@@ -85,7 +85,7 @@ class TargetNetwork(Update):
 
     def start(self, model: keras.Model) -> None:
         for source, target in self._pairs:
-            target.assign(copy_of(source))
+            target.assign(tensor_of(source))
 
     def __call__(self, model: keras.Model, loss: Any) -> None:
         for source, target in self._pairs:

@@ -17,8 +17,8 @@ from keras_trainops.restoring.planning.assignment import Assignment
 from keras_trainops.restoring.planning.options import Options, Reaction
 from keras_trainops.restoring.planning.plan import Plan, make_plan, require_variables
 from keras_trainops.restoring.planning.table import folded
-from keras_trainops.values import view_of
 from keras_trainops.weight_names import model_weights
+from keras_trainops.writing.gathering import ModelValues
 from keras_trainops.writing.like import Like
 from keras_trainops.writing.lora import LowRank, low_rank_layers
 from keras_trainops.writing.report import WriteReport
@@ -35,6 +35,7 @@ class Inversion(NamedTuple):
         tensors: The tensors.
         assignments: The variables with their keys.
         low_rank: The layers with a low-rank update that no key of the source leads to.
+        values: The values of the model.
         report: The report, as far as it is known before anything is written.
         warnings: Lines for the user, with the source in front.
     """
@@ -42,6 +43,7 @@ class Inversion(NamedTuple):
     tensors: ModelTensors
     assignments: Sequence[Assignment]
     low_rank: Sequence[LowRank]
+    values: ModelValues
     report: WriteReport
     warnings: Sequence[str]
 
@@ -52,6 +54,7 @@ def invert(
     options: Options,
     shape: ShapeOf = "like",
     on_unexpected: Reaction | None = None,
+    values: ModelValues | None = None,
 ) -> Inversion:
     """Plan what to write.
 
@@ -61,6 +64,7 @@ def invert(
         options: The arguments of `restore`.
         shape: "like" or "model"; see `write_back`.
         on_unexpected: Reaction to keys that lead to no variable; see `write_back`.
+        values: The values of the model; None if all processes invert it.
 
     Raises:
         RestoreError: If model and source do not fit, or the model has no variables yet.
@@ -106,14 +110,17 @@ def invert(
     if not like.has_values:
         left_out += unexpected
         keys = [key for key in keys if key not in unexpected]
+    values = values or ModelValues(model)
+    value_of = _with_updates(values, low_rank)
     tensors = ModelTensors(
-        like.checkpoint, parts, keys, _values(low_rank), has_values=like.has_values, shapes=shapes
+        like.checkpoint, parts, keys, value_of, has_values=like.has_values, shapes=shapes
     )
     warned = [line for name, value in reactions.items() if value == "warn" for line in lines[name]]
     return Inversion(
         tensors,
         assignments,
         low_rank,
+        values,
         WriteReport(
             model=model.name,
             like=plan.report.source,
@@ -284,13 +291,15 @@ def _may_resize(assignment: Assignment, like: Checkpoint) -> bool:
     return any(step.resizes for step in steps_of(adapter)) or shape not in (None, target)
 
 
-def _values(low_rank: Sequence[LowRank]) -> Callable[[keras.Variable], np.ndarray]:
+def _with_updates(
+    values: ModelValues, low_rank: Sequence[LowRank]
+) -> Callable[[keras.Variable], np.ndarray]:
     """Return a function from a variable to its value, with low-rank updates added."""
     by_kernel = {id(layer.kernel): layer for layer in low_rank}
 
     def value_of(variable: keras.Variable) -> np.ndarray:
         layer = by_kernel.get(id(variable))
-        return view_of(variable if layer is None else getattr(layer.layer, layer.merged))
+        return values.of(variable) if layer is None else values.merged(layer)
 
     return value_of
 

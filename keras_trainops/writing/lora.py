@@ -28,6 +28,10 @@ class LowRank(NamedTuple):
     b: keras.Variable
     merged: str
 
+    def value(self) -> Any:
+        """Return the kernel with the update added, as a tensor."""
+        return getattr(self.layer, self.merged)
+
     @property
     def rank(self) -> int:
         """The rank of the update."""

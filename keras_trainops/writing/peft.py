@@ -24,7 +24,7 @@ from keras_trainops.layouts.layers import layouts_of
 from keras_trainops.restoring.configuration import config_beside
 from keras_trainops.restoring.planning.assignment import Assignment
 from keras_trainops.restoring.planning.table import folded
-from keras_trainops.values import view_of
+from keras_trainops.writing.gathering import ModelValues
 from keras_trainops.writing.inversion import Inversion
 from keras_trainops.writing.lora import LowRank
 from keras_trainops.writing.report import WriteReport
@@ -124,8 +124,9 @@ def _updates(model: keras.Model, inversion: Inversion) -> list[_Update]:
     for layer in inversion.low_rank:
         try:
             assignment = by_kernel.get(id(layer.kernel))
-            found.append(_update(layer, assignment, layouts.get(id(layer.kernel))))
-            value = view_of(layer.kernel)
+            layout = layouts.get(id(layer.kernel))
+            found.append(_update(layer, assignment, layout, inversion.values))
+            value = inversion.values.of(layer.kernel)
             if assignment and inversion.tensors.unchanged(assignment, value) is None:
                 raise ValueError("its kernel has changed beside the update")
         except ValueError as error:
@@ -143,7 +144,9 @@ def _updates(model: keras.Model, inversion: Inversion) -> list[_Update]:
     return found
 
 
-def _update(layer: LowRank, assignment: Assignment | None, layout: object) -> _Update:
+def _update(
+    layer: LowRank, assignment: Assignment | None, layout: object, values: ModelValues
+) -> _Update:
     """Return the update of a layer.
 
     Raises:
@@ -156,7 +159,7 @@ def _update(layer: LowRank, assignment: Assignment | None, layout: object) -> _U
     steps = steps_of(assignment.adapter)
     if leaf != "weight" or any(not isinstance(step, (Transpose, Reshape)) for step in steps):
         raise ValueError(f"its kernel is not the weight of a module, but {assignment.keys[0]!r}")
-    a, b = view_of(layer.a), view_of(layer.b)
+    a, b = values.of(layer.a), values.of(layer.b)
     if layer.merged == "embeddings":
         tensors = {"lora_embedding_A": a.T, "lora_embedding_B": b.T}
         return _Update(module, layer, tensors, None)

@@ -65,6 +65,15 @@ class WriteReport(Table):
         plain["reshaped"] = {key: list(shape) for key, shape in self.reshaped.items()}
         return {name: list(v) if isinstance(v, tuple) else v for name, v in plain.items()}
 
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> WriteReport:
+        """Create the report from what `to_dict` returned."""
+        fields: dict[str, Any] = {
+            n: tuple(v) if isinstance(v, list) else v for n, v in plain.items()
+        }
+        fields["reshaped"] = {key: tuple(shape) for key, shape in plain["reshaped"].items()}
+        return cls(**dict[str, Any](fields))
+
     def _summary(self) -> str:
         written, copied = len(self.written), len(self.copied)
         return (

@@ -27,6 +27,7 @@ from keras_trainops.restoring.planning.options import Options, Reaction
 from keras_trainops.restoring.restore import Plans, Source, as_plan
 from keras_trainops.writing.configuration import disagreements
 from keras_trainops.writing.destination import path_for, refuse_files_of, require_space, writer_for
+from keras_trainops.writing.gathering import WHAT, ModelValues
 from keras_trainops.writing.inversion import Inversion, ShapeOf, invert
 from keras_trainops.writing.like import Like, open_like
 from keras_trainops.writing.peft import PeftAdapter
@@ -59,6 +60,9 @@ def write_back(
     copied from `like`; slots and counters of an optimizer are left out. A tensor whose variable has
     not changed keeps its bytes.
 
+    If several processes train the model, all of them call it with the same arguments. The first one
+    reads `like` and writes; variables that are sharded over processes come to it one at a time.
+
     Args:
         model: A built Keras model.
         like: The source that was restored, as for `restore`, or the path of a plan that
@@ -87,7 +91,7 @@ def write_back(
         verbose: 1 to print the report and, if it takes long, a progress bar; 0 to print nothing.
 
     Returns:
-        A report of what was written, copied and left out.
+        A report of what was written, copied and left out, the same on all processes.
 
     Raises:
         RestoreError: If `like` cannot be read, the model has no variables yet, model and `like` do
@@ -106,12 +110,24 @@ def write_back(
         >>> {key: (array.shape, array.dtype.name) for key, array in np.load("ours.npz").items()}
         {'fc.weight': ((2, 3), 'float16')}
     """
-    options = Options(
-        rename, include, exclude, adapt, on_missing, plan=as_plan(report, "report")
-    ).checked()
-    request = Request(options, on_unexpected, shape, lora, overwrite)
-    bar = functools.partial(progress_bar, verbose=verbose)
-    written, lines = write(model, like, out, request, bar)
+    values = ModelValues(model)
+    processes = values.processes
+    written: WriteReport | None = None
+    lines: Sequence[str] = ()
+    with processes.agreed(WHAT):
+        if processes.is_first:
+            with values.leading():
+                options = Options(
+                    rename, include, exclude, adapt, on_missing, plan=as_plan(report, "report")
+                ).checked()
+                request = Request(options, on_unexpected, shape, lora, overwrite)
+                bar = functools.partial(progress_bar, verbose=verbose)
+                written, lines = write(model, like, out, request, bar, values)
+        else:
+            values.follow()
+    if written is None:
+        return WriteReport.from_dict(processes.broadcast(None, WHAT))
+    processes.broadcast(written.to_dict(), WHAT)
     for line in lines:
         warnings.warn(line, stacklevel=2)
     if verbose:
@@ -135,6 +151,7 @@ def write(
     out: str | os.PathLike[str],
     request: Request,
     progress_bar: Callable[[int], AbstractContextManager[Callable[[int], None]]],
+    values: ModelValues | None = None,
 ) -> tuple[WriteReport, Sequence[str]]:
     """Write a file as `write_back` does.
 
@@ -145,6 +162,7 @@ def write(
         request: The other arguments.
         progress_bar: Returns, given the number of bytes, a context with a function to report
             progress to.
+        values: The values of the model, for the first of several processes.
 
     Returns:
         The report, and warnings for the user.
@@ -152,11 +170,12 @@ def write(
     if request.lora not in get_args(Lora):
         raise ValueError(f"`lora` must be one of {get_args(Lora)}. Received: {request.lora!r}")
     started = time.perf_counter()
+    values = values or ModelValues(model)
     with open_like(like, model) as source:
         path = path_for(out, source, overwrite=request.overwrite)
         options = _with_plan(request.options, source)
         writer: Writer = writer_for(os.fsdecode(out), source)
-        inversion = invert(model, source, options, request.shape, request.on_unexpected)
+        inversion = invert(model, source, options, request.shape, request.on_unexpected, values)
         tensors: Checkpoint = inversion.tensors
         report = inversion.report
         if request.lora == "peft":
@@ -165,7 +184,8 @@ def write(
         require_space(path, report.bytes)
         aside = written_aside(path, overwrite=request.overwrite)
         with aside as new, progress_bar(report.bytes) as progress:
-            lines = _store(writer, new, tensors, source, progress)
+            report_progress = _beating(progress, values)
+            lines = _store(writer, new, tensors, source, report_progress)
             _refuse(inversion.tensors.problems, path)
             refuse_files_of(source, (file.name for file in new.parent.iterdir()), path)
             source.checkpoint.require_unchanged()
@@ -175,6 +195,14 @@ def write(
     seconds = time.perf_counter() - started
     written = dataclasses.replace(report, out=os.fsdecode(out), notes=tuple(notes), seconds=seconds)
     return written, inversion.warnings
+
+
+def _beating(progress: Callable[[int], None], values: ModelValues) -> Callable[[int], None]:
+    def report(nbytes: int) -> None:
+        progress(nbytes)
+        values.keep_waiting()
+
+    return report
 
 
 def _with_plan(options: Options, like: Like) -> Options:
