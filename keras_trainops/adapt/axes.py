@@ -9,6 +9,7 @@ from typing import Any, SupportsIndex, TypeAlias
 import numpy as np
 
 Shape: TypeAlias = tuple[int, ...]
+Index: TypeAlias = tuple[slice, ...]
 
 
 def axis_of(axis: int, shape: Shape) -> int:

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, TypeAlias
 import numpy as np
 
 from keras_trainops import paths
+from keras_trainops.adapt.axes import Index as Index
 from keras_trainops.adapt.axes import Shape as Shape
 
 
@@ -68,6 +69,25 @@ class Adapter(ABC):
             The array. Masked elements of a `numpy.ma.MaskedArray` are not assigned; the variable
             keeps its values there.
         """
+
+    def sources(
+        self, index: Index, shapes: Sequence[Shape], target: Shape
+    ) -> Sequence[Index] | None:
+        """Return the parts of the tensors that are adapted to a part of the variable.
+
+        Where a variable is spread over devices, only these are read. The adapter is then called
+        with them, and the shape of the variable's part as `target`.
+
+        Args:
+            index: The part of the variable, or, inside a chain, of an intermediate result: a slice
+                per axis, with its bounds.
+            shapes: Shapes of the tensors.
+            target: Shape of the variable.
+
+        Returns:
+            An index per tensor, or None if whole tensors are needed. Default: None.
+        """
+        return None
 
     def inverse(
         self, array: np.ndarray, shapes: Sequence[Shape], target: Shape
@@ -224,6 +244,20 @@ class Chain(Adapter):
         for adapter in self.adapters:
             arrays = [adapter(arrays, target)]
         return arrays[0]
+
+    def sources(
+        self, index: Index, shapes: Sequence[Shape], target: Shape
+    ) -> Sequence[Index] | None:
+        try:
+            steps = self.with_shapes(shapes, target)
+        except ValueError:  # a shape depends on the values
+            return None
+        indices: Sequence[Index] | None = [index]
+        for adapter, before in reversed(steps):
+            if indices is None:
+                return None
+            indices = adapter.sources(indices[0], before, target)
+        return indices
 
     @property
     def inverse_is_exact(self) -> bool:  # type: ignore[override]

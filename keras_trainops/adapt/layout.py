@@ -9,7 +9,7 @@ from typing import Any, SupportsIndex
 import numpy as np
 
 from keras_trainops.adapt.axes import axis_of, whole_numbers
-from keras_trainops.adapt.base import Chain, OneTensor, Shape
+from keras_trainops.adapt.base import Chain, Index, OneTensor, Shape
 
 
 class Transpose(OneTensor):
@@ -46,6 +46,13 @@ class Transpose(OneTensor):
 
     def _adapt(self, array: np.ndarray, target: Shape) -> np.ndarray:
         return np.transpose(array, self.axes)
+
+    def sources(
+        self, index: Index, shapes: Sequence[Shape], target: Shape
+    ) -> Sequence[Index] | None:
+        axes = self.axes or tuple(range(len(index)))[::-1]
+        found = dict(zip(axes, index, strict=True))
+        return [tuple(found[axis] for axis in range(len(index)))]
 
     def _undo(self, array: np.ndarray, shape: Shape, target: Shape) -> np.ndarray:
         return np.transpose(array, None if self.axes is None else np.argsort(self.axes).tolist())

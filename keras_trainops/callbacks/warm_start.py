@@ -10,7 +10,9 @@ import keras
 from keras_trainops.adapt.base import Adapt
 from keras_trainops.errors import RestoreError
 from keras_trainops.paths import Patterns, as_list
+from keras_trainops.processes import Processes
 from keras_trainops.representation import CallRepr
+from keras_trainops.restoring.loading.agreement import Who
 from keras_trainops.restoring.naming.rules import Rename
 from keras_trainops.restoring.planning.options import Reaction
 from keras_trainops.restoring.planning.report import RestoreReport
@@ -37,6 +39,8 @@ class WarmStart(CallRepr, keras.callbacks.Callback):
         on_mismatch: "error", "warn" or "ignore"; see `restore`.
         include_optimizer: If True, restore the optimizer's state as well; see `restore`.
         plan: The report of another restore, or the path of its plan; see `restore`.
+        processes: "each", "first" or "alone": who reads if several processes train the model; see
+            `restore`.
         verbose: 1 prints the report and, if loading takes long, a progress bar; 0 prints nothing.
 
     Attributes:
@@ -67,6 +71,7 @@ class WarmStart(CallRepr, keras.callbacks.Callback):
         on_mismatch: Reaction = "error",
         include_optimizer: bool = False,
         plan: Plans = None,
+        processes: Who = "each",
         verbose: int = 1,
     ) -> None:
         super().__init__()
@@ -87,6 +92,7 @@ class WarmStart(CallRepr, keras.callbacks.Callback):
             "on_mismatch": on_mismatch,
             "include_optimizer": include_optimizer,
             "plan": plan,
+            "processes": processes,
             "verbose": verbose,
         }
         self._done = False
@@ -115,7 +121,7 @@ class WarmStart(CallRepr, keras.callbacks.Callback):
     def _skip(self, reason: str, log: Callable[[str], None] = lambda message: None) -> None:
         message = f"WarmStart skipped: {reason}"
         log(message)
-        if self._options["verbose"]:
+        if self._options["verbose"] and Processes(self.model).is_first:
             print(message, flush=True)
 
 

@@ -13,6 +13,14 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from keras_trainops.checkpoints.dtypes import nbytes
+from keras_trainops.checkpoints.storage.parts import (
+    Index,
+    aligned_copy,
+    normalized,
+    read_part,
+    shape_of,
+    whole,
+)
 from keras_trainops.checkpoints.storage.raw import Checksum, Extent, Fingerprint, aligned, can_check
 from keras_trainops.errors import RestoreError
 
@@ -67,6 +75,10 @@ class Checkpoint(Mapping[str, np.ndarray]):
     @abstractmethod
     def _read(self, key: str) -> np.ndarray:
         """Return the tensor, verified as far as the format allows, in an array of its own."""
+
+    def _read_part(self, key: str, index: Index) -> np.ndarray:
+        """Return a part of a tensor without an extent; by default, of the whole tensor."""
+        return aligned_copy(self._read(key)[index])
 
     def _structure(self) -> Mapping[str, Any]:
         """Return what `structure` returns; it is called once."""
@@ -126,6 +138,40 @@ class Checkpoint(Mapping[str, np.ndarray]):
         array = memory(self._shape(key), self._dtype(key))
         extent.read_into(array)
         return array
+
+    def part(self, key: str, index: Index) -> np.ndarray:
+        """Read a part of a tensor, and little else as far as the format allows.
+
+        The checksum of a tensor covers all of it, so it is only verified if the part is the whole
+        tensor.
+
+        Args:
+            key: The tensor's key.
+            index: One slice per axis, with steps of 1: `(slice(0, 10), slice(None))`.
+
+        Returns:
+            The part, in an array of its own.
+
+        Raises:
+            RestoreError: If it cannot be read.
+            ValueError: If the index has other axes than the tensor, or another step.
+        """
+        shape = self.shape(key)
+        index = normalized(index, shape)
+        if index == whole(shape):
+            return self[key]
+        with self._reading(key):
+            extent = self._extent(key)
+            if extent is None:
+                return self._read_part(key, index)
+            part = aligned(shape_of(index), self._dtype(key))
+            read_part(extent, shape, index, part)
+            return part
+
+    def in_parts(self, key: str) -> bool:
+        """Return True if `part` reads plain bytes, about as many as the part has."""
+        with self._reading(key):
+            return self._extent(key) is not None
 
     def in_pieces(self, key: str) -> bool:
         """Return True if `pieces` reads the tensor piece by piece, and so may run in threads."""

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from keras_trainops.checkpoints.checkpoint import Checkpoint, Memory
+from keras_trainops.checkpoints.storage.parts import Index
 from keras_trainops.checkpoints.storage.raw import Extent, aligned
 
 
@@ -46,6 +47,12 @@ class ForwardingCheckpoint(Checkpoint):
 
     def again(self, key: str, memory: Memory = aligned) -> np.ndarray:
         return self.inner.again(key, memory)
+
+    def part(self, key: str, index: Index) -> np.ndarray:
+        return self.inner.part(key, index)
+
+    def in_parts(self, key: str) -> bool:
+        return self.inner.in_parts(key)
 
     def in_pieces(self, key: str) -> bool:
         return self.inner.in_pieces(key)

@@ -8,7 +8,7 @@ import os
 import reprlib
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol, TypeAlias
 
 import keras
@@ -20,16 +20,30 @@ from keras_trainops.checkpoints.formats.arrays import ArraysCheckpoint
 from keras_trainops.checkpoints.open import open_checkpoint
 from keras_trainops.errors import RestoreError
 from keras_trainops.paths import Patterns
+from keras_trainops.processes import Processes
+from keras_trainops.restoring.loading.agreement import (
+    Who,
+    agreed,
+    assign_together,
+    facts_of,
+    processes_for,
+    require_same,
+    require_same_values,
+)
 from keras_trainops.restoring.loading.assign import assign
+from keras_trainops.restoring.loading.from_first import restore_from_first
+from keras_trainops.restoring.loading.hold import hold
 from keras_trainops.restoring.loading.progress import progress_bar
 from keras_trainops.restoring.loading.tensors import overwritten_memory
 from keras_trainops.restoring.naming.rules import Rename
 from keras_trainops.restoring.planning.assignment import variable_bytes
+from keras_trainops.restoring.planning.optimizer_state import build_optimizer
 from keras_trainops.restoring.planning.options import Options, Reaction
-from keras_trainops.restoring.planning.plan import make_plan, refusal, require_variables
+from keras_trainops.restoring.planning.plan import Plan, make_plan, refusal, require_variables
 from keras_trainops.restoring.planning.report import RestoreReport
 from keras_trainops.restoring.planning.saved_plan import SavedPlan, load_plan
 from keras_trainops.restoring.sources import ModelCheckpoint, shares_variables
+from keras_trainops.restoring.spread import bytes_here, is_spread
 
 Source: TypeAlias = "str | bytes | os.PathLike[str] | Mapping[str, Any] | keras.Model | Checkpoint"
 Plans: TypeAlias = "str | os.PathLike[str] | RestoreReport | HasReport | None"
@@ -55,6 +69,7 @@ def restore(
     on_mismatch: Reaction = "error",
     include_optimizer: bool = False,
     plan: Plans = None,
+    processes: Who = "each",
     verbose: int = 0,
 ) -> RestoreReport:
     r"""Load weights into `model` by name, from any supported source: all of them, or none.
@@ -90,6 +105,10 @@ def restore(
         plan: The report of another restore, the `WarmStart` that did it, or the path of a plan that
             `report.save` wrote, in place of `rename` and `adapt`. Variables that it does not list
             are left unchanged.
+        processes: Who reads if several processes train the model, which must all call `restore`:
+            "each" process reads what it holds of the variables; the "first" reads everything and
+            sends it to the others, which need no file; or this process restores "alone", without
+            the others.
         verbose: 1 to print the report and, if it takes long, a progress bar; 0 to print nothing.
 
     Returns:
@@ -98,8 +117,10 @@ def restore(
 
     Raises:
         RestoreError: If the source cannot be read, the model has no variables yet, or anything
-            does not fit. The message lists all problems, and no variable was changed.
+            does not fit. The message lists all problems, and no variable was changed. If it fails
+            in one process, it fails in all that restore together.
         ValueError: If an argument has the wrong type or value.
+        ProcessTimeoutError: If another process does not call `restore`.
 
     Example:
         >>> import keras, numpy as np
@@ -111,28 +132,73 @@ def restore(
     References: `assign_from_checkpoint_fn`, `assign_from_values_fn` and
     `get_variables_to_restore` of tf.contrib.training and tf.contrib.framework.
     """
-    options = Options(
-        *(rename, include, exclude, adapt, on_missing, on_unexpected, on_mismatch),
-        include_optimizer=include_optimizer,
-        plan=as_plan(plan),
-    ).checked()
+    together = processes_for(model, processes)
     started = time.perf_counter()
-    with open_source(source, model, include_optimizer) as checkpoint:
-        made = make_plan(model, checkpoint, options)
-        if made.report.problems:
-            raise RestoreError(refusal(made))
-        # Warn before anything is assigned, because filters may turn warnings into errors.
-        for line in [*made.warnings, *_unbuilt_warning(made.report)]:
-            warnings.warn(f"{made.report.source}: {line}", stacklevel=2)
-        # Each variable is processed twice: checked and assigned.
-        total = 2 * sum(variable_bytes(each.variable) for each in made.assignments)
-        with progress_bar(total, verbose) as progress:
-            assign(model, made.assignments, checkpoint, progress)
-    seconds = time.perf_counter() - started
-    report = dataclasses.replace(made.report, applied=True, seconds=seconds)
-    if verbose:
+    if include_optimizer and together.several:
+        build_optimizer(model)  # before anything fails, as all processes may have to take part
+
+    with contextlib.ExitStack() as opened:
+
+        def prepare() -> tuple[Plan, Checkpoint]:
+            options = Options(
+                *(rename, include, exclude, adapt, on_missing, on_unexpected, on_mismatch),
+                include_optimizer=include_optimizer,
+                plan=as_plan(plan),
+            ).checked()
+            checkpoint = opened.enter_context(open_source(source, model, include_optimizer))
+            made = make_plan(model, checkpoint, options)
+            if made.report.problems:
+                raise RestoreError(refusal(made))
+            # Warn before anything is assigned, because filters may turn warnings into errors.
+            lines = [*made.warnings, *_unbuilt_warning(made.report)] if together.is_first else []
+            for line in lines:
+                warnings.warn(f"{made.report.source}: {line}", stacklevel=4)
+            return made, checkpoint
+
+        shown = verbose if together.is_first else 0
+        found = _restore(model, together, processes, prepare, shown)
+    report = dataclasses.replace(found, applied=True, seconds=time.perf_counter() - started)
+    if shown:
         print(report, flush=True)
     return report
+
+
+def _restore(
+    model: keras.Model,
+    processes: Processes,
+    who: Who,
+    prepare: Callable[[], tuple[Plan, Checkpoint]],
+    verbose: int,
+) -> RestoreReport:
+    """Plan, read, agree with the other processes, and assign.
+
+    Args:
+        model: The model.
+        processes: The processes that restore it together.
+        who: The processes that read.
+        prepare: Opens the source, and makes and checks the plan.
+        verbose: 1 to show a progress bar if it takes long.
+    """
+    if who == "first" and processes.several:
+        return restore_from_first(model, processes, prepare)
+    with agreed(processes):
+        plan, checkpoint = prepare()
+    assignments = plan.assignments
+    require_same(processes, facts_of(who, assignments, checkpoint))
+    variables = [assignment.variable for assignment in assignments]
+    # Other processes of JAX may have the same arrays, and would be asked if they were assigned to.
+    is_lone = who == "alone" and Processes(model).several
+    if not processes.several and not is_lone and not any(map(is_spread, variables)):
+        # Each variable is processed twice: checked and assigned.
+        total = 2 * sum(map(variable_bytes, variables))
+        with progress_bar(total, verbose) as progress:
+            assign(model, assignments, checkpoint, progress)
+        return plan.report
+    with agreed(processes), progress_bar(sum(map(bytes_here, variables)), verbose) as progress:
+        held, digests = hold(model, assignments, checkpoint, progress)
+    require_same_values(processes, assignments, digests)
+    assign_together(processes, held)
+    return plan.report
 
 
 def plan_restore(

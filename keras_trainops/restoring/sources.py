@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -10,7 +10,11 @@ import keras
 import numpy as np
 
 from keras_trainops import keras_private
+from keras_trainops.backends import backend
 from keras_trainops.checkpoints.formats.arrays import VariablesCheckpoint
+from keras_trainops.checkpoints.storage.parts import Index, aligned_copy
+from keras_trainops.errors import RestoreError
+from keras_trainops.restoring.spread import is_spread
 from keras_trainops.values import copy_of
 from keras_trainops.weight_names import NamedWeight, named_weights, unique
 
@@ -52,10 +56,38 @@ class ModelCheckpoint(VariablesCheckpoint):
             self.slots.update(_slots(optimizer, self.weights, keys))
         entries = [(key, weight.variable) for key, weight in self.weights.items()]
         entries += state.items()
-        read: Callable[[Any], np.ndarray] = copy_of
         if copied:
-            entries, read = [(key, copy_of(variable)) for key, variable in entries], np.copy
-        super().__init__(entries, f"model {model.name}", read, state)
+            entries = [(key, _copied(variable)) for key, variable in entries]
+        super().__init__(entries, f"model {model.name}", _value_of, state)
+
+    def _read_part(self, key: str, index: Index) -> np.ndarray:
+        value = self._variables[key]
+        is_copy = isinstance(value, np.ndarray)
+        return aligned_copy(value[index] if is_copy else backend().host_part(value, index))
+
+
+def _copied(variable: keras.Variable) -> Any:
+    """Return a copy of a variable's value; if it is spread over processes, it stays so."""
+    return backend().snapshot(variable) if is_spread(variable) else copy_of(variable)
+
+
+def _value_of(source: Any) -> np.ndarray:
+    """Return a copy of the value of a variable, or of what `_copied` returned.
+
+    Raises:
+        RestoreError: If this process has only a part of it.
+    """
+    if isinstance(source, np.ndarray):
+        return np.copy(source)
+    tensor = getattr(source, "value", source)
+    if not backend().is_whole(tensor):
+        raise RestoreError(
+            f"A variable of shape {tuple(tensor.shape)} of the source model is divided among "
+            "several processes, so no process can read all of it, as adapters and other layouts "
+            "need. Write the model with `keras_trainops.write_back`, or with "
+            "`keras.callbacks.OrbaxCheckpoint`, and restore that."
+        )
+    return np.array(backend().on_host(keras.ops.convert_to_tensor(tensor)))
 
 
 def _slots(

@@ -89,3 +89,39 @@ def test_rejects_invalid_arguments(make: Callable[[], Any], message: str) -> Non
 def test_transpose_rejects_axes_without_a_permutation() -> None:
     with pytest.raises(ValueError, match=r"`axes` must be a permutation.*axes=\(0, 2\)"):
         kt.adapt.Transpose((0, 2))
+
+
+@pytest.mark.once
+@pytest.mark.parametrize(
+    "adapter",
+    [
+        kt.adapt.Transpose(),
+        kt.adapt.Transpose([1, 2, 0]),
+        kt.adapt.Chain(kt.adapt.Transpose([1, 2, 0]), kt.adapt.Transpose()),
+    ],
+    ids=repr,
+)
+def test_the_sources_of_a_part_are_adapted_to_it(adapter: kt.adapt.Adapter) -> None:
+    array = np.arange(3 * 4 * 5).reshape(3, 4, 5)
+    whole = adapter([array], ())
+    index = (slice(1, 2), slice(0, 3), slice(2, 4))
+    found = adapter.sources(index, [array.shape], whole.shape)
+    assert found is not None
+    (part,) = found
+    assert array[part].size == whole[index].size
+    np.testing.assert_array_equal(adapter([array[part]], whole[index].shape), whole[index])
+
+
+@pytest.mark.once
+@pytest.mark.parametrize(
+    "adapter",
+    [
+        kt.adapt.Flip([0]),
+        kt.adapt.Chain(kt.adapt.Transpose(), kt.adapt.Flip([0])),
+        kt.adapt.Chain(kt.adapt.Flip([0]), kt.adapt.Transpose()),
+        kt.adapt.Chain(np.transpose, kt.adapt.Transpose()),
+    ],
+    ids=str,
+)
+def test_whole_tensors_are_read_for_other_adapters(adapter: kt.adapt.Adapter) -> None:
+    assert adapter.sources((slice(0, 1), slice(0, 2)), [(2, 4)], (4, 2)) is None

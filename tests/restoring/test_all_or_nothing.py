@@ -81,13 +81,13 @@ def test_a_file_that_changes_after_the_check(
     source: str, change: Callable[[str], None], monkeypatch: pytest.MonkeyPatch, assigned: list[str]
 ) -> None:
     FORMATS[source]()
-    check = assigning._check_all
+    check = assigning.check_all
 
     def check_and_change(*arguments: Any) -> None:
         check(*arguments)
         change(file_of(source))
 
-    monkeypatch.setattr(assigning, "_check_all", check_and_change)
+    monkeypatch.setattr(assigning, "check_all", check_and_change)
     model = two_layers()
     del assigned[:]
     with refused(model, f"'{source}' was changed while it was read: ", kt.RestoreError):

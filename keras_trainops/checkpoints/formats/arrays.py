@@ -11,6 +11,7 @@ import numpy as np
 from keras_trainops.checkpoints.checkpoint import Checkpoint, Memory, pieces_of
 from keras_trainops.checkpoints.formats import torch
 from keras_trainops.checkpoints.nested import flattened
+from keras_trainops.checkpoints.storage.parts import Index, aligned_copy
 from keras_trainops.checkpoints.storage.raw import aligned
 from keras_trainops.checkpoints.training_state import is_counter
 
@@ -69,6 +70,12 @@ class ArraysCheckpoint(Checkpoint):
     def _read(self, key: str) -> np.ndarray:
         # Without a copy, JAX could use the user's aligned array as the variable's own memory.
         return self._view(key).copy()
+
+    def _read_part(self, key: str, index: Index) -> np.ndarray:
+        return aligned_copy(self._view(key)[index])
+
+    def in_parts(self, key: str) -> bool:
+        return True
 
     def _view(self, key: str) -> np.ndarray:
         """Return the array, in the user's own memory if NumPy can access it."""

@@ -15,8 +15,9 @@ from keras_trainops.checkpoints.dtypes import nbytes
 from keras_trainops.checkpoints.format import Candidate, Format
 from keras_trainops.checkpoints.storage.files import open_regular, require_file
 from keras_trainops.checkpoints.storage.limits import refuse_bomb
+from keras_trainops.checkpoints.storage.raw import Extent
 from keras_trainops.checkpoints.storage.writing import UnwritableError
-from keras_trainops.checkpoints.storage.zip_archives import refuse_repeated
+from keras_trainops.checkpoints.storage.zip_archives import data_offset, refuse_repeated
 from keras_trainops.checkpoints.training_state import by_name
 from keras_trainops.errors import RestoreError
 
@@ -26,8 +27,17 @@ _NAME = ".npz"
 
 
 class _Header(NamedTuple):
+    """The header of an array, and its size in bytes."""
+
     shape: tuple[int, ...]
     dtype: np.dtype
+    in_fortran_order: bool
+    size: int
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether elements follow it in C order."""
+        return not self.in_fortran_order and not self.dtype.hasobject
 
 
 class _WithHeaders(Checkpoint):
@@ -73,7 +83,19 @@ class NpzCheckpoint(_WithHeaders):
             packed = [m for m in members if m.compress_type != zipfile.ZIP_STORED]
         self._compressed = [member.filename.removesuffix(".npy") for member in packed]
         self._arrays = np.load(location, allow_pickle=False)
+        self._plain = open_regular(location)
+        self._offsets = {
+            member.filename.removesuffix(".npy"): data_offset(self._plain, member, location)
+            for member in members
+            if member.compress_type == zipfile.ZIP_STORED
+        }
         self.training_state = by_name(self._headers)
+
+    def _extent(self, key: str) -> Extent | None:
+        header = self._headers[key]
+        if key not in self._offsets or not header.is_plain:
+            return None
+        return Extent(self._plain, self._offsets[key] + header.size)
 
     def _read(self, key: str) -> np.ndarray:
         self._refuse_objects(key)
@@ -84,6 +106,7 @@ class NpzCheckpoint(_WithHeaders):
 
     def close(self) -> None:
         self._arrays.close()
+        self._plain.close()
 
 
 class NpyCheckpoint(_WithHeaders):
@@ -96,13 +119,21 @@ class NpyCheckpoint(_WithHeaders):
         size = require_file(location)
         with open_regular(location) as file:
             header = _header(file, location)
-            _refuse_other_size("the array", header, size - file.tell(), location)
+            _refuse_other_size("the array", header, size - header.size, location)
         self._headers = {os.path.basename(location).removesuffix(".npy"): header}
+        self._plain = open_regular(location)
+
+    def _extent(self, key: str) -> Extent | None:
+        header = self._headers[key]
+        return Extent(self._plain, header.size) if header.is_plain else None
 
     def _read(self, key: str) -> np.ndarray:
         self._refuse_objects(key)
         require_file(self.location)
         return np.load(self.location, allow_pickle=False)
+
+    def close(self) -> None:
+        self._plain.close()
 
 
 def _member_header(archive: zipfile.ZipFile, member: zipfile.ZipInfo, location: str) -> _Header:
@@ -110,7 +141,7 @@ def _member_header(archive: zipfile.ZipFile, member: zipfile.ZipInfo, location: 
     with archive.open(member) as file:
         header = _header(file, location)
         _refuse_other_size(
-            f"the member {member.filename!r}", header, member.file_size - file.tell(), location
+            f"the member {member.filename!r}", header, member.file_size - header.size, location
         )
     return header
 
@@ -132,8 +163,8 @@ def _header(file: IO[bytes], location: str) -> _Header:
         if version == (1, 0)
         else np.lib.format.read_array_header_2_0
     )
-    shape, _, dtype = read(file)
-    return _Header(shape, dtype)
+    shape, in_fortran_order, dtype = read(file)
+    return _Header(shape, dtype, in_fortran_order, file.tell())
 
 
 def _refuse_other_size(what: str, header: _Header, stored: int, location: str) -> None:

@@ -21,6 +21,7 @@ from keras_trainops.checkpoints.formats.orbax_tree import METADATA, NAME, struct
 from keras_trainops.checkpoints.formats.orbax_writer import write
 from keras_trainops.checkpoints.storage.files import load_json, read_file, require_file
 from keras_trainops.checkpoints.storage.limits import refuse_bomb, refuse_unsafe_names
+from keras_trainops.checkpoints.storage.parts import Index
 from keras_trainops.checkpoints.training_state import by_name
 from keras_trainops.errors import RestoreError
 
@@ -58,6 +59,7 @@ class OrbaxCheckpoint(Checkpoint):
         for tree in trees:
             _require_harmless(tree)
         self._arrays: dict[str, Any] = dict(zip(leaves, _open_all(leaves.values()), strict=True))
+        self._sizes: dict[Path, int] = {}
         self._directories = {key: leaf.directory for key, leaf in leaves.items()}
         self.training_state = by_name(self._arrays)
         self._places = {(leaf.directory, leaf.path): key for key, leaf in leaves.items()}
@@ -72,13 +74,22 @@ class OrbaxCheckpoint(Checkpoint):
         return np.dtype(self._arrays[key].dtype.numpy_dtype)
 
     def _read(self, key: str) -> np.ndarray:
-        files = (path for path in self._directories[key].rglob("*") if path.is_file())
-        stored = sum(require_file(str(path)) for path in files)
+        return self._read_part(key, ())
+
+    def _read_part(self, key: str, index: Index) -> np.ndarray:
+        stored = self._stored(self._directories[key])
         claimed = nbytes(self._shape(key), self._dtype(key))
         refuse_bomb(f"the array {key!r}", claimed, stored, self.location)
         chunk = nbytes(self._arrays[key].chunk_layout.read_chunk.shape or (), self._dtype(key))
         refuse_bomb(f"a chunk of the array {key!r}", chunk, stored, self.location)
-        return np.asarray(self._arrays[key].read().result())
+        return np.asarray(self._arrays[key][index].read().result())
+
+    def _stored(self, directory: Path) -> int:
+        """Return the size of all files of a tree; there may be some for each process."""
+        if directory not in self._sizes:
+            files = (path for path in directory.rglob("*") if path.is_file())
+            self._sizes[directory] = sum(require_file(str(path)) for path in files)
+        return self._sizes[directory]
 
     def _structure(self) -> Mapping[str, Any]:
         trees = {tree for tree, _ in self._places}

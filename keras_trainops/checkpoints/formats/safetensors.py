@@ -99,7 +99,7 @@ class SafetensorsCheckpoint(Checkpoint):
             raise TypeError(f"NumPy has no dtype for {name}")
         return DTYPES[name]
 
-    def _extent(self, key: str) -> Extent:
+    def _extent(self, key: str) -> Extent | None:
         return Extent(self._plain, self._offsets[key])
 
     def _read(self, key: str) -> np.ndarray:

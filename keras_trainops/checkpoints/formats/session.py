@@ -1,7 +1,8 @@
 """Checkpoints of a `TrainingSession`.
 
-The directory of a step contains the arrays as safetensors, and `SHA256SUMS` with the checksums of
-its files. A run's log directory, or `checkpoints` in it, opens the newest step that is undamaged.
+The directory of a step contains the arrays as safetensors, `SHA256SUMS` with the checksums of its
+files, and perhaps an Orbax checkpoint of variables that were divided among processes. A run's log
+directory, or `checkpoints` in it, opens the newest step that is undamaged.
 """
 
 from __future__ import annotations
@@ -9,23 +10,29 @@ from __future__ import annotations
 import hashlib
 import re
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
+
 from keras_trainops.checkpoints.format import Candidate, Format
+from keras_trainops.checkpoints.formats.orbax import OrbaxCheckpoint
 from keras_trainops.checkpoints.formats.safetensors import SafetensorsCheckpoint
-from keras_trainops.checkpoints.storage.files import open_regular, read_file
+from keras_trainops.checkpoints.storage.files import load_json, open_regular, read_file
+from keras_trainops.checkpoints.storage.parts import Index
+from keras_trainops.checkpoints.storage.raw import Extent
 from keras_trainops.errors import RestoreError
 
-_ARRAYS = "state.safetensors"
+_ARRAYS, _SHARDS, _VARIABLES = "state.safetensors", "shards", "variables.json"
 _SUMS = "SHA256SUMS"
 _STEPS = "checkpoints"
 _TRAINING_STATE = ("optimizer/", "metrics/")  # prefixes of keys
 _STEP = re.compile(r"step-(\d+)")
-_MOST_SUMS = 1 << 20  # bytes
+_MOST_SUMS, _MOST_VARIABLES = 1 << 20, 1 << 28  # bytes
 
 
 class SessionCheckpoint(SafetensorsCheckpoint):
-    """A step saved by a session.
+    """A step saved by a session, with the variables that were divided among processes.
 
     Args:
         location: The path, as the user gave it: that of the step or of a directory around it.
@@ -35,8 +42,63 @@ class SessionCheckpoint(SafetensorsCheckpoint):
     def __init__(self, location: str, step: Path) -> None:
         super().__init__(location, str(step / _ARRAYS))
         self.format = f"training session ({step.name})"
-        own = (key for key in self._slices if key.startswith(_TRAINING_STATE))
+        self._divided: OrbaxCheckpoint | None = None
+        self._names: dict[str, str] = {}  # in that checkpoint
+        if (step / _SHARDS).is_dir():
+            try:
+                self._divided = OrbaxCheckpoint(str(step / _SHARDS))
+                self._names = _names_of(self._divided, step)
+            except BaseException:
+                self.close()
+                raise
+        own = (key for key in self._keys() if key.startswith(_TRAINING_STATE))
         self.training_state |= frozenset(own)
+
+    def _keys(self) -> Mapping[str, object]:
+        return {**self._slices, **self._names}
+
+    def _shape(self, key: str) -> tuple[int, ...]:
+        inner, name = self._place(key)
+        return super()._shape(key) if inner is None else inner.shape(name)
+
+    def _dtype(self, key: str) -> np.dtype:
+        inner, name = self._place(key)
+        return super()._dtype(key) if inner is None else inner.dtype(name)
+
+    def _extent(self, key: str) -> Extent | None:
+        return super()._extent(key) if self._place(key)[0] is None else None
+
+    def _read(self, key: str) -> np.ndarray:
+        inner, name = self._place(key)
+        return super()._read(key) if inner is None else inner[name]
+
+    def _read_part(self, key: str, index: Index) -> np.ndarray:
+        inner, name = self._place(key)
+        return super()._read_part(key, index) if inner is None else inner.part(name, index)
+
+    def _place(self, key: str) -> tuple[OrbaxCheckpoint | None, str]:
+        return (self._divided, self._names[key]) if key in self._names else (None, key)
+
+    def close(self) -> None:
+        super().close()
+        if self._divided is not None:
+            self._divided.close()
+
+
+def _names_of(divided: OrbaxCheckpoint, step: Path) -> dict[str, str]:
+    """Return the name of each variable in `shards/`: its position in a list.
+
+    Raises:
+        RestoreError: If the list has no such position.
+    """
+    keys = load_json(read_file(str(step / _VARIABLES), _MOST_VARIABLES), str(step))
+    try:
+        return {str(keys[int(name)]): name for name in divided}
+    except (ValueError, LookupError, TypeError) as error:
+        raise RestoreError(
+            f"The session's checkpoint {str(step)!r} is damaged: {_SHARDS} has other arrays than "
+            f"{_VARIABLES} lists."
+        ) from error
 
 
 def _recognise(candidate: Candidate) -> bool:

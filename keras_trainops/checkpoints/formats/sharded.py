@@ -18,6 +18,7 @@ from keras_trainops.checkpoints.checkpoint import Checkpoint
 from keras_trainops.checkpoints.format import Candidate, Format
 from keras_trainops.checkpoints.formats import safetensors, torch
 from keras_trainops.checkpoints.forwarding import Restructured
+from keras_trainops.checkpoints.storage.parts import Index
 from keras_trainops.checkpoints.storage.raw import Extent
 from keras_trainops.checkpoints.storage.shards import is_plain, listed_files, other_entries
 from keras_trainops.checkpoints.storage.writing import UnwritableError
@@ -91,6 +92,9 @@ class ShardedCheckpoint(Checkpoint):
 
     def _read(self, key: str) -> np.ndarray:
         return self._shard_of[key][key]
+
+    def _read_part(self, key: str, index: Index) -> np.ndarray:
+        return self._shard_of[key].part(key, index)
 
     def close(self) -> None:
         for shard in self._shards.values():

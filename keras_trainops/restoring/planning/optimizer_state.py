@@ -35,15 +35,20 @@ def plan_optimizer(
     Returns:
         The assignments, and lines about why there are none.
     """
-    optimizer = getattr(model, "optimizer", None)
-    if optimizer is None:
+    if not build_optimizer(model):
         return [], [f"`include_optimizer`: {model.name!r} has no optimizer. Compile it first."]
-    if not optimizer.built:
-        optimizer.build(model.trainable_variables)
     try:
         return _assignments(model, checkpoint, weights), []
     except _UnmatchedError as reason:
         return [], [f"`include_optimizer`: {reason}"]
+
+
+def build_optimizer(model: keras.Model) -> bool:
+    """Build a model's optimizer if necessary; return False if the model has none."""
+    optimizer = getattr(model, "optimizer", None)
+    if optimizer is not None and not optimizer.built:
+        optimizer.build(model.trainable_variables)
+    return optimizer is not None
 
 
 class _UnmatchedError(Exception):

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import keras
 
 from keras_trainops import keras_private
+from keras_trainops.backends import backend
 from keras_trainops.checkpoints.checkpoint import Checkpoint
 from keras_trainops.errors import RestoreError
 from keras_trainops.restoring.differences import differences
@@ -145,9 +146,11 @@ def require_variables(model: keras.Model) -> tuple[str, ...]:
     Raises:
         RestoreError: If the model has no variables.
         ValueError: If `model` is not a Keras model or layer.
+        NotImplementedError: If its weights are distributed by an engine that is not supported.
     """
     if not isinstance(model, keras.layers.Layer):
         raise ValueError(f"`model` must be a Keras model. Received: {model!r}")
+    backend().require_supported_engine(model)
     if not model.weights:
         raise RestoreError(
             f"The model {model.name!r} has no variables yet: it is built when it first sees data. "

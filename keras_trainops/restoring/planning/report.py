@@ -94,6 +94,13 @@ class RestoreReport(Table):
         plain["mismatched"] = [_with_lists(entry._asdict()) for entry in self.mismatched]
         return _with_lists(plain)
 
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> RestoreReport:
+        """Return the report of which `to_dict` returned the fields, without `origin`."""
+        found = _with_tuples(fields)
+        found["mismatched"] = tuple(Mismatch(**_with_tuples(m)) for m in found["mismatched"])
+        return cls(**found)
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Save the plan, without values, for `restore(plan=)` and `write_back`.
 
@@ -165,3 +172,7 @@ class RestoreReport(Table):
 
 def _with_lists(fields: Mapping[str, Any]) -> dict[str, Any]:
     return {name: list(v) if isinstance(v, tuple) else v for name, v in fields.items()}
+
+
+def _with_tuples(fields: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()}

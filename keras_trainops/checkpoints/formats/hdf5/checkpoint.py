@@ -17,6 +17,7 @@ from keras_trainops.checkpoints.formats.hdf5.file import holds_numbers, strings
 from keras_trainops.checkpoints.formats.hdf5.structure import STRUCTURE, structure_of
 from keras_trainops.checkpoints.storage.files import open_regular
 from keras_trainops.checkpoints.storage.limits import refuse_bomb
+from keras_trainops.checkpoints.storage.parts import Index
 from keras_trainops.checkpoints.storage.raw import Extent
 from keras_trainops.checkpoints.storage.zip_archives import FileWindow
 from keras_trainops.errors import RestoreError
@@ -77,7 +78,10 @@ class Hdf5Checkpoint(Checkpoint):
         return self._plain
 
     def _read(self, key: str) -> np.ndarray:
-        return np.asarray(self._datasets[key][()]).view(self._dtype(key))
+        return self._read_part(key, ())
+
+    def _read_part(self, key: str, index: Index) -> np.ndarray:
+        return np.asarray(self._datasets[key][index]).view(self._dtype(key))
 
     def _structure(self) -> Mapping[str, Any]:
         return {STRUCTURE: structure_of(self._file, self._datasets)}

@@ -27,6 +27,7 @@ from keras_trainops.checkpoints.formats.hdf5.file import MAGIC, open_hdf5, strin
 from keras_trainops.checkpoints.formats.hdf5.structure import STRUCTURE, structure_of
 from keras_trainops.checkpoints.formats.hdf5.writer import write
 from keras_trainops.checkpoints.formats.keras_legacy.layouts import Converted, convert_weights
+from keras_trainops.checkpoints.storage.parts import Index
 from keras_trainops.checkpoints.storage.raw import Extent
 from keras_trainops.errors import RestoreError
 from keras_trainops.numbering import stem
@@ -84,10 +85,13 @@ class LegacyHdf5Checkpoint(Hdf5Checkpoint):
         return None if isinstance(self._entries[key], Converted) else super()._extent(key)
 
     def _read(self, key: str) -> np.ndarray:
+        return self._read_part(key, ())
+
+    def _read_part(self, key: str, index: Index) -> np.ndarray:
         entry = self._entries[key]
-        if not isinstance(entry, Converted):
-            return super()._read(key)
-        return entry.read()
+        if isinstance(entry, Converted):
+            return np.array(entry.read()[index])
+        return super()._read_part(key, index)
 
     def _structure(self) -> Mapping[str, Any]:
         converted = [key for key in self._entries if key not in self._datasets]
