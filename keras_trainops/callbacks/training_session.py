@@ -105,7 +105,7 @@ class TrainingSession(CallRepr, keras.callbacks.Callback):
         return self._session.step
 
     @contextmanager
-    def wrap_fit(self, callbacks: list[Any]) -> Iterator[list[Any]]:
+    def wrap_fit(self, model: Any, callbacks: list[Any]) -> Iterator[list[Any]]:
         """Surround the `fit` of a model with the mixin.
 
         The other callbacks come between two halves of the session. So they find the state restored
@@ -113,6 +113,7 @@ class TrainingSession(CallRepr, keras.callbacks.Callback):
         epoch.
 
         Args:
+            model: The model that `fit` trains.
             callbacks: The callbacks that `fit` was given.
 
         Returns:
@@ -121,7 +122,7 @@ class TrainingSession(CallRepr, keras.callbacks.Callback):
         self._others = [c for c in callbacks if c is not self]
         if not any(isinstance(c, keras.callbacks.History) for c in self._others):
             self._others.append(keras.callbacks.History())
-        self._session = Session(self._settings)
+        self._session = Session(self._settings, model)
         self._is_wrapped = True
         try:
             self._session.open()
@@ -149,7 +150,7 @@ class TrainingSession(CallRepr, keras.callbacks.Callback):
     def begin(self) -> Run:
         """Return the run; begin it first if no earlier callback in the list has done so."""
         if self._session.is_over:
-            self._session = Session(self._settings)
+            self._session = Session(self._settings, self.model)
         try:
             return self._run()
         except BaseException as error:
@@ -162,6 +163,8 @@ class TrainingSession(CallRepr, keras.callbacks.Callback):
     def set_model(self, model: keras.Model) -> None:
         if not self._is_wrapped:
             self._close()  # in case an earlier `fit` failed without closing it
+            if not self._session.is_over:
+                self._session = Session(self._settings, model)
         super().set_model(model)
         self._announced_to = model
         announce(model, self.begin)

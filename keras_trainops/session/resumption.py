@@ -6,12 +6,14 @@ from typing import Any
 
 from keras_trainops import keras_private
 from keras_trainops.errors import RestoreError
+from keras_trainops.processes import Processes
 from keras_trainops.session import changes
 from keras_trainops.session.callback_states import CallbackStates
 from keras_trainops.session.log import SessionLog
 from keras_trainops.session.progress import Ending, FitLength, Progress
 from keras_trainops.session.state.data import DataPosition
-from keras_trainops.session.state.snapshot import gradient_sums_of, restore_variables, variables_of
+from keras_trainops.session.state.restoring import restore_variables
+from keras_trainops.session.state.snapshot import gradient_sums_of, variables_of
 from keras_trainops.session.storage.store import SavedStep
 from keras_trainops.session.summaries import constant_learning_rates
 
@@ -50,11 +52,12 @@ class Resumption:
         if self.within_epoch and not self.ending.is_final:
             changes.check_enough_batches(checkpoint, length.batches)
 
-    def begin(self, model: Any) -> tuple[float, ...]:
+    def begin(self, model: Any, processes: Processes) -> tuple[float, ...]:
         """Restore the model, and let Keras's loop and the data continue from the checkpoint.
 
         Args:
             model: The model.
+            processes: The processes of the run.
 
         Returns:
             The constant learning rates with which the run began.
@@ -63,9 +66,10 @@ class Resumption:
             RestoreError: If the checkpoint is from another model; nothing was changed.
         """
         compiled = constant_learning_rates(model.optimizer)
-        self._restore_model(model)
+        self._restore_model(model, processes)
         initial = self._record.learning_rates or compiled
         self._report_position()
+        self._report_processes(processes)
         self._report_changes(compiled, initial, constant_learning_rates(model.optimizer))
         epoch = self._length.epochs if self.ending.reason else self._record.epoch
         keras_private.start_at_epoch(model, epoch)
@@ -76,7 +80,7 @@ class Resumption:
             self._data.resume()
         return initial
 
-    def begin_epoch(self, model: Any, callbacks: CallbackStates) -> None:
+    def begin_epoch(self, model: Any, callbacks: CallbackStates, processes: Processes) -> None:
         """Restore everything again after other callbacks have seen `on_epoch_begin`.
 
         Their changes, such as a new learning rate, already happened in the resumed run.
@@ -84,9 +88,10 @@ class Resumption:
         Args:
             model: The model.
             callbacks: The other callbacks.
+            processes: The processes of the run.
         """
         if self.within_epoch:
-            if not self._restore_model(model):
+            if not self._restore_model(model, processes):
                 self._log.report("this fit has other metrics: they start over within this epoch")
             self.restore_callbacks(callbacks)
 
@@ -95,19 +100,32 @@ class Resumption:
         for name in callbacks.restore(self._record.callbacks, self._checkpoint.arrays):
             self._log.report(f"ignored the saved state of {name}: there is no such callback")
 
-    def _restore_model(self, model: Any) -> bool:
+    def _restore_model(self, model: Any, processes: Processes) -> bool:
         """Restore the model and its optimizer, and return True if the metrics were restored too."""
-        if not model.variables:
-            raise RestoreError(
-                f"{model.name!r} has no variables to resume yet: call it on a batch before `fit`, "
-                "or mix in `TrainOpsMixin`."
-            )
+        with processes.agreed("to resume the model"):
+            if not model.variables:
+                raise RestoreError(
+                    f"{model.name!r} has no variables to resume yet: call it on a batch before "
+                    "`fit`, or mix in `TrainOpsMixin`."
+                )
         if model.optimizer is not None and not model.optimizer.built:
             model.optimizer.build(model.trainable_variables)
         saved = self._checkpoint
         arrays = {key: saved.arrays[key] for key in saved.record.variables}
         sums = gradient_sums_of(model)
-        return restore_variables(arrays, variables_of(model), str(saved.path), sums)
+        variables = variables_of(model)
+        return restore_variables(arrays, variables, str(saved.path), sums, processes)
+
+    def _report_processes(self, processes: Processes) -> None:
+        before, data = self._record.processes, self._record.data
+        if before == processes.count:
+            return
+        self._log.report(f"trained by {before} processes before, and by {processes.count} now")
+        if data is not None and data.others:
+            self._log.report(
+                "the processes drew different random numbers before, which cannot be continued by "
+                "another number of them: the order of the data may change"
+            )
 
     def _report_position(self) -> None:
         record = self._record

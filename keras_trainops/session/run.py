@@ -8,6 +8,7 @@ from typing import Any
 import keras
 
 from keras_trainops import keras_private
+from keras_trainops.session.agreement import Agreement, Wishes
 from keras_trainops.session.callback_states import CallbackStates
 from keras_trainops.session.interruption import Interruption, SessionInterrupted
 from keras_trainops.session.log import SessionLog
@@ -15,7 +16,7 @@ from keras_trainops.session.progress import Ending, FitLength, Progress
 from keras_trainops.session.resumption import Resumption
 from keras_trainops.session.state.data import DataPosition
 from keras_trainops.session.state.data_order import order_warning
-from keras_trainops.session.state.record import Record
+from keras_trainops.session.state.record import DataState, Record, with_others
 from keras_trainops.session.state.snapshot import variables_of
 from keras_trainops.session.storage.directory import LogDirectory
 from keras_trainops.session.summaries import Summaries, constant_learning_rates
@@ -60,16 +61,18 @@ class Run:
             self._learning_rates = constant_learning_rates(self._model.optimizer)
             self.log.report(f"started in '{directory.settings.logdir}'")
         else:
-            self._resumption = Resumption(directory.checkpoint, self._length, data, self.log)
+            with directory.processes.agreed("to resume the run"):
+                self._resumption = Resumption(directory.checkpoint, self._length, data, self.log)
             self._progress, self._ending = self._resumption.progress, self._resumption.ending
-            self._learning_rates = self._resumption.begin(self._model)
+            self._learning_rates = self._resumption.begin(self._model, directory.processes)
         directory.on_close(lambda: keras_private.start_at_epoch(self._model, None))
         self.resumed = self._resumption is not None
         self._callbacks = CallbackStates(())
         self._interruption = Interruption()
         self._interruption.listen()
         directory.on_close(self._interruption.stop_listening)
-        self._summaries = Summaries(directory.settings, self.step, self.log)
+        self._agreement = Agreement(directory.processes, directory.saver.until_due)
+        self._summaries = Summaries(directory.settings, self.step, self.log, directory.processes)
         directory.on_close(self._summaries.close)
         self._report_data_order()
         directory.saver.start(self.step, variables_of(self._model))
@@ -103,7 +106,7 @@ class Run:
         """Handle the beginning of an epoch, after all other callbacks."""
         self._progress.epoch = epoch
         if self._resumption is not None:
-            self._resumption.begin_epoch(self._model, self._callbacks)
+            self._resumption.begin_epoch(self._model, self._callbacks, self._directory.processes)
             self._resumption = None
         self._directory.forget_checkpoint()
 
@@ -123,10 +126,18 @@ class Run:
         if self._summaries.is_due(self.step):
             model = self._get_model()
             self._summaries.write(model, model.get_metrics_result(), self.step)
-        if self._interruption.requested and self._has_more():
+        do = self._agreement.between_steps(self.step, self._wishes)
+        if do.interrupt and self._has_more():
             self._save_and_interrupt(self._progress.epoch, batch)
-        if self._data is not None and self._directory.saver.is_due(self.step) and self._has_more():
+        if do.save and self._data is not None and self._has_more():
             self._save(self._progress.epoch, batch, announced=True)
+
+    def _wishes(self) -> Wishes:
+        return Wishes(
+            save=self._directory.saver.is_due(self.step),
+            interrupt=self._interruption.requested,
+            stop=bool(self._model.stop_training),
+        )
 
     def _stop_at_limit(self) -> None:
         """Stop training after the next block, if it reaches `stop_at_step`."""
@@ -172,13 +183,15 @@ class Run:
         if self._ending.is_final:
             return
         self._progress.end_epoch()
+        do = self._agreement.at_end_of_epoch(self.step, self._wishes)
+        self._model.stop_training = do.stop
         if self._model.stop_training and not self._ending.at_limit:
             self._ending.reason = f"a callback stopped training in epoch {epoch + 1}"
         is_last = epoch + 1 >= self._length.epochs
-        if self._interruption.requested and not is_last:
+        if do.interrupt and not is_last:
             self._save_and_interrupt(epoch + 1, 0)
         is_over = is_last or self._ending.at_limit or bool(self._ending.reason)
-        if is_over or self._directory.saver.is_due(self.step):
+        if is_over or do.save:
             self._save(epoch + 1, 0, announced=False)
 
     def _write_epoch_summaries(self, logs: Mapping[str, Any]) -> None:
@@ -201,9 +214,14 @@ class Run:
             learning_rates=self._learning_rates,
             callbacks=callbacks,
             variables=(),
-            data=None if self._data is None else self._data.state(epoch, batch, announced),
+            data=self._data_state(epoch, batch, announced),
         )
         self._directory.saver.save(self._get_model(), record, arrays, self._summaries.flush)
+
+    def _data_state(self, epoch: int, batch: int, announced: bool) -> DataState | None:
+        if self._data is None:
+            return None
+        return with_others(self._data.state(epoch, batch, announced), self._directory.processes)
 
     def _save_and_interrupt(self, epoch: int, batch: int) -> None:
         self._save(epoch, batch, announced=batch > 0)

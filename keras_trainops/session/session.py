@@ -6,6 +6,7 @@ import weakref
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from keras_trainops.processes import Processes
 from keras_trainops.session.run import Run
 from keras_trainops.session.settings import Settings
 from keras_trainops.session.state.data import DataPosition
@@ -20,10 +21,11 @@ class Session:
 
     Args:
         settings: The settings of the session.
+        model: The model, which may not have its variables yet; None before there is one.
     """
 
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
+    def __init__(self, settings: Settings, model: Any = None) -> None:
+        self._settings, self._model = settings, model
         self._directory: LogDirectory | None = None
         self._data: DataPosition | None = None
         self._run: Run | None = None
@@ -51,7 +53,7 @@ class Session:
             OSError: If there are checkpoints and all of them are damaged.
         """
         if self._directory is None:
-            self._directory = LogDirectory(self._settings)
+            self._directory = LogDirectory(self._settings, Processes(self._model))
         return self._directory
 
     def follow_data(self, iterator: Any) -> None:
@@ -60,8 +62,10 @@ class Session:
         Args:
             iterator: Keras's iterator over the epochs, before anything is taken from it.
         """
-        checkpoint = self.open().checkpoint
-        saved = None if checkpoint is None else checkpoint.record.data
+        directory = self.open()
+        saved = None if directory.checkpoint is None else directory.checkpoint.record.data
+        if saved is not None:
+            saved = saved.of_process(directory.processes)
         self._data = DataPosition(iterator, saved)
 
     def begin(self, get_model: Callable[[], Any], params: Mapping[str, Any]) -> Run:

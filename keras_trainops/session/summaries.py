@@ -12,6 +12,7 @@ from typing import Any
 import keras
 
 from keras_trainops import keras_private
+from keras_trainops.processes import Processes
 from keras_trainops.session.log import SessionLog
 from keras_trainops.session.settings import Settings
 from keras_trainops.training.optimizers.group import monitors_of
@@ -29,19 +30,28 @@ class Summaries:
         step: The step at which the run begins. TensorBoard hides the later events of an earlier,
             interrupted run.
         log: The log of the session, which reports why there are no summaries.
+        processes: The processes of the run. The first one writes; reading metrics may need all.
     """
 
-    def __init__(self, settings: Settings, step: int, log: SessionLog) -> None:
+    def __init__(
+        self, settings: Settings, step: int, log: SessionLog, processes: Processes
+    ) -> None:
         self._every, self._log = settings.summary_steps, log
         self._last_step, self._last_time = step, time.monotonic()
         self._file: _EventFile | None = None
         if self._every is None:
             return
+        if processes.is_first:
+            self._open(settings, step)
+        if not processes.broadcast(self._file is not None, "to begin summaries"):
+            self._every = None
+
+    def _open(self, settings: Settings, step: int) -> None:
         try:
             with self._until_disk_is_full():
                 self._file = _EventFile(settings.logdir, step)
         except ImportError:
-            log.report("no summaries: pip install 'keras-trainops[tensorboard]'")
+            self._log.report("no summaries: pip install 'keras-trainops[tensorboard]'")
 
     @contextmanager
     def _until_disk_is_full(self) -> Iterator[None]:
@@ -54,7 +64,7 @@ class Summaries:
 
     def is_due(self, step: int) -> bool:
         """Return True if `summary_steps` have passed since the last summary."""
-        if self._every is None or self._file is None:
+        if self._every is None:
             return False
         return step // self._every > self._last_step // self._every
 

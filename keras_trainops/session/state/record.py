@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import keras
 
 from keras_trainops.backends import backend
+from keras_trainops.processes import Processes
 from keras_trainops.session.state import randomness
 from keras_trainops.session.state.packing import is_attribute, references
 
 DOCUMENTS = ("session", "data", "variables")
 _RANDOM = ("fit", "made", "used", "now")
 _MAX_COUNT = 2**63
+_WHAT = "to save the states of random generators"
 
 
 @dataclass(frozen=True)
@@ -47,11 +50,21 @@ class DataState:
         random: The states of random generators at four moments, as `randomness.to_document` makes
             them.
         batch_size: Number of samples in a batch, None if Keras does not know it.
+        others: The states of random generators of the other processes, from process 1 on, if they
+            differ from those of process 0.
     """
 
     position: Position
     random: Mapping[str, Any]
     batch_size: int | None
+    others: tuple[Mapping[str, Any], ...] = ()
+
+    def of_process(self, processes: Processes) -> DataState:
+        """Return the state with which this process resumes the data."""
+        if not self.others or processes.is_first:
+            return self
+        same = len(self.others) == processes.count - 1
+        return replace(self, random=self.others[processes.index - 1] if same else self.random)
 
 
 @dataclass(frozen=True)
@@ -68,6 +81,7 @@ class Record:
         callbacks: The state of other callbacks.
         variables: The keys of the variables among the arrays, in the model's order.
         data: The state of the data, None if the session cannot follow them.
+        processes: Number of processes that trained.
     """
 
     step: int
@@ -79,12 +93,14 @@ class Record:
     callbacks: Mapping[str, Any]
     variables: tuple[str, ...]
     data: DataState | None
+    processes: int = 1
 
     def documents(self) -> dict[str, Any]:
         """Return the contents of the JSON files, by name without suffix."""
         session = {
             **{name: getattr(self, name) for name in ("step", "epoch", "batch", "ended")},
             "batches": self.batches,
+            "processes": self.processes,
             "learning_rates": list(self.learning_rates),
             "keras": keras.__version__,
             "backend": backend().name,
@@ -97,8 +113,33 @@ class Record:
                 "position": asdict(self.data.position),
                 "random": dict(self.data.random),
                 "batch_size": self.data.batch_size,
+                **({"others": list(self.data.others)} if self.data.others else {}),
             }
         return {"session": session, "data": data, "variables": list(self.variables)}
+
+
+def with_others(data: DataState, processes: Processes) -> DataState:
+    """Return the state of the data with those of the random generators of all processes.
+
+    They are left out if they are the same, as with the same seed and the same draws.
+    """
+    if not processes.several:
+        return data
+    everyone = processes.gather(_digests(data.random), _WHAT)
+    # A library that only some have imported draws nothing for the data.
+    common = set.intersection(*(set(digests) for digests in everyone))
+    if all(digests[name] == everyone[0][name] for digests in everyone for name in common):
+        return data
+    return replace(data, others=tuple(processes.gather(dict(data.random), _WHAT)[1:]))
+
+
+def _digests(random: Mapping[str, Any]) -> dict[str, str]:
+    """Return a digest of the state of each generator at each moment."""
+    return {
+        f"{moment}/{library}": hashlib.sha256(json.dumps(state).encode()).hexdigest()
+        for moment, states in random.items()
+        for library, state in states.items()
+    }
 
 
 def parse(texts: Mapping[str, bytes], arrays: Mapping[str, Any]) -> Record:
@@ -114,14 +155,14 @@ def parse(texts: Mapping[str, bytes], arrays: Mapping[str, Any]) -> Record:
     Raises:
         ValueError: If a file is not one that a session writes; the message names file and fault.
     """
-    session = _Fields("session.json", _loaded("session", texts["session"]))
+    session = _Fields("session.json", loaded("session", texts["session"]))
     step, epoch, batch = (session.count(name) for name in ("step", "epoch", "batch"))
     callbacks = _checked_callbacks(session.value("callbacks"), arrays)
-    variables = _checked_variables(_loaded("variables", texts["variables"]), arrays)
+    variables = _checked_variables(loaded("variables", texts["variables"]), arrays)
     unlisted = arrays.keys() - set(variables) - set(references(callbacks))
     if unlisted:
         raise ValueError(f"variables.json omits {min(unlisted)!r}")
-    data = _parsed_data(_loaded("data", texts["data"]))
+    data = _parsed_data(loaded("data", texts["data"]))
     if data is not None and (data.position.epoch, data.position.batch) != (epoch, batch):
         raise ValueError("data.json and session.json disagree on the epoch or batch")
     return Record(
@@ -134,10 +175,17 @@ def parse(texts: Mapping[str, bytes], arrays: Mapping[str, Any]) -> Record:
         callbacks,
         variables,
         data,
+        session.count("processes", optional=True) or 1,
     )
 
 
-def _loaded(name: str, text: bytes) -> Any:
+def loaded(name: str, text: bytes) -> Any:
+    """Return the content of a JSON file.
+
+    Raises:
+        ValueError: If it is not JSON; the message names the file.
+    """
+
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
         if len(found) < len(pairs):
@@ -217,7 +265,20 @@ def _parsed_data(document: Any) -> DataState | None:
         return None
     at = _Fields("data.json, position", fields.value("position"))
     epoch, batch, passes, taken = (at.count(n) for n in ("epoch", "batch", "passes", "taken"))
-    states = _Fields("data.json, random", fields.value("random"))
+    random = _checked_random(fields.value("random"))
+    others = fields.value("others", optional=True) or []
+    if not isinstance(others, list):
+        raise ValueError("data.json: 'others' must be a list")
+    return DataState(
+        Position(epoch, batch, at.flag("goes_on"), passes, taken),
+        random,
+        fields.count("batch_size", optional=True),
+        tuple(map(_checked_random, others)),
+    )
+
+
+def _checked_random(document: Any) -> Mapping[str, Any]:
+    states = _Fields("data.json, random", document)
     random = {name: states.value(name) for name in _RANDOM}
     for name, state in random.items():
         try:
@@ -226,8 +287,7 @@ def _parsed_data(document: Any) -> DataState | None:
             raise ValueError(
                 f"data.json: {name!r} is not a state of random generators ({error})"
             ) from error
-    size = fields.count("batch_size", optional=True)
-    return DataState(Position(epoch, batch, at.flag("goes_on"), passes, taken), random, size)
+    return random
 
 
 def _checked_variables(keys: Any, arrays: Mapping[str, Any]) -> tuple[str, ...]:

@@ -1,10 +1,9 @@
-"""The variables of a training run: named, copied to the host, and restored."""
+"""The variables of a training run: named, and copied to the host."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import keras
 import numpy as np
@@ -12,12 +11,12 @@ from keras import ops
 
 from keras_trainops import keras_private
 from keras_trainops.backends import backend
-from keras_trainops.errors import RestoreError
-from keras_trainops.numbering import without_automatic
-from keras_trainops.values import assign_copies, copy_of, parts_of
+from keras_trainops.processes import Processes
+from keras_trainops.values import copy_of, parts_of
 
-_METRICS, _RANDOM = "metrics/", "random/"
-_Value = TypeVar("_Value")
+METRICS, RANDOM = "metrics/", "random/"
+_GATHERED = 1 << 24  # bytes of each process, if several variables are gathered at once
+_WHAT = "to save the values that differ between processes"
 
 
 def variables_of(model: Any) -> dict[str, keras.Variable]:
@@ -31,11 +30,11 @@ def variables_of(model: Any) -> dict[str, keras.Variable]:
         ("", model.variables),
         ("optimizer/", model.optimizer.variables if model.optimizer is not None else []),
         ("updates/", updates.policy.variables if updates is not None else []),
-        (_METRICS, model.metrics_variables),
+        (METRICS, model.metrics_variables),
     ]
     seed = keras_private.global_seed()
     if seed is not None:
-        groups.append((_RANDOM, [seed]))
+        groups.append((RANDOM, [seed]))
     named: dict[str, keras.Variable] = {}
     seen: set[int] = set()
     for prefix, variables in groups:
@@ -71,30 +70,46 @@ class HostCopy:
         self._arrays = {key: _allocated(v) for key, v in variables.items()}
 
     def take(
-        self, variables: Mapping[str, keras.Variable], sums: Iterable[keras.Variable] = ()
+        self,
+        variables: Mapping[str, keras.Variable],
+        sums: Iterable[keras.Variable],
+        processes: Processes,
     ) -> dict[str, np.ndarray]:
         """Copy the values of variables; the next call overwrites the arrays.
 
-        Under a distribution strategy the copies include the values on each replica, if they differ
-        from the value that the variable reads as.
+        The copies include the values on each replica, of all processes, if they differ from the
+        value that the variable reads as. All processes call this; only process 0 gets copies of
+        variables that are the same on all.
 
         Args:
-            variables: `variables_of` the model.
+            variables: Those of `variables_of` the model that the host can hold.
             sums: `gradient_sums_of` the model. Their parts are always copied, as restoring needs to
                 know the number of parts.
+            processes: The processes of the run.
 
         Returns:
             Arrays by name; `name[replica 0]` is the value on the first replica.
         """
         view, arrays = backend().host_view, {}
-        summed = {id(v) for v in sums}
+        gradients = {id(v) for v in sums}
+        summed = summed_among(variables.values(), sums)
+        apart = processes.several and not backend().processes_share_arrays
+        own: dict[str, list[np.ndarray]] = {}
         for key, variable in variables.items():
+            may_differ = apart and (id(variable) in gradients or _may_differ(key, variable))
+            if not may_differ and not processes.is_first:
+                continue
             arrays[key] = self._copied(key, view(variable))
             parts = parts_of(variable)
-            if len(parts) > 1 and (id(variable) in summed or _differ(variable, parts)):
+            if may_differ:
+                own[key] = list(map(copy_of, parts))
+            elif len(parts) > 1 and (id(variable) in summed or _differ(variable, parts)):
                 for i, part in enumerate(parts):
-                    name = f"{key}[replica {i}]"
-                    arrays[name] = self._copied(name, copy_of(part))
+                    arrays[_part(key, i)] = self._copied(_part(key, i), copy_of(part))
+        for key, parts in _of_all(own, processes).items():
+            is_sum = id(variables[key]) in summed
+            if is_sum or any(p.tobytes() != arrays[key].tobytes() for p in parts):
+                arrays.update({_part(key, i): part for i, part in enumerate(parts)})
         self._arrays = arrays
         return dict(arrays)
 
@@ -104,6 +119,58 @@ class HostCopy:
             copy = np.empty(value.shape, value.dtype)
         np.copyto(copy, value)
         return copy
+
+
+def _part(key: str, index: int) -> str:
+    return f"{key}[replica {index}]"
+
+
+def _may_differ(key: str, variable: keras.Variable) -> bool:
+    """Return True if processes may have other values of a variable: a metric, a seed, a counter."""
+    if key.startswith((METRICS, RANDOM)) or variable.synchronization == "on_read":
+        return True
+    return not is_float(variable.dtype)
+
+
+def summed_among(variables: Iterable[keras.Variable], sums: Iterable[keras.Variable]) -> set[int]:
+    """Return the ids of variables that are sums of what replicas have: of metrics, and `sums`."""
+    if not backend().replicas_add_up:
+        return set()
+    on_read = (v for v in variables if v.synchronization == "on_read" and v.aggregation == "sum")
+    return {id(v) for v in (*on_read, *sums)}
+
+
+def is_float(dtype: Any) -> bool:
+    """Return True for floating-point dtypes, those that NumPy lacks included."""
+    return keras.backend.is_float_dtype(keras.backend.standardize_dtype(dtype))
+
+
+def _of_all(
+    own: Mapping[str, Sequence[np.ndarray]], processes: Processes
+) -> dict[str, list[np.ndarray]]:
+    """Return the parts of variables on all processes, for parts on this one."""
+    found: dict[str, list[np.ndarray]] = {}
+    for keys in _groups(own):
+        mine = [part for key in keys for part in own[key]]
+        each = [iter(arrays) for arrays in processes.gather_arrays(mine, _WHAT)]
+        for key in keys:
+            found[key] = [next(arrays) for arrays in each for _ in own[key]]
+    return found
+
+
+def _groups(own: Mapping[str, Sequence[np.ndarray]]) -> Iterator[list[str]]:
+    """Divide the keys, so that what is gathered at once is not large."""
+    group: list[str] = []
+    size = 0
+    for key, parts in own.items():
+        nbytes = sum(part.nbytes for part in parts)
+        if group and size + nbytes > _GATHERED:
+            yield group
+            group, size = [], 0
+        group.append(key)
+        size += nbytes
+    if group:
+        yield group
 
 
 def _differ(variable: keras.Variable, parts: Sequence[Any]) -> bool:
@@ -118,153 +185,3 @@ def _allocated(variable: keras.Variable) -> np.ndarray:
     array = np.empty(tuple(variable.shape), name)
     array.fill(0)  # the system assigns memory on the first write only
     return array
-
-
-class SavedVariable(NamedTuple):
-    """The saved value of a variable.
-
-    Attributes:
-        value: The value that the variable read as.
-        parts: The value on each replica; empty if all were `value`.
-    """
-
-    value: np.ndarray
-    parts: list[np.ndarray]
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The shape of the value and of each part."""
-        return self.value.shape
-
-    @property
-    def dtype(self) -> Any:
-        """The dtype of the value and of each part."""
-        return self.value.dtype
-
-    def assign_to(self, variable: keras.Variable, is_sum: bool) -> None:
-        """Restore the value on each replica, even if their number has changed.
-
-        On another number of replicas each gets an equal share of a sum of gradients. Keras does so
-        for metrics. Other variables, such as the batch-norm statistics of a plain `keras.Model`,
-        get the mean.
-
-        Args:
-            variable: The variable to assign.
-            is_sum: If True, the variable is one of `gradient_sums_of` the model.
-        """
-        count = len(parts_of(variable))
-        if len(self.parts) == count:
-            assign_copies(variable, self.parts)
-        elif is_sum:
-            variable.assign((sum(self.parts) if self.parts else self.value) / count)
-        elif self.parts and not _reads_as_sum(variable) and np.issubdtype(self.dtype, np.floating):
-            variable.assign(np.mean(self.parts, axis=0, dtype="float64").astype(self.dtype))
-        else:
-            variable.assign(self.value)
-
-
-def _reads_as_sum(variable: keras.Variable) -> bool:
-    return variable.aggregation == "sum"
-
-
-def restore_variables(
-    arrays: Mapping[str, np.ndarray],
-    variables: Mapping[str, keras.Variable],
-    source: str,
-    sums: Iterable[keras.Variable] = (),
-) -> bool:
-    """Assign saved values to all variables, or change nothing if they are from another model.
-
-    Args:
-        arrays: The result of `HostCopy.take`, in the same order.
-        variables: `variables_of` the model.
-        source: The path of the checkpoint, for the error message.
-        sums: `gradient_sums_of` the model.
-
-    Returns:
-        True if the metrics were restored too. They are left unchanged if the model has different
-        metrics than were saved.
-
-    Raises:
-        RestoreError: If the other variables are not those that were saved; it lists the
-            differences.
-    """
-    saved_metrics, saved = _split_metrics(_by_variable(arrays))
-    metrics, others = _split_metrics(variables)
-    pairs = _paired(saved, others, source)
-    has_same_metrics = not _differences(saved_metrics, metrics)
-    if has_same_metrics:
-        pairs += [(saved_metrics[key], variable) for key, variable in metrics.items()]
-    summed = {id(v) for v in sums}
-    for value, variable in pairs:
-        value.assign_to(variable, id(variable) in summed)
-    return has_same_metrics
-
-
-def _by_variable(arrays: Mapping[str, np.ndarray]) -> dict[str, SavedVariable]:
-    """Join the parts that `HostCopy.take` returned to their variables."""
-    saved: dict[str, SavedVariable] = {}
-    for key, value in arrays.items():
-        part = re.fullmatch(r"(?s)(.*)\[replica (\d+)\]", key)
-        if part is not None and part[1] in saved:
-            saved[part[1]].parts.append(value)
-        else:
-            saved[key] = SavedVariable(value, [])
-    return saved
-
-
-def _split_metrics(named: Mapping[str, _Value]) -> tuple[dict[str, _Value], dict[str, _Value]]:
-    metrics = {key: value for key, value in named.items() if key.startswith(_METRICS)}
-    others = {key: value for key, value in named.items() if key not in metrics}
-    return metrics, others
-
-
-def _paired(
-    saved: Mapping[str, SavedVariable], variables: Mapping[str, keras.Variable], source: str
-) -> list[tuple[SavedVariable, keras.Variable]]:
-    """Return each variable with its saved value, or raise if the two sides differ."""
-    saved, variables = _without_unmatched_seeds(saved, variables)
-    names, ours = (list(map(without_automatic, side)) for side in (saved, variables))
-    if names == ours and saved.keys() != variables.keys():
-        # Keras numbers the layers of a process: layers made a second time get higher numbers.
-        saved = dict(zip(variables, saved.values(), strict=True))
-    differences = _differences(saved, variables)
-    if differences:
-        raise RestoreError(
-            f"Cannot resume from '{source}': it was saved from another model or optimizer.\n"
-            + "\n".join(f"  {line}" for line in differences)
-            + "\n(! different shape or dtype, - only in the checkpoint, + only in the model.) Use "
-            "another log directory; nothing was changed in this one."
-        )
-    return [(saved[key], variable) for key, variable in variables.items()]
-
-
-def _without_unmatched_seeds(
-    saved: Mapping[str, SavedVariable], variables: Mapping[str, keras.Variable]
-) -> tuple[dict[str, SavedVariable], dict[str, keras.Variable]]:
-    """Drop Keras's global seed if only one side has it: it exists once it has been used."""
-    unmatched = {key for key in saved.keys() ^ variables.keys() if key.startswith(_RANDOM)}
-    return (
-        {key: value for key, value in saved.items() if key not in unmatched},
-        {key: value for key, value in variables.items() if key not in unmatched},
-    )
-
-
-def _differences(
-    saved: Mapping[str, SavedVariable], variables: Mapping[str, keras.Variable]
-) -> list[str]:
-    lines = []
-    for key in sorted({*saved, *variables}):
-        if key not in variables:
-            lines.append(f"- {key}: {_signature(saved[key])}")
-        elif key not in saved:
-            lines.append(f"+ {key}: {_signature(variables[key])}")
-        elif _signature(saved[key]) != _signature(variables[key]):
-            ours, theirs = _signature(variables[key]), _signature(saved[key])
-            lines.append(f"! {key}: {ours} in the model, {theirs} saved")
-    return lines
-
-
-def _signature(value: Any) -> str:
-    shape: Sequence[int] = tuple(value.shape)
-    return f"{keras.backend.standardize_dtype(value.dtype)} {shape}"

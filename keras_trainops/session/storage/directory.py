@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import ExitStack
 
+from keras_trainops.processes import Processes
 from keras_trainops.session.log import SessionLog
 from keras_trainops.session.settings import Settings
 from keras_trainops.session.storage import forks
@@ -15,11 +16,15 @@ from keras_trainops.session.storage.saver import Saver
 class LogDirectory:
     """A log directory that this run has locked, with the newest checkpoint in it.
 
+    If several processes train, the first one locks the directory and writes to it.
+
     Args:
         settings: The settings of the session.
+        processes: The processes of the run.
 
     Attributes:
         settings: The settings of the session.
+        processes: The processes of the run.
         log: The log of the session.
         saver: Writes checkpoints.
         checkpoint: The newest intact checkpoint. None if there is none, and once
@@ -28,20 +33,30 @@ class LogDirectory:
 
     Raises:
         RuntimeError: If another run uses the directory.
-        OSError: If there are checkpoints and all of them are damaged.
+        OSError: If there are checkpoints and all of them are damaged, or not all processes see
+            the same directory.
     """
 
-    def __init__(self, settings: Settings) -> None:
-        settings.logdir.mkdir(parents=True, exist_ok=True)
-        self.settings = settings
-        self.log = SessionLog(settings.logdir / "session.log", settings.verbose)
+    def __init__(self, settings: Settings, processes: Processes) -> None:
+        self.settings, self.processes = settings, processes
+        self.log = SessionLog(
+            settings.logdir / "session.log", settings.verbose, is_silent=not processes.is_first
+        )
         self._lock = DirectoryLock(settings.logdir / "session.lock", self.close)
-        self.saver = Saver(settings, self.log, self._lock.require_held)
+        self.saver = Saver(settings, self.log, self._lock.require_held, processes)
         self._on_close = ExitStack()
-        self._lock.acquire()
-        self.is_open = True
+        word, self.is_open = "", True
         forks.register(self._disown)
         try:
+            with processes.agreed("to lock the log directory"):
+                if processes.is_first:
+                    settings.logdir.mkdir(parents=True, exist_ok=True)
+                    word = self._lock.acquire()
+            _require_same(settings, processes)
+            word = processes.broadcast(word, "to find the log directory")
+            with processes.agreed("to find the log directory"):
+                if not processes.is_first:
+                    self._lock.require_sight_of(word)
             self.checkpoint = self.saver.read()
         except BaseException as error:
             self.close(error)
@@ -74,3 +89,13 @@ class LogDirectory:
         """Do not use the directory any more, as after a fork."""
         self.is_open = False
         forks.unregister(self._disown)
+
+
+def _require_same(settings: Settings, processes: Processes) -> None:
+    """Check the settings that decide when processes talk to each other."""
+    facts = {
+        "`stop_at_step`": settings.stop_at_step,
+        "`summary_steps`": settings.summary_steps,
+    }
+    advice = "Give the sessions of all processes the same arguments."
+    processes.require_same(facts, "to compare the settings of the session", advice)

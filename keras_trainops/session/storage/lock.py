@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import secrets
 import socket
 import sys
 import threading
@@ -12,12 +13,14 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from keras_trainops.session.storage import forks
 
 # The locks that this process holds.
 _HELD: dict[Path, DirectoryLock] = {}
 _MAX_HOLDER_BYTES = 2**16
+_SIGHT_SECONDS = 5.0
 
 
 class DirectoryLock:
@@ -40,8 +43,11 @@ class DirectoryLock:
         self._file: int | None = None
         self._thread = threading.current_thread()
 
-    def acquire(self) -> None:
+    def acquire(self) -> str:
         """Lock the directory.
+
+        Returns:
+            A word that `require_sight_of` recognises the locked directory by.
 
         Raises:
             RuntimeError: If another process or thread uses it; the message names the process.
@@ -67,7 +73,27 @@ class DirectoryLock:
         self._file, self._thread = file, threading.current_thread()
         _HELD[self._path] = self
         forks.register(self._close_file)
-        _write_holder(file)
+        word = secrets.token_hex(8)
+        _write_holder(file, word)
+        return word
+
+    def require_sight_of(self, word: str) -> None:
+        """Check that another process has locked the directory that this one sees.
+
+        Args:
+            word: What `acquire` has returned there.
+
+        Raises:
+            OSError: If it is another directory.
+        """
+        began = time.monotonic()
+        while _read_word(self._path) != word:
+            if time.monotonic() - began > _SIGHT_SECONDS:  # network file systems take a while
+                raise OSError(
+                    f"the log directory '{self._path.parent}' is not the one that process 0 uses: "
+                    "it must be on a file system that all processes share"
+                )
+            time.sleep(0.1)
 
     def _take_over_from(self, other: DirectoryLock | None) -> None:
         """Release the lock of a run of this process that ended without doing so."""
@@ -122,17 +148,26 @@ def _lock(file: int) -> None:
     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-def _write_holder(file: int) -> None:
+def _write_holder(file: int, word: str) -> None:
     command = " ".join([Path(sys.executable).name, *sys.argv])
     holder = {
         "process": os.getpid(),
         "host": socket.gethostname(),
         "since": time.strftime("%Y-%m-%d %H:%M:%S"),
         "command": command[:1000],
+        "run": word,
     }
     os.ftruncate(file, 0)
     os.lseek(file, 0, os.SEEK_SET)
     os.write(file, json.dumps(holder).encode("utf-8"))
+
+
+def _read_word(path: Path) -> Any:
+    try:
+        with path.open("rb") as file:
+            return json.loads(file.read(_MAX_HOLDER_BYTES))["run"]
+    except (OSError, ValueError, TypeError, LookupError, RecursionError):
+        return None
 
 
 def _read_holder(file: int) -> str:

@@ -12,10 +12,13 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_trainops.backends import backend
+from keras_trainops.processes import Processes
 from keras_trainops.session.log import SessionLog
 from keras_trainops.session.settings import Settings
 from keras_trainops.session.state.record import Record
 from keras_trainops.session.state.snapshot import HostCopy, gradient_sums_of, variables_of
+from keras_trainops.session.storage import shards
 from keras_trainops.session.storage.store import SavedStep, Store
 from keras_trainops.session.storage.writer import BackgroundWriter
 
@@ -23,18 +26,25 @@ from keras_trainops.session.storage.writer import BackgroundWriter
 class Saver:
     """Save the state of a run from time to time.
 
-    Training pauses while the state is copied to host memory; a thread writes the copy.
+    Training pauses while the state is copied to host memory; a thread writes the copy. If several
+    processes train, all of them save at the same step: the first one writes what it has whole, and
+    all write their parts of the rest.
 
     Args:
         settings: The settings of the session.
         log: The log of the session.
         require_directory: Function that raises an `OSError` if the run has lost its directory.
+        processes: The processes of the run.
     """
 
     def __init__(
-        self, settings: Settings, log: SessionLog, require_directory: Callable[[], None]
+        self,
+        settings: Settings,
+        log: SessionLog,
+        require_directory: Callable[[], None],
+        processes: Processes,
     ) -> None:
-        self._settings, self._log = settings, log
+        self._settings, self._log, self._processes = settings, log, processes
         self._require_directory = require_directory
         self._store = Store(settings.logdir / "checkpoints", settings.keep)
         self._writer, self._copy = BackgroundWriter(), HostCopy()
@@ -48,8 +58,16 @@ class Saver:
         Raises:
             OSError: If there are checkpoints and all of them are damaged.
         """
-        self._store.recover()
-        return self._store.newest(self._warn)
+        processes, found = self._processes, None
+        with processes.agreed("to read the newest checkpoint"):
+            if processes.is_first:
+                self._store.recover()
+                found = self._store.newest(self._warn)
+        step = processes.broadcast(None if found is None else found.record.step, "to resume")
+        with processes.agreed("to read the newest checkpoint"):
+            if not processes.is_first and step is not None:
+                found = self._store.read(step)
+        return found
 
     def start(self, step: int, variables: Mapping[str, keras.Variable]) -> None:
         """Start counting steps and seconds, and allocate memory for the copies.
@@ -59,7 +77,17 @@ class Saver:
             variables: `variables_of` the model.
         """
         self._last_step, self._last_time = step, time.monotonic()
-        self._writer.start(lambda: self._copy.reserve(variables))
+        whole = _whole(variables)
+        with self._processes.agreed("to begin the session"):
+            if len(whole) < len(variables):
+                shards.require_orbax()
+        if self._processes.is_first:
+            self._writer.start(lambda: self._copy.reserve(whole))
+
+    def until_due(self, step: int) -> int | None:
+        """Return the number of steps until it is time to save, None if steps do not count."""
+        every = self._settings.save_steps
+        return None if every is None else max(1, self._last_step + every - step)
 
     def is_due(self, step: int) -> bool:
         """Return True if it is time to save and the previous checkpoint is written."""
@@ -92,14 +120,24 @@ class Saver:
         """
         self._writer.wait()
         self._warn_of_error()
-        began = time.monotonic()
-        arrays = self._copy.take(variables_of(model), gradient_sums_of(model))
-        record = replace(record, variables=tuple(arrays))
+        began, processes = time.monotonic(), self._processes
+        variables = variables_of(model)
+        whole = _whole(variables)
+        wait_for_shards = None
+        if len(whole) < len(variables):
+            try:
+                wait_for_shards = self._begin_shards(record.step, variables, whole)
+            except OSError as error:
+                self._give_up(record.step, error)
+                return
+        arrays = self._copy.take(whole, gradient_sums_of(model), processes)
+        order = _order(variables, arrays)
+        record = replace(record, variables=order, processes=processes.count)
         self._last_step, self._last_time = record.step, time.monotonic()
         pause = self._last_time - began
 
         def write() -> None:
-            path = self._write(record, {**arrays, **callback_arrays}, before_write)
+            path = self._write(record, {**arrays, **callback_arrays}, before_write, wait_for_shards)
             megabytes = sum(array.nbytes for array in arrays.values()) / 1e6
             self._log.write(
                 f"saved step {record.step} to '{path}' ({megabytes:.1f} MB; training paused for "
@@ -107,16 +145,55 @@ class Saver:
             )
             self._prune(record.step)
 
-        self._writer.start(write)
+        if processes.is_first:
+            self._writer.start(write)
+        elif wait_for_shards is not None:
+            self._writer.start(wait_for_shards)
+
+    def _give_up(self, step: int, error: OSError) -> None:
+        """Let the first process report an error as one of the thread that writes."""
+        self._last_step, self._last_time = step, time.monotonic()
+
+        def fail() -> None:
+            raise error
+
+        if self._processes.is_first:
+            self._writer.start(fail)
+
+    def _begin_shards(
+        self,
+        step: int,
+        variables: Mapping[str, keras.Variable],
+        whole: Mapping[str, keras.Variable],
+    ) -> Callable[[], None]:
+        """Let all processes begin to write their parts of variables that none has whole.
+
+        Raises:
+            OSError: On all processes if the first one cannot make the directory.
+        """
+        with self._processes.agreed("to begin a checkpoint"):
+            if self._processes.is_first:
+                self._require_directory()
+                self._store.begin(step)
+        values = {
+            str(position): variable.value
+            for position, (key, variable) in enumerate(variables.items())
+            if key not in whole
+        }
+        return shards.begin_write(self._store.unfinished(step) / shards.DIRECTORY, values)
 
     def _write(
-        self, record: Record, arrays: Mapping[str, np.ndarray], before_write: Callable[[], None]
+        self,
+        record: Record,
+        arrays: Mapping[str, np.ndarray],
+        before_write: Callable[[], None],
+        wait_for_shards: Callable[[], None] | None,
     ) -> Path:
         """Write a checkpoint, unless the run has lost its directory."""
         self._require_directory()
         try:
             before_write()
-            return self._store.write(record.step, arrays, record)
+            return self._store.write(record.step, arrays, record, wait_for_shards)
         except OSError:
             self._require_directory()  # if it was lost meanwhile, that is the error to report
             raise
@@ -133,13 +210,14 @@ class Saver:
         Raises:
             OSError: If it could not be written.
         """
-        self._writer.wait()
-        error = self._writer.take_error()
-        if error is not None:
-            raise OSError(
-                f"The final checkpoint, at step {self._last_step}, could not be written to "
-                f"'{self._store.directory}': {error} ({self._describe_newest()})."
-            ) from error
+        with self._processes.agreed("to finish the last checkpoint"):
+            self._writer.wait()
+            error = self._writer.take_error()
+            if error is not None:
+                raise OSError(
+                    f"The final checkpoint, at step {self._last_step}, could not be written to "
+                    f"'{self._store.directory}': {error} ({self._describe_newest()})."
+                ) from error
 
     def close(self) -> str:
         """Wait until writing has ended, and describe the newest checkpoint for the log."""
@@ -161,3 +239,13 @@ class Saver:
     def _warn(self, message: str) -> None:
         self._log.report(message)
         warnings.warn(message, stacklevel=2)
+
+
+def _whole(variables: Mapping[str, keras.Variable]) -> dict[str, keras.Variable]:
+    """Return the variables whose values this process has whole; the same on all processes."""
+    return {key: v for key, v in variables.items() if backend().is_whole(v.value)}
+
+
+def _order(variables: Mapping[str, Any], arrays: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the keys of all that is saved: the variables in their order, then parts of them."""
+    return tuple(dict.fromkeys([*variables, *arrays]))

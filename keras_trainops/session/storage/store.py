@@ -15,15 +15,19 @@ import hashlib
 import json
 import os
 import re
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from keras_trainops.session.state.record import DOCUMENTS, Record, parse
+from keras_trainops.session.state.record import DOCUMENTS, Record, loaded, parse
+from keras_trainops.session.storage import shards
 
 ARRAYS = "state.safetensors"
+SHARDS = shards.DIRECTORY
 _SUMS = "SHA256SUMS"
 _FILES = {ARRAYS, *(f"{name}.json" for name in DOCUMENTS)}
 _STEP = re.compile(r"step-(\d{10,})")
@@ -45,12 +49,12 @@ class SavedStep:
     Attributes:
         path: Its directory.
         record: The state of the run, apart from arrays.
-        arrays: The saved arrays, by key.
+        arrays: The saved arrays, by key; some may be `ShardedArray`.
     """
 
     path: Path
     record: Record
-    arrays: Mapping[str, np.ndarray]
+    arrays: Mapping[str, Any]
 
 
 class Store:
@@ -114,13 +118,48 @@ class Store:
             )
         return None
 
-    def write(self, step: int, arrays: Mapping[str, np.ndarray], record: Record) -> Path:
+    def begin(self, step: int) -> Path:
+        """Make the directory that becomes a checkpoint, and return it.
+
+        Raises:
+            OSError: If that fails.
+        """
+        if not self.directory.exists():
+            self.directory.mkdir()
+            _sync(self.directory.parent)
+        new = self.unfinished(step)
+        _remove(new)
+        new.mkdir()
+        return new
+
+    def unfinished(self, step: int) -> Path:
+        """Return the directory in which a checkpoint is written."""
+        return self.directory / f"{_WRITING}{_name(step)}"
+
+    def read(self, step: int) -> SavedStep:
+        """Read the checkpoint of a step.
+
+        Raises:
+            OSError: If it is damaged or there is none.
+            ValueError: If it is damaged.
+        """
+        return _read(self.directory / _name(step), step)
+
+    def write(
+        self,
+        step: int,
+        arrays: Mapping[str, np.ndarray],
+        record: Record,
+        wait_for_shards: Callable[[], None] | None = None,
+    ) -> Path:
         """Write a checkpoint under a temporary name, sync it, and rename it.
 
         Args:
             step: The step of the checkpoint.
             arrays: The arrays to save, by key.
             record: The state of the run, apart from arrays.
+            wait_for_shards: Waits for those who write `SHARDS` into the directory that `begin` has
+                returned. None if nobody does.
 
         Returns:
             The directory of the checkpoint.
@@ -129,21 +168,20 @@ class Store:
             OSError: If it cannot be written. Nothing of it is left, and other checkpoints are
                 untouched.
         """
-        if not self.directory.exists():
-            self.directory.mkdir()
-            _sync(self.directory.parent)
-        path = self.directory / f"step-{step:010d}"
-        new, old = (path.with_name(prefix + path.name) for prefix in (_WRITING, _DELETING))
-        _remove(new)
+        path = self.directory / _name(step)
+        new, old = self.unfinished(step), path.with_name(_DELETING + path.name)
         try:
-            new.mkdir()
+            if wait_for_shards is None:
+                self.begin(step)
+            else:
+                wait_for_shards()
             _write_files(new, arrays, record)
             self._publish(new, path, old)
         except Exception as error:
             _remove(new)
             if isinstance(error, OSError):
                 raise
-            raise OSError(str(error)) from error  # safetensors raises its own error
+            raise OSError(str(error)) from error  # safetensors and Orbax raise their own
         _sync(self.directory)
         _remove(old, successor=path)
         self._damaged.discard(path)
@@ -192,6 +230,10 @@ class Store:
                 _remove(path)
 
 
+def _name(step: int) -> str:
+    return f"step-{step:010d}"
+
+
 def _step(path: Path) -> int:
     match = _STEP.fullmatch(path.name)
     assert match is not None
@@ -231,13 +273,21 @@ def _remove(directory: Path, successor: Path | None = None) -> None:
     if successor is not None and successor.is_dir():
         _move(names - ours - {_SUMS}, directory, successor)
     for name in [*sorted(ours), *({_SUMS} & names)]:
-        (directory / name).unlink(missing_ok=True)
+        if _is_shards(name):
+            shutil.rmtree(directory / name)
+        else:
+            (directory / name).unlink(missing_ok=True)
     if not any(directory.iterdir()):
         directory.rmdir()
 
 
 def _is_own_name(name: str) -> bool:
-    return name in _FILES or _TEMPORARY.fullmatch(name) is not None
+    return name in _FILES or _TEMPORARY.fullmatch(name) is not None or _is_shards(name)
+
+
+def _is_shards(name: str) -> bool:
+    """Return True for the directory that Orbax writes, complete or not."""
+    return name == SHARDS or name.startswith(f"{SHARDS}.orbax-checkpoint-tmp")
 
 
 def _move(names: set[str], source: Path, target: Path) -> None:
@@ -320,10 +370,20 @@ def _read(path: Path, step: int) -> SavedStep:
     except (SafetensorError, KeyError) as error:
         raise DamagedCheckpointError(f"{ARRAYS} cannot be read: {error}") from error
     texts = {name: _read_bytes(path / f"{name}.json", _MAX_JSON_BYTES) for name in DOCUMENTS}
+    if (path / SHARDS).exists():
+        arrays |= _sharded(path / SHARDS, loaded("variables", texts["variables"]))
     record = parse(texts, arrays)
     if record.step != step:
         raise DamagedCheckpointError(f"session.json is for step {record.step}")
     return SavedStep(path, record, arrays)
+
+
+def _sharded(path: Path, keys: Any) -> dict[str, Any]:
+    """Return the arrays that Orbax has written, named by their position in a list of keys."""
+    found = shards.read(path)
+    if not isinstance(keys, list) or not found.keys() <= set(map(str, range(len(keys)))):
+        raise DamagedCheckpointError(f"{SHARDS} has other arrays than variables.json lists")
+    return {str(keys[int(position)]): array for position, array in found.items()}
 
 
 def _verify(path: Path) -> None:

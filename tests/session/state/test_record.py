@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from keras_trainops.processes import Processes
+from keras_trainops.session.state.record import DataState, Position
 from keras_trainops.session.storage.store import DamagedCheckpointError
 from tests.session.checkpoints import edit, folder, newest, rewrite, save
 
@@ -70,6 +72,12 @@ WRONG: dict[str, tuple[str, Any, str]] = {
         *("data.json", {"position": {**POSITION, "goes_on": 1}}),
         r"'goes_on' must be true or false",
     ),
+    "others that are no list": ("data.json", {"others": 3}, r"data\.json: 'others' must be a list"),
+    "others without states": ("data.json", {"others": [{}]}, r"data\.json, random has no 'fit'"),
+    "a number of processes": (
+        *("session.json", {"processes": "2"}),
+        r"'processes' must be a whole number",
+    ),
     "no random states": ("data.json", {"random": {}}, r"data\.json, random has no 'fit'"),
     "a string as state": (
         *("data.json", {"random": dict.fromkeys(("fit", "made", "used", "now"), "x")}),
@@ -130,3 +138,16 @@ def test_reads_files_of_earlier_versions() -> None:
     assert checkpoint.record.learning_rates == ()
     assert checkpoint.record.data is not None
     assert checkpoint.record.data.batch_size is None
+
+
+def test_each_process_gets_its_own_random_states_back() -> None:
+    data = DataState(Position(0, 1, True, 0, 1), {"fit": 0}, 4, ({"fit": 1}, {"fit": 2}))
+
+    def drawn(index: int, count: int) -> Any:
+        processes = Processes()
+        processes.index, processes.count = index, count
+        return data.of_process(processes).random["fit"]
+
+    assert [drawn(index, 3) for index in range(3)] == [0, 1, 2]
+    assert [drawn(index, 2) for index in range(2)] == [0, 0]  # another number: those of process 0
+    assert drawn(0, 1) == 0

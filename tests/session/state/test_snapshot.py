@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import keras_trainops as kt
+from keras_trainops.session.state.restoring import _shares
 from tests.helpers import assert_same, refused, two_layers
 from tests.session.replica_runs import runs_of
 from tests.session.small_runs import fit, steps
@@ -77,3 +78,12 @@ def test_replicas_of_a_plain_model_keep_their_statistics() -> None:
     for name in ("moving_mean", "moving_variance"):
         mean = (two[f"norm/{name}/0"] + two[f"norm/{name}/1"]) / 2
         np.testing.assert_allclose(runs["2 then 1"][f"norm/{name}/0"], mean, rtol=1e-6)
+
+
+@pytest.mark.once
+def test_shares_of_a_sum_add_up_to_it() -> None:
+    total = np.array([5, 4], "int32")
+    first, second = (_shares(total, 2, 4, is_first) for is_first in (True, False))
+    assert [share.tolist() for share in (*first, *second)] == [[2, 1], [1, 1], [1, 1], [1, 1]]
+    (share,) = _shares(np.array(1.0, "float32"), 1, 2, False)
+    assert (share.dtype, float(share)) == (np.dtype("float32"), 0.5)

@@ -1,0 +1,94 @@
+"""Arrays that no process has whole: each process writes its parts of them, through Orbax.
+
+Parts are copied to the host before training continues, and written in the background. Orbax gives
+the directory its name once all processes have written theirs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from keras_trainops.checkpoints.checkpoint import Checkpoint
+from keras_trainops.checkpoints.open import open_checkpoint
+
+DIRECTORY = "shards"
+_INSTALL = (
+    "The variables of this model are divided among processes, so a session saves them with Orbax: "
+    "pip install 'keras-trainops[orbax]'"
+)
+
+
+class ShardedArray(NamedTuple):
+    """A saved array, which each process reads in parts.
+
+    Attributes:
+        shape: Its shape.
+        dtype: Its dtype.
+        part: Reads the elements at an index, a slice for each axis.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    part: Callable[[tuple[slice, ...]], np.ndarray]
+
+
+def require_orbax() -> None:
+    """Check that Orbax can be used.
+
+    Raises:
+        ImportError: If it is not installed.
+    """
+    try:
+        import orbax.checkpoint  # noqa: F401
+    except ImportError as error:
+        raise ImportError(_INSTALL) from error
+
+
+def begin_write(directory: Path, arrays: Mapping[str, Any]) -> Callable[[], None]:
+    """Copy this process's parts of arrays to the host, and begin writing; all processes call it.
+
+    Args:
+        directory: The directory to write, on a file system that all share.
+        arrays: JAX arrays by name, the same names on all processes.
+
+    Returns:
+        A function that waits until all processes have written their parts; it raises an `OSError`
+        if that fails.
+    """
+    import jax
+    import orbax.checkpoint as ocp
+
+    jax.block_until_ready(list(arrays.values()))  # processes talk on devices only between steps
+    checkpointer = ocp.AsyncCheckpointer(ocp.PyTreeCheckpointHandler())
+    checkpointer.save(directory.absolute(), args=ocp.args.PyTreeSave(dict(arrays)))
+
+    def wait() -> None:
+        try:
+            checkpointer.wait_until_finished()
+        except Exception as error:  # Orbax, JAX and TensorStore raise their own kinds
+            raise OSError(f"the parts of variables could not be written: {error}") from error
+        finally:
+            checkpointer.close()
+
+    return wait
+
+
+def read(directory: Path) -> dict[str, ShardedArray]:
+    """Return the arrays of a directory by name, to be read later.
+
+    Raises:
+        RestoreError: If it is damaged.
+    """
+    checkpoint = open_checkpoint(str(directory))
+    return {name: _array(checkpoint, name) for name in checkpoint}
+
+
+def _array(checkpoint: Checkpoint, name: str) -> ShardedArray:
+    def part(index: tuple[slice, ...]) -> np.ndarray:
+        return checkpoint.part(name, index)
+
+    return ShardedArray(checkpoint.shape(name), checkpoint.dtype(name), part)
