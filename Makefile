@@ -46,6 +46,7 @@ bench: $(VENV)/.installed
 	$(BIN)/python tests/benchmarks/restore.py
 	$(BIN)/python tests/benchmarks/saving.py
 	$(BIN)/python tests/benchmarks/write_back.py
+	$(BIN)/python -m tests.benchmarks.cluster
 
 $(VENV)/.architectures: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --editable '.[dev,architectures]'

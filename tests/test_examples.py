@@ -107,6 +107,17 @@ def test_key_lines_of_the_page_are_shown(section: str) -> None:
         assert any(line.strip().rstrip(",") == other.rstrip(",") for other in source), line
 
 
+def test_lines_of_the_page_on_clusters_are_those_of_its_scripts() -> None:
+    def bare(text: str) -> set[str]:
+        return {re.sub(r"^(return|\w+ =) ", "", line.strip()) for line in text.splitlines()}
+
+    page = (EXAMPLES.parent / "docs" / "clusters.md").read_text("utf-8")
+    blocks = re.findall(r"```py\n(.*?)```", page, re.DOTALL)
+    assert len(blocks) == 4
+    scripts = "".join(path.read_text("utf-8") for path in (EXAMPLES / "cluster").glob("*.py"))
+    assert bare("".join(blocks)) <= bare(scripts)
+
+
 def test_a_new_head_knows_the_old_classes(tmp_path: Path) -> None:
     rows = table(run("surgery/new_head.py", tmp_path / "head.png", "--epochs", "2"))
     by_name, anew, scratch = rows["old classes by name"], rows["a new head"], rows["from scratch"]

@@ -25,6 +25,20 @@ def test_state_includes_that_of_the_children() -> None:
     assert value(own).tolist() == [1, 1]
 
 
+def test_state_like_a_variable_has_its_shape_and_dtype() -> None:
+    part = Stateful()
+    kernel = keras.Variable("ones", (2, 3), dtype="float16", name="kernel")
+    state = part.add_variable("a", like=kernel)
+    mask = part.add_variable("b", dtype="bool", like=kernel)
+    assert [(v.shape, v.dtype, v.trainable) for v in (state, mask)] == [
+        ((2, 3), "float16", False),
+        ((2, 3), "bool", False),
+    ]
+    assert value(state).tolist() == [[0, 0, 0]] * 2
+    with pytest.raises(ValueError, match=r"state 'c' cannot have the shape \(3,\) and the layout"):
+        part.add_variable("c", (3,), like=kernel)
+
+
 def test_held_variables_exclude_the_others() -> None:
     parent = Parent()
     held = parent.add_variable("held")
