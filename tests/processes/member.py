@@ -53,7 +53,7 @@ def join(index: int, count: int, ports: Sequence[int]) -> Any:
         return tf.distribute.MultiWorkerMirroredStrategy().scope
     if backend == "jax":
         jax.distributed.initialize(
-            f"127.0.0.1:{ports[0]}", count, index, heartbeat_timeout_seconds=10
+            f"127.0.0.1:{ports[0]}", count, index, heartbeat_timeout_seconds=20
         )
     if backend == "torch":
         import torch
