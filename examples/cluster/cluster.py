@@ -1,4 +1,4 @@
-"""What the scripts have in common: digits, a network, the place of a process, and a launcher."""
+"""Load digits, make and train a network, find the place of a process, and launch several."""
 
 from __future__ import annotations
 

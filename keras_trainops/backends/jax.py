@@ -214,9 +214,6 @@ class Jax(Backend):
                 variable.assign(jax.numpy.copy(variable.value))
             seen.add(id(variable.value))
 
-    def host_view(self, variable: keras.Variable) -> np.ndarray:
-        return self.on_host(variable.value)
-
     def on_host(self, tensor: Any) -> np.ndarray:
         return jax_memory.on_host(tensor)
 

@@ -20,7 +20,7 @@ class Memory:
 
         It is copied only if that cannot be avoided.
         """
-        return ops.convert_to_numpy(variable.value)
+        return self.on_host(variable.value)
 
     def on_host(self, tensor: Any) -> np.ndarray:
         """Return a tensor as an array, which may be its memory.
@@ -65,15 +65,6 @@ class Memory:
         """Return what to assign to a variable for a copy that `kept` returned, or an array."""
         return kept
 
-    def are_kept(self, pairs: Sequence[tuple[Any, Any]]) -> list[bool]:
-        """Return whether each variable still has the value that `kept` copied, bit for bit.
-
-        Args:
-            pairs: The variables and the copies. Of a variable of which this process has a part,
-                that part is compared.
-        """
-        return [kept.tobytes() == self.kept(variable).tobytes() for variable, kept in pairs]
-
     def empty_tensor(
         self, shape: tuple[int, ...], dtype: np.dtype
     ) -> tuple[Any, np.ndarray] | None:
@@ -113,4 +104,4 @@ class Memory:
         Raises:
             ValueError: If this process does not hold the part.
         """
-        return np.asarray(ops.convert_to_numpy(ops.convert_to_tensor(variable)))[index]
+        return self.on_host(ops.convert_to_tensor(variable))[index]

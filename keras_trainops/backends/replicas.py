@@ -1,4 +1,4 @@
-"""What replicas and processes, each with a part of a batch, agree on."""
+"""Reduce over replicas and processes, each of which has a part of a batch."""
 
 from __future__ import annotations
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import keras
@@ -70,7 +69,7 @@ class Torch(Backend):
 
         @functools.wraps(function)
         def run(data: Any) -> Any:
-            with finite_on_all_replicas(self, model) if _are_several() else _NOTHING:
+            with finite_on_all_replicas(self, model) if _are_several() else nullcontext():
                 logs = function(data)
             if numerics is not None:
                 numerics.raise_if_bad(keras.ops.convert_to_numpy)
@@ -150,9 +149,9 @@ class Torch(Backend):
         variables: Sequence[keras.Variable],
         optimizer: keras.optimizers.Optimizer,
     ) -> list[Gradient]:
-        return (
-            torch_processes.without_gaps(gradients, variables) if _are_several() else [*gradients]
-        )
+        if _are_several():
+            return torch_processes.without_gaps(gradients, variables)
+        return list(gradients)
 
     def reduce_and_transform(
         self,
@@ -212,9 +211,6 @@ class Torch(Backend):
         """Return the memory of parameters: PyTorch assigns them in place, other backends do not."""
         tensors = [variable.value for variable in variables]
         return sorted((t.data_ptr(), t.data_ptr() + t.nbytes) for t in tensors if not t.is_meta)
-
-
-_NOTHING: AbstractContextManager[Any] = contextlib.nullcontext()
 
 
 def _are_several() -> bool:

@@ -139,11 +139,7 @@ class EpochData:
     @property
     def batch_size(self) -> int | None:
         """The number of samples in a batch; None if Keras does not know."""
-        try:
-            size = self._adapter.batch_size
-        except (AttributeError, IndexError, ValueError):  # a dataset distributed over replicas
-            return None
-        return None if size is None else int(size)
+        return _batch_size(self._adapter)
 
     @property
     def steps_per_execution(self) -> int:
@@ -209,8 +205,7 @@ def batches(data: Any, batch_size: int | None = None) -> Iterator[Any]:
 
 def has_unseeded_shuffle(dataset: Any) -> bool:
     """Return True if a `tf.data.Dataset` shuffles without a seed: both its seeds are then 0."""
-    is_shuffle = hasattr(dataset, "_seed") and hasattr(dataset, "_seed2")
-    if is_shuffle and int(dataset._seed) == 0 and int(dataset._seed2) == 0:
+    if _seeds_of(dataset) == [0, 0]:
         return True
     return any(map(has_unseeded_shuffle, getattr(dataset, "_inputs", list)()))
 
@@ -221,14 +216,18 @@ def facts_of_data(iterator: Any) -> dict[str, Any]:
     Args:
         iterator: Keras's iterator over epochs.
     """
-    try:
-        size = iterator.data_adapter.batch_size
-    except (AttributeError, IndexError, ValueError):  # a dataset distributed over replicas
-        size = None
     return {
-        "the batch size": None if size is None else int(size),
+        "the batch size": _batch_size(iterator.data_adapter),
         "the number of batches in an epoch": iterator.num_batches,
     }
+
+
+def _batch_size(adapter: Any) -> int | None:
+    try:
+        size = adapter.batch_size
+    except (AttributeError, IndexError, ValueError):  # a dataset distributed over replicas
+        return None
+    return None if size is None else int(size)
 
 
 def dataset_of(iterator: Any) -> Any:
@@ -247,7 +246,8 @@ def order_of_dataset(dataset: Any) -> tuple[list[str], list[list[int]]]:
         The texts it is made of, such as names of files, and the seeds of its shuffles.
     """
     texts: list[str] = []
-    seeds: list[list[int]] = []
+    own = _seeds_of(dataset)
+    seeds = [own] if own else []
     names = getattr(dataset, "_filenames", None)
     inputs = list(dataset._inputs())
     if hasattr(names, "_inputs") and not inputs:
@@ -256,9 +256,14 @@ def order_of_dataset(dataset: Any) -> tuple[list[str], list[list[int]]]:
         is_known = hasattr(tensor, "numpy")
         if is_known and tensor.dtype.name == "string":
             texts += [text.decode(errors="replace") for text in tensor.numpy().reshape(-1)]
-    if hasattr(dataset, "_seed") and hasattr(dataset, "_seed2"):
-        seeds.append([int(dataset._seed), int(dataset._seed2)])
     for each in inputs:
         more_texts, more_seeds = order_of_dataset(each)
         texts, seeds = texts + more_texts, seeds + more_seeds
     return texts, seeds
+
+
+def _seeds_of(dataset: Any) -> list[int]:
+    """Return the two seeds of a dataset that shuffles; of another one, nothing."""
+    if not hasattr(dataset, "_seed") or not hasattr(dataset, "_seed2"):
+        return []
+    return [int(dataset._seed), int(dataset._seed2)]

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from keras_trainops.processes.processes import Processes, ProcessTimeoutError
+from keras_trainops.processes.processes import Processes, ProcessTimeoutError, checksum_of
 
-__all__ = ["ProcessTimeoutError", "Processes"]
+__all__ = ["ProcessTimeoutError", "Processes", "checksum_of"]

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
 import itertools
 import json
 import os
 import socket
 import threading
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
@@ -22,7 +24,7 @@ PATIENCE = "KERAS_TRAINOPS_PROCESS_TIMEOUT"  # environment variable
 _PIECE = 1 << 24  # bytes, of what is sent at once
 
 
-# What an error of another process is here: its class, or the first of its bases among these.
+# Raise the error of another process as its class, or as its first base class among these.
 _KINDS: Mapping[str, type[Exception]] = {
     kind.__name__: kind
     for kind in (RestoreError, ValueError, TypeError, KeyError, OSError, MemoryError, ImportError)
@@ -75,8 +77,7 @@ class Processes:
         """
         if not self.several:
             return [document]
-        data = json.dumps(document, default=_plain).encode()
-        return [json.loads(each) for each in self._gathered(data, what)]
+        return [json.loads(each) for each in self._gathered(_encoded(document), what)]
 
     def gather_arrays(self, arrays: Sequence[np.ndarray], what: str) -> list[list[np.ndarray]]:
         """Return the arrays of all processes, in their order.
@@ -95,8 +96,8 @@ class Processes:
         def gather(frame: np.ndarray) -> np.ndarray:
             return backend().gather(frame, self._model)
 
-        tagged = what.encode() + b"\0" + data
-        found = self.in_time(lambda: gathered(tagged, gather, backend().frame_bytes), what)
+        tag = what.encode() + b"\0"
+        found = self.in_time(lambda: gathered(tag + data, gather, backend().frame_bytes), what)
         for index, each in enumerate(found):
             other = each.partition(b"\0")[0].decode()
             if other != what:
@@ -105,7 +106,7 @@ class Processes:
                     f"{index} {other}. All must call the same functions in the same order, with "
                     "the same callbacks and arguments."
                 )
-        return [each[len(what.encode()) + 1 :] for each in found]
+        return [each.removeprefix(tag) for each in found]
 
     def broadcast(self, document: Any, what: str) -> Any:
         """Return the document of process 0; that of others is ignored. See `gather`."""
@@ -181,6 +182,8 @@ class Processes:
     def require_same(self, facts: Mapping[str, Any], what: str, advice: str) -> None:
         """Check that all processes have the same facts.
 
+        They compare a digest first, as the facts of a large model are long.
+
         Args:
             facts: What to compare, by a name for the message. JSON can hold it.
             what: What the processes do here: "to train the model".
@@ -190,6 +193,9 @@ class Processes:
             ValueError: On all processes if a fact differs; it names the fact and two processes.
         """
         if not self.several:
+            return
+        digest = hashlib.sha256(_encoded(facts)).hexdigest()
+        if len(set(self.gather(digest, what))) == 1:
             return
         found = self.gather(facts, what)
         for name in dict.fromkeys(itertools.chain(*found)):  # the same order on all processes
@@ -258,6 +264,15 @@ def _patience() -> float:
     if not seconds > 0:
         raise ValueError(f"{PATIENCE} must be a number of seconds > 0. Received: {text!r}")
     return seconds
+
+
+def checksum_of(array: np.ndarray) -> int:
+    """Return the CRC-32 of an array's elements, for processes to compare."""
+    return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+
+
+def _encoded(document: Any) -> bytes:
+    return json.dumps(document, default=_plain).encode()
 
 
 def _plain(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""What the processes of a run do between two steps: all do the same, after the same step."""
+"""Agree on when to save and stop, so that all processes do it after the same step."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _WHAT = "to agree on what to do between two steps of the session"
 
 
 class Wishes(NamedTuple):
-    """What a process wants to do now, or what all do.
+    """Actions between two steps: those that one process requests, or those that all take.
 
     Attributes:
         save: Save a checkpoint; the wish of process 0 counts.

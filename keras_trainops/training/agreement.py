@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import warnings
-import zlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,7 +13,7 @@ import numpy as np
 
 from keras_trainops import keras_private
 from keras_trainops.backends import backend
-from keras_trainops.processes import Processes
+from keras_trainops.processes import Processes, checksum_of
 from keras_trainops.training.optimizers.group import all_transformed_in
 
 _TO_TRAIN = "to start training"
@@ -42,9 +40,9 @@ def require_same(model: Any) -> None:
         return
     backend().require_distribution()
     state.agreed, state.fit.agreed, state.fit.state_unchecked = state.compiled, True, True
-    _require_same(
-        processes,
+    processes.require_same(
         {**_facts(model), **_order_of_data(model, processes)},
+        _TO_TRAIN,
         "All processes must run the same program, each on its part of the data.",
     )
 
@@ -65,12 +63,12 @@ def require_same_state(model: Any, batch: Any) -> None:
     fit.state_unchecked = False
     processes = Processes(model)
     values = {
-        f"the value of {name!r} ({i})": _sum_of(backend().host_view(variable))
+        f"the value of {name!r} ({i})": checksum_of(backend().host_view(variable))
         for i, (name, variable) in enumerate(_shared(model))
     }
-    _require_same(
-        processes,
+    processes.require_same(
         values,
+        _TO_TRAIN,
         "Call `keras.utils.set_random_seed` with the same seed on all processes before the model "
         "is made, or restore the same weights on all of them.",
     )
@@ -82,13 +80,6 @@ def require_same_state(model: Any, batch: Any) -> None:
             "the same work, and training is no faster than in one process.",
             stacklevel=2,
         )
-
-
-def _require_same(processes: Processes, facts: Mapping[str, Any], advice: str) -> None:
-    """Compare a digest first: the facts of a large model are long."""
-    digest = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
-    if len(set(processes.gather(digest, _TO_TRAIN))) > 1:
-        processes.require_same(facts, _TO_TRAIN, advice)
 
 
 def _order_of_data(model: Any, processes: Processes) -> dict[str, Any]:
@@ -185,10 +176,6 @@ def _shared(model: Any) -> list[tuple[str, keras.Variable]]:
     return found + [(v.name, v) for v in others if id(v) not in apart]
 
 
-def _sum_of(array: np.ndarray) -> int:
-    return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
-
-
 def _sum_of_batch(batch: Any) -> list[int]:
     leaves = [leaf for leaf in keras.tree.flatten(batch) if leaf is not None]
-    return [_sum_of(keras.ops.convert_to_numpy(leaf)) for leaf in leaves]
+    return [checksum_of(keras.ops.convert_to_numpy(leaf)) for leaf in leaves]

@@ -9,6 +9,7 @@ import pytest
 from keras_trainops import keras_private
 from keras_trainops.backends import backend
 from tests.helpers import value
+from tests.processes.launch import free_ports
 
 pytestmark = pytest.mark.backends("jax")
 
@@ -78,3 +79,26 @@ def test_tracing_assigns_nothing() -> None:
     backend().trace(function)
     assert seen == [(2,)]
     np.testing.assert_array_equal(value(count), [0, 0])
+
+
+def test_the_coordination_service_keeps_what_processes_send(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from jax._src import distributed
+    from jax._src.lib import _jax
+
+    from keras_trainops.backends import jax_processes
+
+    assert jax_processes._service() is None  # without `jax.distributed.initialize`
+    (port,) = free_ports(1)
+    service = _jax.get_distributed_runtime_service(f"[::]:{port}", 1)
+    client = _jax.get_distributed_runtime_client(f"127.0.0.1:{port}", 0, init_timeout=60)
+    client.connect()
+    try:
+        monkeypatch.setattr(distributed.global_state, "client", client)
+        for number in range(3):
+            frame = np.full(4, number, "uint8")
+            np.testing.assert_array_equal(jax_processes.gather(frame), frame[None])
+    finally:
+        client.shutdown()
+        service.shutdown()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import statistics
 import threading
 import time
@@ -11,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from tests.processes.launch import free_ports
 from tests.processes.member import Place
 
 
@@ -144,7 +144,7 @@ def simulated(place: Place) -> dict[str, Any]:
 
     found, size = {}, place.arguments["bytes"]
     for count in place.arguments["counts"]:
-        port = _free_port()
+        (port,) = free_ports(1)
         service = _jax.get_distributed_runtime_service(f"[::]:{port}", count)
         jax.process_count = lambda *_, count=count: count
         jax.process_index = lambda *_: local.index
@@ -173,8 +173,3 @@ def simulated(place: Place) -> dict[str, Any]:
         service.shutdown()
         found[str(count)] = np.array(statistics.median(seconds[count:]))
     return found
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])

@@ -52,7 +52,7 @@ def test_one_process_sends_nothing() -> None:
     assert (processes.index, processes.count, processes.is_first) == (0, 1, True)
     tree = {"not": ("for", "JSON")}
     assert processes.gather(tree, "to test") == [tree]
-    with pytest.raises(KeyError), processes.agreed("to test"):
+    with pytest.raises(KeyError, match="own"), processes.agreed("to test"):
         raise KeyError("own")
 
 

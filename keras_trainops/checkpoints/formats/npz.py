@@ -36,7 +36,7 @@ class _Header(NamedTuple):
 
     @property
     def is_plain(self) -> bool:
-        """Whether elements follow it in C order."""
+        """If True, the header is followed by plain elements in C order."""
         return not self.in_fortran_order and not self.dtype.hasobject
 
 

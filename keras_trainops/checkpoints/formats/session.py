@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from keras_trainops.checkpoints.checkpoint import Checkpoint
 from keras_trainops.checkpoints.format import Candidate, Format
 from keras_trainops.checkpoints.formats.orbax import OrbaxCheckpoint
 from keras_trainops.checkpoints.formats.safetensors import SafetensorsCheckpoint
@@ -47,7 +48,7 @@ class SessionCheckpoint(SafetensorsCheckpoint):
         if (step / _SHARDS).is_dir():
             try:
                 self._divided = OrbaxCheckpoint(str(step / _SHARDS))
-                self._names = _names_of(self._divided, step)
+                self._names = names_of_shards(self._divided, step)
             except BaseException:
                 self.close()
                 raise
@@ -85,8 +86,12 @@ class SessionCheckpoint(SafetensorsCheckpoint):
             self._divided.close()
 
 
-def _names_of(divided: OrbaxCheckpoint, step: Path) -> dict[str, str]:
+def names_of_shards(divided: Checkpoint, step: Path) -> dict[str, str]:
     """Return the name of each variable in `shards/`: its position in a list.
+
+    Args:
+        divided: The checkpoint in `shards/`.
+        step: The step's directory.
 
     Raises:
         RestoreError: If the list has no such position.

@@ -1,4 +1,4 @@
-"""What the processes of a run agree on before any of them assigns a variable."""
+"""Compare what the processes of a run are about to restore, before any of them assigns it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Restore in all processes what process 0 reads: there is no file system that they share."""
+"""Send what process 0 reads to processes that share no file system with it."""
 
 from __future__ import annotations
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -19,6 +18,7 @@ from keras_trainops.backends import backend
 from keras_trainops.checkpoints.checkpoint import PIECE, Checkpoint, pieces_of
 from keras_trainops.checkpoints.storage.parts import Index, aligned_copy, shape_of, whole
 from keras_trainops.checkpoints.storage.raw import aligned
+from keras_trainops.processes import checksum_of
 from keras_trainops.restoring.loading.adapting import (
     adapted_parts,
     cast_and_mask,
@@ -158,7 +158,7 @@ def _read(assignment: Assignment, checkpoint: Checkpoint) -> tuple[Any, list[str
             _fill(part, _pieces(checkpoint, assignment.keys[0], index), casting)
     else:
         parts, masks = _adapted(assignment, checkpoint, indices, casting)
-    digests = {_name(index): _crc(part) for index, part in zip(indices, parts, strict=True)}
+    digests = {_name(index): checksum_of(part) for index, part in zip(indices, parts, strict=True)}
     digests |= _corners(assignment, checkpoint)
     _keep(variable, indices, parts, masks)
     problems = [line_about(assignment, casting.complaint)] if casting.complaint else []
@@ -235,7 +235,7 @@ def _corners(assignment: Assignment, checkpoint: Checkpoint) -> Digests:
     for key in filter(checkpoint.in_parts, assignment.keys):
         last = len(checkpoint.shape(key)) - 1
         corner = tuple(slice(0, _CORNER if axis == last else 1) for axis in range(last + 1))
-        found[key] = _crc(checkpoint.part(key, corner))
+        found[key] = checksum_of(checkpoint.part(key, corner))
     return found
 
 
@@ -253,10 +253,6 @@ def _about_copies(
 
     differing = [copy for copy in assignment.copies if not is_equal(copy)]
     return [complaint_about_copy(assignment, copy) for copy in differing]
-
-
-def _crc(array: np.ndarray) -> int:
-    return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
 
 
 def _name(index: Index) -> str:

@@ -155,14 +155,14 @@ def parse(texts: Mapping[str, bytes], arrays: Mapping[str, Any]) -> Record:
     Raises:
         ValueError: If a file is not one that a session writes; the message names file and fault.
     """
-    session = _Fields("session.json", loaded("session", texts["session"]))
+    session = _Fields("session.json", _loaded("session", texts["session"]))
     step, epoch, batch = (session.count(name) for name in ("step", "epoch", "batch"))
     callbacks = _checked_callbacks(session.value("callbacks"), arrays)
-    variables = _checked_variables(loaded("variables", texts["variables"]), arrays)
+    variables = _checked_variables(_loaded("variables", texts["variables"]), arrays)
     unlisted = arrays.keys() - set(variables) - set(references(callbacks))
     if unlisted:
         raise ValueError(f"variables.json omits {min(unlisted)!r}")
-    data = _parsed_data(loaded("data", texts["data"]))
+    data = _parsed_data(_loaded("data", texts["data"]))
     if data is not None and (data.position.epoch, data.position.batch) != (epoch, batch):
         raise ValueError("data.json and session.json disagree on the epoch or batch")
     return Record(
@@ -179,13 +179,7 @@ def parse(texts: Mapping[str, bytes], arrays: Mapping[str, Any]) -> Record:
     )
 
 
-def loaded(name: str, text: bytes) -> Any:
-    """Return the content of a JSON file.
-
-    Raises:
-        ValueError: If it is not JSON; the message names the file.
-    """
-
+def _loaded(name: str, text: bytes) -> Any:
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
         if len(found) < len(pairs):

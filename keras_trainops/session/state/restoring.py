@@ -72,7 +72,8 @@ class SavedVariable(NamedTuple):
             values = [np.mean(self.parts, axis=0, dtype="float64").astype(value.dtype)] * here
         else:
             values = [value] * here
-        return values if held is None else [values[0][index] for index in held]
+        # Copies, as steps of JAX overwrite the memory of a variable.
+        return values if held is None else [np.array(values[0][index]) for index in held]
 
 
 def _shares(total: np.ndarray, here: int, count: int, is_first: bool) -> list[np.ndarray]:
@@ -89,9 +90,8 @@ def _assign(variable: keras.Variable, arrays: Sequence[np.ndarray]) -> None:
     """Assign the result of `SavedVariable.for_process`."""
     if backend().parts_here(variable) is None:
         assign_copies(variable, arrays)
-    else:  # a variable of JAX, whose steps overwrite its memory
-        copies = [np.array(array, variable.dtype) for array in arrays]
-        variable.assign(backend().from_parts(variable, copies))
+    else:
+        variable.assign(backend().from_parts(variable, arrays))
 
 
 def restore_variables(

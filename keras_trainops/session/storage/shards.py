@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from keras_trainops.checkpoints.checkpoint import Checkpoint
+from keras_trainops.checkpoints.formats.session import names_of_shards
 from keras_trainops.checkpoints.open import open_checkpoint
 
 DIRECTORY = "shards"
@@ -77,14 +78,15 @@ def begin_write(directory: Path, arrays: Mapping[str, Any]) -> Callable[[], None
     return wait
 
 
-def read(directory: Path) -> dict[str, ShardedArray]:
-    """Return the arrays of a directory by name, to be read later.
+def read(step: Path) -> dict[str, ShardedArray]:
+    """Return the arrays in the directory of a step by key, to be read later.
 
     Raises:
         RestoreError: If it is damaged.
     """
-    checkpoint = open_checkpoint(str(directory))
-    return {name: _array(checkpoint, name) for name in checkpoint}
+    checkpoint = open_checkpoint(str(step / DIRECTORY))
+    names = names_of_shards(checkpoint, step)
+    return {key: _array(checkpoint, name) for key, name in names.items()}
 
 
 def _array(checkpoint: Checkpoint, name: str) -> ShardedArray:

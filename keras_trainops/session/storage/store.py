@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_trainops.session.state.record import DOCUMENTS, Record, loaded, parse
+from keras_trainops.session.state.record import DOCUMENTS, Record, parse
 from keras_trainops.session.storage import shards
 
 ARRAYS = "state.safetensors"
@@ -366,24 +366,16 @@ def _read(path: Path, step: int) -> SavedStep:
 
     _verify(path)
     try:
-        arrays = load_file(path / ARRAYS)
+        arrays: dict[str, Any] = load_file(path / ARRAYS)
     except (SafetensorError, KeyError) as error:
         raise DamagedCheckpointError(f"{ARRAYS} cannot be read: {error}") from error
     texts = {name: _read_bytes(path / f"{name}.json", _MAX_JSON_BYTES) for name in DOCUMENTS}
     if (path / SHARDS).exists():
-        arrays |= _sharded(path / SHARDS, loaded("variables", texts["variables"]))
+        arrays |= shards.read(path)
     record = parse(texts, arrays)
     if record.step != step:
         raise DamagedCheckpointError(f"session.json is for step {record.step}")
     return SavedStep(path, record, arrays)
-
-
-def _sharded(path: Path, keys: Any) -> dict[str, Any]:
-    """Return the arrays that Orbax has written, named by their position in a list of keys."""
-    found = shards.read(path)
-    if not isinstance(keys, list) or not found.keys() <= set(map(str, range(len(keys)))):
-        raise DamagedCheckpointError(f"{SHARDS} has other arrays than variables.json lists")
-    return {str(keys[int(position)]): array for position, array in found.items()}
 
 
 def _verify(path: Path) -> None:
