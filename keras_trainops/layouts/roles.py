@@ -16,6 +16,7 @@ from keras_trainops.layouts.words import words
 _CROSS = re.compile(r"\bcross\b|encoder attention|enc dec attention|encoder decoder attention")
 _SHARED = re.compile(r"shared expert")
 _EXPERT = re.compile(r"\bexperts?\b")
+_LOW_RANK = re.compile(r"\blora\b")  # factors beside a kernel: they are not the layer themselves
 _IN_BLOCK = (
     # norms of an attention's projections
     ("query_norm", r"\bquery(?: proj| dense)? norm"),
@@ -116,6 +117,8 @@ def roles_in_block(names: Sequence[str]) -> dict[str, str]:
 def _role_in_block(text: str) -> str:
     for role, pattern in _compiled(_IN_BLOCK):
         if pattern.search(text):
+            if _LOW_RANK.search(text):
+                return f"lora_{role}"
             if _CROSS.search(text):
                 return f"cross_{role}"
             if _SHARED.search(text) and role != "expert_gate":
@@ -190,7 +193,7 @@ def roles_outside(names: Iterable[str]) -> dict[str, str]:
         text = words(name)
         for role, pattern in _compiled(_OUTSIDE):
             if pattern.search(text):
-                roles[name] = role
+                roles[name] = f"lora_{role}" if _LOW_RANK.search(text) else role
                 break
     if "relative_embedding" in roles.values():  # DeBERTa normalises its table of distances
         for name, role in roles.items():

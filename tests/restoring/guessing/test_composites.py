@@ -102,6 +102,20 @@ def test_names_tell_the_order_of_timm() -> None:
     np.testing.assert_array_equal(values["block0_attention/key/kernel"], expected)
 
 
+def test_a_fused_tensor_leads_to_kernels_with_lora() -> None:
+    model, theirs = attention(), fused("qkv")
+    for i in range(2):
+        layer = model.get_layer(f"block{i}_attention")
+        layer.query_dense.enable_lora(1)
+        layer.value_dense.enable_lora(1)
+    suggestion = kt.suggest_rename(model, theirs)
+    assert suggestion.rules == kt.suggest_rename(attention(), theirs).rules
+    assert len(suggestion.missing) == 2 * 2 * 2  # two factors of two kernels in two blocks
+    values = restored(model, theirs)
+    expected = theirs["h.1.attention.qkv.weight"][:6].T.reshape(6, 2, 3)
+    np.testing.assert_array_equal(values["block1_attention/query/kernel"], expected)
+
+
 def test_gate_and_up_are_halves() -> None:
     layers: list[Placed] = []
     sizes: Sizes = {}
