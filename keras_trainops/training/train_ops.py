@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
@@ -150,11 +149,25 @@ class TrainOps:
         finally:
             self.evaluating, self.evaluates_all = before
 
+    @contextmanager
+    def outside_evaluation(self) -> Iterator[None]:
+        """Look at the state of training, which waits while an evaluation runs."""
+        before, self.evaluating = self.evaluating, False
+        try:
+            yield
+        finally:
+            self.evaluating = before
+
     @property
     def log_variables(self) -> list[keras.Variable]:
-        """The variables of norms and of a step's logs."""
-        of_steps = [logs.variables for logs in self.step_logs.values()]
-        return [*self.norms.variables, *itertools.chain.from_iterable(of_steps)]
+        """The variables of norms and logs of the step that runs.
+
+        Those of training and of evaluation are found at different times, and the state of a
+        compiled step must not change.
+        """
+        if self.evaluating:
+            return self.step_logs[False].variables
+        return [*self.norms.variables, *self.step_logs[True].variables]
 
     def norm_logs(self) -> dict[str, Any]:
         """Return the averages of norms; nothing in an evaluation."""

@@ -90,6 +90,35 @@ def test_resumes_lazily_built_models_with_validation() -> None:
     assert "nothing is left to do: a callback stopped training in epoch 2" in log
 
 
+def test_resumes_the_logs_of_steps_with_an_evaluation() -> None:
+    """Those of the evaluation do not exist yet when the run is resumed."""
+
+    class Stepping(kt.TrainOpsModel):
+        def training_step(self, step: kt.Step, data: Any) -> dict[str, Any]:
+            x, y, _ = step.unpack(data)
+            loss = step.minimize(lambda: step.loss(x, y, step.forward(x)))
+            return {"loss": loss, "twice": 2 * loss}
+
+        def evaluation_step(self, step: kt.Step, data: Any) -> dict[str, Any]:
+            x, y, _ = step.unpack(data)
+            return {"error": keras.ops.mean(step.forward(x) - y)}
+
+    def run(name: str, **options: Any) -> Any:
+        keras.backend.clear_session()
+        keras.utils.set_random_seed(3)
+        inputs = keras.Input((4,))
+        model = Stepping(inputs, keras.layers.Dense(2, name="head")(inputs), name="net")
+        model.compile("sgd", "mse")
+        session = kt.TrainingSession(name, save_steps=1, summary_steps=None, verbose=0, **options)
+        data = {"batch_size": 4, "shuffle": False, "validation_data": (SMALL_X[:4], SMALL_Y[:4])}
+        model.fit(SMALL_X, SMALL_Y, epochs=3, verbose=0, callbacks=[session], **data)
+        return model.history.history
+
+    whole = run("whole")
+    run("run", stop_at_step=15)  # within the second epoch
+    assert run("run") == whole
+
+
 def test_a_plain_model_resumes_at_an_epoch() -> None:
     class Stop(keras.callbacks.Callback):
         def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:

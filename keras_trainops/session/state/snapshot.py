@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import keras
@@ -26,11 +27,13 @@ def variables_of(model: Any) -> dict[str, keras.Variable]:
     the state of transforms), of updates and of metrics have a prefix.
     """
     updates = getattr(model, "train_ops", None)
+    with nullcontext() if updates is None else updates.outside_evaluation():
+        metrics = model.metrics_variables
     groups: list[tuple[str, Iterable[keras.Variable]]] = [
         ("", model.variables),
         ("optimizer/", model.optimizer.variables if model.optimizer is not None else []),
         ("updates/", updates.policy.variables if updates is not None else []),
-        (METRICS, model.metrics_variables),
+        (METRICS, metrics),
     ]
     seed = keras_private.global_seed()
     if seed is not None:
