@@ -114,9 +114,11 @@ def _check_updates(model: Any) -> None:
     if model.optimizer is not None:  # the optimizer has them, if its transforms check gradients
         guarded = without(guarded, model.optimizer.variables)
     # Leave out the variables that an earlier check found, so that this one finds them again.
-    state.carried = [*guarded, *state.policy.variables]
+    before, state.carried = state.carried, [*guarded, *state.policy.variables]
     if model.optimizer is not None:
         state.carried += state.policy.check(model)
+    if [id(v) for v in state.carried] != [id(v) for v in before]:
+        model.test_function = None  # an evaluation before the first `fit` passed on others
 
 
 def start_updates(model: Any, *, anew: bool) -> None:

@@ -97,6 +97,34 @@ def test_four_devices_give_the_numbers_of_one(distribution: Any) -> None:
         np.testing.assert_allclose(four[name], array, rtol=2e-5, atol=2e-6, err_msg=name)
 
 
+@pytest.mark.backends("jax")
+def test_a_distribution_allows_to_evaluate_before_and_within_fit() -> None:
+    """Keras compiles a step for the layouts of its state, which must stay the same."""
+
+    class Evaluated(kt.TrainOpsModel):
+        def evaluation_step(self, step: kt.Step, data: Any) -> dict[str, Any]:
+            x, y, _ = step.unpack(data)
+            return {"error": ops.mean(ops.abs(step.forward(x) - y))}
+
+    x, y = np.ones((4, 2), "float32"), np.zeros((4, 1), "float32")
+
+    def errors() -> list[float]:
+        keras.utils.set_random_seed(1)
+        inputs = keras.Input((2,))
+        model: Any = Evaluated(inputs, keras.layers.Dense(1, name="head")(inputs))
+        average = kt.updates.MovingAverage(0.9)
+        model.compile("sgd", "mse", gradient_transforms=kt.transforms.Monitor(), updates=average)
+        data = {"batch_size": 4, "verbose": 0}
+        first = model.evaluate(x, y, **data)
+        logs = model.fit(x, y, epochs=2, validation_data=(x, y), **data).history
+        return [first, *logs["val_error"], model.evaluate(x, y, **data)]
+
+    one = errors()
+    with keras.distribution.DataParallel().scope():
+        np.testing.assert_allclose(errors(), one, rtol=1e-6)
+    assert one[0] > one[1] > one[2] == one[3]
+
+
 def test_updates_get_the_loss_of_their_weight_update() -> None:
     """Not that of a gradient by inputs, which the step takes in between."""
     found: dict[str, float] = {}
