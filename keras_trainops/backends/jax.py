@@ -187,6 +187,9 @@ class Jax(Backend):
         distribution: Any = keras.distribution.distribution()
         return distribution is not None and distribution.auto_shard_dataset
 
+    def samples_of_all(self, count: int) -> int:
+        return jax_memory.samples_of_all(count)
+
     def place_among_processes(self, model: Any) -> tuple[int, int]:
         return jax.process_index(), jax.process_count()
 

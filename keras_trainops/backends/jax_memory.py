@@ -95,6 +95,16 @@ def distributed(batch: Any) -> Any:
     return keras.tree.map_structure(of_all, batch)
 
 
+def samples_of_all(count: int) -> int:
+    """Return the number of samples in a batch of which each process has `count`.
+
+    Processes with the same place on the batch axis have the same samples.
+    """
+    if keras.distribution.distribution() is None:
+        return count
+    return int(distributed(np.empty(count, np.uint8)).shape[0])
+
+
 def gathered(array: Any) -> np.ndarray:
     """Return an array on the host of every process; all of them must call it."""
     from jax.experimental import multihost_utils

@@ -87,6 +87,14 @@ class Replicas:
         """
         return False
 
+    def samples_of_all(self, count: int) -> int:
+        """Return how many samples the batches of all processes have together.
+
+        Args:
+            count: The number of samples that each process passes to `fit`.
+        """
+        return count
+
     def place_among_processes(self, model: Any) -> tuple[int, int]:
         """Return the index of this process, and the number of processes of the run.
 

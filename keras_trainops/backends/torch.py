@@ -182,6 +182,9 @@ class Torch(Backend):
     def require_supported_engine(self, model: Any) -> None:
         torch_processes.refuse_shards(model)
 
+    def samples_of_all(self, count: int) -> int:
+        return count * torch_processes.place()[1]
+
     def place_among_processes(self, model: Any) -> tuple[int, int]:
         return torch_processes.place()
 

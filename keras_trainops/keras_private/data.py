@@ -39,6 +39,10 @@ class Trainer(Protocol):
     needs_a_batch: bool
     takes_batches_early: bool
 
+    def samples_of_all(self, count: int) -> int:
+        """Return how many samples the batches of all processes have together."""
+        ...
+
 
 class EpochData:
     """The data of one `fit`, as Keras's loop over epochs takes it.
@@ -61,7 +65,7 @@ class EpochData:
     """
 
     def __init__(self, iterator: Any, listener: Any, trainer: Trainer) -> None:
-        self._of, self._listener = iterator, listener
+        self._of, self._listener, self._trainer = iterator, listener, trainer
         self._epoch, self._pass = iterator._enumerate_iterator, iterator._get_iterator
         iterator._enumerate_iterator, iterator._get_iterator = self._enumerate, self._make
         self._adapter = iterator.data_adapter
@@ -138,8 +142,9 @@ class EpochData:
 
     @property
     def batch_size(self) -> int | None:
-        """The number of samples in a batch; None if Keras does not know."""
-        return _batch_size(self._adapter)
+        """The number of samples in a batch, of all processes; None if Keras does not know."""
+        size = _batch_size(self._adapter)
+        return None if size is None else self._trainer.samples_of_all(size)
 
     @property
     def steps_per_execution(self) -> int:

@@ -95,6 +95,7 @@ def test_another_number_of_processes_continues(story: Any, count: int, tmp_path:
         assert_equal(result, part(results[0], "whole/"), 1e-6)
     message = f"trained by 2 processes before, and by {count} now"
     assert message in members[0].output
+    assert "the data differ" not in members[0].output  # all have the batches of the other number
     assert all("TrainingSession" not in member.output for member in members[1:])
     assert message in (logdir / "session.log").read_text()
 

@@ -49,7 +49,7 @@ class DataState:
         position: The position of the run.
         random: The states of random generators at four moments, as `randomness.to_document` makes
             them.
-        batch_size: Number of samples in a batch, None if Keras does not know it.
+        batch_size: Number of samples in a batch, of all processes; None if Keras does not know it.
         others: The states of random generators of the other processes, from process 1 on, if they
             differ from those of process 0.
     """
