@@ -14,15 +14,16 @@ def place(strategy: tf.distribute.Strategy) -> tuple[int, int]:
     """Return the index of this process, and the number of processes.
 
     Args:
-        strategy: Any strategy; all but `MultiWorkerMirroredStrategy` have one process.
+        strategy: Any strategy. All but `MultiWorkerMirroredStrategy` have one process; so has that
+            one without a cluster, and in an evaluator.
     """
     if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
         return 0, 1
     resolver: Any = strategy.cluster_resolver
-    workers = resolver.cluster_spec().as_dict()
-    chiefs = len(workers.get("chief", []))
-    first = 0 if resolver.task_type == "chief" else chiefs
-    return first + resolver.task_id, chiefs + len(workers.get("worker", []))
+    cluster = resolver.cluster_spec().as_dict()
+    train = [(job, i) for job in ("chief", "worker") for i in range(len(cluster.get(job, [])))]
+    me = (resolver.task_type, resolver.task_id)
+    return (train.index(me), len(train)) if me in train else (0, 1)
 
 
 def require_supported(strategy: tf.distribute.Strategy) -> None:

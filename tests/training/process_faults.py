@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
+import json
+import os
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -12,6 +15,7 @@ import keras
 import numpy as np
 
 import keras_trainops as kt
+from keras_trainops.processes import Processes
 from tests.processes.member import Place
 from tests.training.processes import BATCH, Found, all_runs, data, given, net, part, state
 
@@ -197,7 +201,26 @@ def sharded_by_fsdp() -> Found:
     }
 
 
-def parameter_server(place: Place) -> Found:
+def strategies(place: Place) -> Found:
+    """The strategy of several processes in an evaluator, and one that is refused."""
+    import tensorflow as tf
+
+    cluster = {job: ["127.0.0.1:1"] for job in ("chief", "worker", "evaluator")}
+    evaluator = {"cluster": cluster, "task": {"type": "evaluator", "index": 0}}
+    os.environ["TF_CONFIG"] = json.dumps(evaluator)
+    found = alone(place, tf.distribute.MultiWorkerMirroredStrategy())
+    del os.environ["TF_CONFIG"]
+    return {"evaluator": found, **parameter_server()}
+
+
+def alone(place: Place, strategy: Any) -> np.ndarray:
+    """Restore under a strategy; returns the number of processes, and what was restored."""
+    model = net(dataclasses.replace(place, scope=strategy.scope))
+    kt.restore(model, {"head/bias": np.ones(2)})
+    return np.array([Processes(model).count, *model.get_layer("head").bias.numpy()])
+
+
+def parameter_server() -> Found:
     """A strategy under which Keras 3 does not train, with its servers in this process."""
     import tensorflow as tf
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from tests.processes.launch import run
+from tests.training.process_faults import alone
 from tests.training.processes import ALONE, RUNS, all_runs, of_run
 
 Results = Sequence[Mapping[str, np.ndarray]]
@@ -174,14 +176,23 @@ def test_fsdp_is_refused(two: Results, name: str) -> None:
 
 
 @pytest.mark.backends("tensorflow")
-def test_parameter_servers_are_refused(tmp_path_factory: pytest.TempPathFactory) -> None:
-    directory = tmp_path_factory.mktemp("servers")
-    (result,) = run("tests.training.process_faults:parameter_server", 1, directory)
-    for message in result.values():
-        assert str(message).startswith(
+def test_without_a_cluster_there_is_one_process() -> None:
+    import tensorflow as tf
+
+    found = alone(ALONE, tf.distribute.MultiWorkerMirroredStrategy())
+    np.testing.assert_array_equal(found, [1, 1, 1])
+
+
+@pytest.mark.backends("tensorflow")
+def test_an_evaluator_is_alone_and_parameter_servers_are_refused(tmp_path: Path) -> None:
+    (result,) = run("tests.training.process_faults:strategies", 1, tmp_path)
+    np.testing.assert_array_equal(result["evaluator"], [1, 1, 1])
+    for name in ("compiled", "restored"):
+        message = str(result[name])
+        assert message.startswith(
             "NotImplementedError: `tf.distribute.ParameterServerStrategy` is not supported"
         )
-        assert "Use `tf.distribute.MultiWorkerMirroredStrategy`" in str(message)
+        assert "Use `tf.distribute.MultiWorkerMirroredStrategy`" in message
 
 
 @pytest.mark.backends("jax")
