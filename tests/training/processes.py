@@ -225,7 +225,8 @@ class Own(kt.TrainOpsModel):
         x, y, _ = step.unpack(data)
 
         def loss() -> Any:
-            return ops.mean(ops.square(self(x, training=True) - y))
+            predicted = ops.cast(self(x, training=True), "float32")
+            return ops.mean(ops.square(predicted - y))
 
         value, gradients = step.gradients(loss, self.trainable_variables)
         step.apply(gradients, self.trainable_variables)
@@ -262,6 +263,50 @@ def batch_norm(place: Place) -> Found:
     return run._replace(middle=plain if place.count > 1 else ghost)(place)
 
 
+def half(
+    dtype: str, cls: type[kt.TrainOpsModel], options: Callable[[], dict[str, Any]]
+) -> Callable[[Place], Found]:
+    """A run in half precision, with a NaN in the second batch of the last process.
+
+    Data and weights are small integers, so that sums are exact in any order.
+    """
+
+    def train(place: Place) -> Found:
+        with place.scope():
+            inputs = keras.Input((4,))
+            head = keras.layers.Dense(2, kernel_initializer="zeros", name="head", dtype=dtype)
+            model = cls(inputs, head(inputs))
+            model.compile(loss="mse", **options())
+        x, y = data()
+        x, y = np.rint(x), np.rint(9 * y)  # reached by weights after more steps than there are
+        one_nan(x)
+        model.fit(**given(place, x, y), shuffle=False, epochs=2, verbose=0)
+        return state(model)
+
+    return train
+
+
+def stepping_by_one() -> dict[str, Any]:
+    """Gradients are multiples of 1 / BATCH, so each weight changes by 1, 0 or -1."""
+    return {
+        "optimizer": keras.optimizers.SGD(float(BATCH)),
+        "gradient_transforms": [
+            kt.transforms.SkipNonFinite(),
+            kt.transforms.ClipByValue(1 / BATCH),
+        ],
+    }
+
+
+def scaling_and_stepping_by_one() -> dict[str, Any]:
+    inner = keras.optimizers.SGD(float(BATCH))
+    return {
+        "optimizer": keras.optimizers.LossScaleOptimizer(
+            inner, initial_scale=8.0, dynamic_growth_steps=2
+        ),
+        "gradient_transforms": kt.transforms.ClipByValue(1 / BATCH),
+    }
+
+
 RUNS: dict[str, Callable[[Place], Found]] = {
     "plain": plain,
     "clip and noise": Run(clip_and_noise),
@@ -279,6 +324,8 @@ RUNS: dict[str, Callable[[Place], Found]] = {
         lambda: {**clip_and_noise(), "metrics": None}, cls=OwnOfKeras, compares_logs=False
     ),
     "batch norm": batch_norm,
+    "float16": half("mixed_float16", Own, scaling_and_stepping_by_one),
+    "bfloat16": half("mixed_bfloat16", kt.TrainOpsModel, stepping_by_one),
 }
 
 

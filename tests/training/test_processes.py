@@ -65,6 +65,15 @@ def test_processes_agree_on_a_nan_of_one(two: Results) -> None:
         assert "became NaN or infinite at step 1" in str(result["check_numerics/message"])
 
 
+@trains
+@pytest.mark.parametrize("name", ["float16", "bfloat16"])
+def test_all_skip_a_nan_of_one_in_half_precision(two: Results, name: str) -> None:
+    for result in two:
+        found = dict(of_run(result, name))
+        assert all(np.isfinite(value).all() for value in found.values())
+        assert max(int(value) for key, value in found.items() if "iteration" in key) == 6
+
+
 @pytest.mark.parametrize(
     ("name", "difference"),
     [
