@@ -71,6 +71,13 @@ class Replicas:
                 message names it, and what to use instead.
         """
 
+    def require_same_strategy(self, model: Any, variables: Sequence[keras.Variable]) -> None:
+        """Check that variables were created under the strategy of a model.
+
+        Raises:
+            ValueError: If one was not.
+        """
+
     def require_distribution(self) -> None:
         """Check that several processes train one model together.
 

@@ -269,6 +269,9 @@ class TensorFlow(TensorFlowMemory, Backend):
     def require_supported_engine(self, model: Any) -> None:
         tensorflow_processes.require_supported(_strategy_of(model))
 
+    def require_same_strategy(self, model: Any, variables: Sequence[keras.Variable]) -> None:
+        tensorflow_replicas.require_created_under(_strategy_of(model), variables)
+
     def divides(self, dataset: Any, model: Any) -> bool:
         policy = dataset.options().experimental_distribute.auto_shard_policy
         return policy != tf.data.experimental.AutoShardPolicy.OFF

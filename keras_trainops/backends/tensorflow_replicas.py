@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import keras
 import tensorflow as tf
 
 from keras_trainops.backends.types import Gradient
@@ -14,6 +15,21 @@ def context() -> Any:
     """Return TensorFlow's replica context; None outside of one, and with a single replica."""
     replica = tf.distribute.get_replica_context()
     return None if replica is None or replica.num_replicas_in_sync == 1 else replica
+
+
+def require_created_under(
+    strategy: tf.distribute.Strategy, variables: Sequence[keras.Variable]
+) -> None:
+    """Raise a `ValueError` if a variable was created in the scope of another strategy, or none."""
+    for variable in variables:
+        value = variable.value
+        created = strategy.extended.variable_created_in_scope
+        if isinstance(value, tf.Variable) and not created(value):
+            raise ValueError(
+                f"{variable.path!r} was not created in the scope of the model's strategy, "
+                f"{type(strategy).__name__}. Create the model and its optimizer in the same "
+                "`with strategy.scope():`."
+            )
 
 
 def sums(gradients: Sequence[Gradient]) -> Sequence[Gradient]:

@@ -22,7 +22,6 @@ from keras_trainops.training.optimizers.compiling import (
     DEFAULT,
     OptimizerArguments,
     fitted,
-    for_replicas,
     with_loss_scales,
 )
 from keras_trainops.training.optimizers.group import all_transformed_in
@@ -104,8 +103,8 @@ class TrainOpsMixin(_Model):
             optimizer, optimizers, gradient_transforms, variables_to_train
         )
         policy = UpdatePolicy(updates, state.registered, state.policy, described.names)
-        optimizer = described.create(keeps_state=bool(policy.after_weights))
-        optimizer = preparation.in_scope(self, lambda: for_replicas(optimizer))
+        keeps_state = bool(policy.after_weights)
+        optimizer = preparation.create_optimizer(self, described, keeps_state=keeps_state)
         values = (updates, variables_to_train, check_numerics, as_source(gradients))
         arguments: dict[str, Any] = dict(zip(COMPILE_ARGUMENTS, values, strict=True))
         needed = own_step.methods_needed(self, TrainOpsMixin, policy, arguments, optimizer)

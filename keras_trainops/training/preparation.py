@@ -11,7 +11,7 @@ from keras_trainops import keras_private, paths
 from keras_trainops.backends import backend
 from keras_trainops.training import own_step
 from keras_trainops.training.norm_logs import NormLogs
-from keras_trainops.training.optimizers.compiling import for_replicas
+from keras_trainops.training.optimizers.compiling import OptimizerArguments, for_replicas
 from keras_trainops.training.optimizers.group import (
     OptimizerGroup,
     all_transformed_in,
@@ -31,6 +31,24 @@ def in_scope(model: Any, make: Callable[[], T]) -> T:
     """Call `make` in the scope of the model's distribution strategy, if it has one."""
     with backend().scope_of(model):
         return make()
+
+
+def create_optimizer(model: Any, described: OptimizerArguments, *, keeps_state: bool) -> Any:
+    """Return the optimizer that the arguments of `compile` describe.
+
+    Args:
+        model: The model.
+        described: The arguments.
+        keeps_state: Whether the optimizer has to keep the state of updates.
+
+    Raises:
+        ValueError: If an argument is not valid, or if the model and the optimizer were created
+            under different strategies.
+    """
+    optimizer = in_scope(model, lambda: for_replicas(described.create(keeps_state=keeps_state)))
+    of_optimizer = [] if optimizer is None else optimizer.variables
+    backend().require_same_strategy(model, [*_trainable(model), *of_optimizer])
+    return optimizer
 
 
 def attach_optimizer(model: Any) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import keras
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 
 import keras_trainops as kt
-from tests.helpers import assert_same, value
+from tests.helpers import assert_same, two_replicas, value
 from tests.training.small_models import Mixed, Subclassed, lazy
 
 T = kt.transforms
@@ -101,3 +102,19 @@ def test_updates_of_an_unbuilt_model_are_refused() -> None:
     model(X)
     model.fit(X, Y, verbose=0)
     assert (value(model.norm.moving_mean) != 0).all()
+
+
+@pytest.mark.backends("tensorflow")
+@pytest.mark.parametrize(
+    ("outside", "message"), [("optimizer", "/iteration' was not"), ("model", "/kernel' was not")]
+)
+def test_a_strategy_has_the_model_and_its_optimizer(outside: str, message: str) -> None:
+    """An optimizer that `compile` makes itself is in the scope of the model's strategy."""
+    scope, optimizer = two_replicas().scope, keras.optimizers.Adam()
+    with contextlib.nullcontext() if outside == "model" else scope():
+        model = kt.TrainOpsModel(i := keras.Input((6,)), keras.layers.Dense(2)(i))
+    with scope(), pytest.raises(ValueError, match=message):
+        model.compile(keras.optimizers.Adam() if outside == "model" else optimizer, "mse")
+    if outside == "optimizer":
+        model.compile("adam", "mse")
+        model.fit(X, Y, verbose=0)
