@@ -51,6 +51,9 @@ class Replicas:
         """Return the means over replicas of floating-point values; others as they are."""
         return values
 
+    def average_buffers(self, model: Any) -> None:
+        """Average, over processes that are kept apart, the state that is in no Keras variable."""
+
     def keeps_processes_apart(self) -> bool:
         """Return whether each process has variables of its own, which the engine never compares."""
         return False
@@ -121,6 +124,18 @@ class Replicas:
             An array of shape (number of processes, n).
         """
         return frame[None]
+
+    def is_same_everywhere(self, number: int, seconds: float) -> bool:
+        """Return whether all processes that are kept apart call this with the same number.
+
+        Args:
+            number: A number of at most 32 bits.
+            seconds: How long to wait for the others.
+
+        Raises:
+            RuntimeError: If another process has ended, or does not come in time.
+        """
+        return True
 
     def broadcast(self, frame: np.ndarray, model: Any) -> np.ndarray:
         """Return the frame of process 0; all processes must call it.

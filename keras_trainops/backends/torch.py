@@ -11,6 +11,7 @@ import keras
 import numpy as np
 import torch
 
+from keras_trainops import keras_private
 from keras_trainops.backends import torch_processes
 from keras_trainops.backends.base import Backend
 from keras_trainops.backends.finite import finite_on_all_replicas
@@ -173,6 +174,14 @@ class Torch(Backend):
         means = iter(torch_processes.means([v for v in values if v.is_floating_point()]))
         return [next(means) if v.is_floating_point() else v for v in values]
 
+    def average_buffers(self, model: Any) -> None:
+        """Average those of PyTorch's own modules, such as the statistics of its batch norms."""
+        found = {id(b): b for layer in keras_private.all_layers(model) for b in layer.buffers()}
+        buffers = [b for b in found.values() if b.is_floating_point()]
+        with torch.no_grad():
+            for buffer, mean in zip(buffers, torch_processes.means(buffers), strict=True):
+                buffer.copy_(mean)
+
     def keeps_processes_apart(self) -> bool:
         return _are_several()
 
@@ -190,6 +199,9 @@ class Torch(Backend):
 
     def gather(self, frame: np.ndarray, model: Any) -> np.ndarray:
         return torch_processes.gather(frame)
+
+    def is_same_everywhere(self, number: int, seconds: float) -> bool:
+        return torch_processes.is_same_everywhere(number, seconds)
 
     def broadcast(self, frame: np.ndarray, model: Any) -> np.ndarray:
         return torch_processes.broadcast(frame)

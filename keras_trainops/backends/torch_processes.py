@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import datetime
 import functools
 import sys
 from collections.abc import Iterator, Sequence
@@ -61,6 +63,17 @@ def gather(frame: np.ndarray) -> np.ndarray:
     return torch.stack(frames).numpy()
 
 
+def is_same_everywhere(number: int, seconds: float) -> bool:
+    """Return whether all processes call this with the same number. See `Replicas`."""
+    extremes = torch.tensor([number, -number])
+    work = distributed.all_reduce(
+        extremes, distributed.ReduceOp.MAX, group=_control_group(), async_op=True
+    )
+    work.wait(datetime.timedelta(seconds=seconds))
+    greatest, least = extremes.tolist()
+    return greatest == -least
+
+
 def broadcast(frame: np.ndarray) -> np.ndarray:
     """Return the frame of process 0."""
     shared = torch.from_numpy(frame.copy())
@@ -95,7 +108,8 @@ def sums(tensors: Sequence[torch.Tensor], divisor: int = 1) -> list[torch.Tensor
         flat = torch.cat([tensors[i].detach().reshape(-1) for i in bucket])
         sent.append((bucket, flat, distributed.all_reduce(flat, async_op=True)))
     for bucket, flat, work in sent:
-        work.wait()
+        with _within_a_step():
+            work.wait()
         if divisor > 1:
             flat /= divisor
         parts = flat.split([tensors[i].numel() for i in bucket])
@@ -121,10 +135,24 @@ def _buckets(tensors: Sequence[torch.Tensor]) -> Iterator[list[int]]:
         yield bucket
 
 
+@contextlib.contextmanager
+def _within_a_step() -> Iterator[None]:
+    """Say who lost another process, which engines do not."""
+    try:
+        yield
+    except RuntimeError as error:
+        index, count = place()
+        raise RuntimeError(
+            f"Process {index} of {count} lost another process in the middle of a step. See the "
+            f"output of that one for the reason. PyTorch: {error}"
+        ) from error
+
+
 def any_of(flags: torch.Tensor) -> torch.Tensor:
     """Return which flags are set on any process."""
     votes = flags.detach().to(torch.int32)
-    distributed.all_reduce(votes, distributed.ReduceOp.MAX)
+    with _within_a_step():
+        distributed.all_reduce(votes, distributed.ReduceOp.MAX)
     return votes > 0
 
 
@@ -140,7 +168,8 @@ def without_gaps(
         variables: Their variables.
     """
     votes = torch.tensor([g is not None for g in gradients], dtype=torch.int32)
-    distributed.all_reduce(votes, distributed.ReduceOp.MAX, group=_control_group())
+    with _within_a_step():
+        distributed.all_reduce(votes, distributed.ReduceOp.MAX, group=_control_group())
     return [
         torch.zeros_like(v.value) if g is None and vote else g
         for g, v, vote in zip(gradients, variables, votes.tolist(), strict=True)

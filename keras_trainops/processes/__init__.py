@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
-from keras_trainops.processes.processes import Processes, ProcessTimeoutError, checksum_of
+from keras_trainops.processes.processes import (
+    Processes,
+    ProcessTimeoutError,
+    checksum_of,
+    settled,
+)
 
-__all__ = ["ProcessTimeoutError", "Processes", "checksum_of"]
+__all__ = ["ProcessTimeoutError", "Processes", "checksum_of", "settled"]

@@ -10,15 +10,18 @@ import json
 import os
 import socket
 import threading
+import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import numpy as np
 
 from keras_trainops.backends import backend
 from keras_trainops.errors import RestoreError
 from keras_trainops.processes.framing import gathered
+
+E = TypeVar("E", bound=BaseException)
 
 PATIENCE = "KERAS_TRAINOPS_PROCESS_TIMEOUT"  # environment variable
 _PIECE = 1 << 24  # bytes, of what is sent at once
@@ -30,6 +33,7 @@ _KINDS: Mapping[str, type[Exception]] = {
     for kind in (RestoreError, ValueError, TypeError, KeyError, OSError, MemoryError, ImportError)
 }
 _LOST: list[str] = []  # the message, once others have not come in time
+_SETTLED = "_keras_trainops_settled"  # attribute of errors
 
 
 class ProcessTimeoutError(RuntimeError):
@@ -77,6 +81,7 @@ class Processes:
         """
         if not self.several:
             return [document]
+        self.meet(what)
         return [json.loads(each) for each in self._gathered(_encoded(document), what)]
 
     def gather_arrays(self, arrays: Sequence[np.ndarray], what: str) -> list[list[np.ndarray]]:
@@ -89,24 +94,66 @@ class Processes:
         """
         if not self.several:
             return [list(arrays)]
+        self.meet(what)
         data = b"".join(np.ascontiguousarray(array).tobytes() for array in arrays)
         return [_split(each, arrays) for each in self._gathered(data, what)]
 
     def _gathered(self, data: bytes, what: str) -> list[bytes]:
+        tag = what.encode() + b"\0"
+        found = self._exchanged(tag + data, what)
+        for index, each in enumerate(found):
+            self._require_same_place(what, index, each.partition(b"\0")[0].decode())
+        return [each.removeprefix(tag) for each in found]
+
+    def _exchanged(self, data: bytes, what: str) -> list[bytes]:
         def gather(frame: np.ndarray) -> np.ndarray:
             return backend().gather(frame, self._model)
 
-        tag = what.encode() + b"\0"
-        found = self.in_time(lambda: gathered(tag + data, gather, backend().frame_bytes), what)
-        for index, each in enumerate(found):
-            other = each.partition(b"\0")[0].decode()
-            if other != what:
-                raise RuntimeError(
-                    f"Process {self.index} of {self.count} talks to the others {what}, and process "
-                    f"{index} {other}. All must call the same functions in the same order, with "
-                    "the same callbacks and arguments."
-                )
-        return [each.removeprefix(tag) for each in found]
+        return self.in_time(lambda: gathered(data, gather, backend().frame_bytes), what)
+
+    def _require_same_place(self, what: str, index: int, other: str) -> None:
+        if other != what:
+            error = RuntimeError(
+                f"Process {self.index} of {self.count} talks to the others {what}, and process "
+                f"{index} {other}. All must call the same functions in the same order, with the "
+                "same callbacks and arguments, and train the same number of batches."
+            )
+            raise settled(error)
+
+    def meet(self, what: str, failure: Mapping[str, Any] | None = None) -> None:
+        """Check that processes which their engine keeps apart are at the same point.
+
+        If they were not, their next messages would be mixed up. It costs one small message there,
+        and nothing on other engines.
+
+        Args:
+            what: What the processes do next: "to train on a batch".
+            failure: What has failed on this process, for those that are at another point.
+
+        Raises:
+            RuntimeError: On all processes if they are not; it names two of them.
+            Exception: The failure of another process.
+            ProcessTimeoutError: If another process does not come, see `PATIENCE`.
+        """
+        if not self.several:
+            return
+        _require_connection()
+        patience, began = _patience(), time.monotonic()
+        try:
+            same = backend().is_same_everywhere(zlib.crc32(what.encode()), patience)
+        except RuntimeError as error:
+            late = time.monotonic() - began >= patience
+            raise (self._late(what) if late else self._lost(what, error)) from error
+        if not same:
+            self._raise_difference(what, failure)
+
+    def _raise_difference(self, what: str, failure: Mapping[str, Any] | None) -> None:
+        said = [json.loads(each) for each in self._exchanged(_encoded([what, failure]), what)]
+        for index, (_, failed) in enumerate(said):
+            if failed:
+                self._raise(index, failed)
+        for index, (other, _) in enumerate(said):
+            self._require_same_place(what, index, other)
 
     def broadcast(self, document: Any, what: str) -> Any:
         """Return the document of process 0; that of others is ignored. See `gather`."""
@@ -123,6 +170,7 @@ class Processes:
         if not self.several:
             assert data is not None
             return data
+        self.meet(what)
         model, received = self._model, np.empty(nbytes, np.uint8)
         for start in range(0, nbytes, _PIECE):
             piece = received[start : start + _PIECE]
@@ -158,26 +206,52 @@ class Processes:
         try:
             yield
         except BaseException as error:
-            self._tell(error, what)
-            error.add_note(f"All {self.count} processes stop.")
+            with self._telling(error) as failure:
+                self.meet(what, failure)
+                self._gathered(_encoded(failure), what)
             raise
         for index, failure in enumerate(self.gather(None, what)):
             if failure:
                 self._raise(index, failure)
 
-    def _tell(self, error: BaseException, what: str) -> None:
+    @contextlib.contextmanager
+    def failing_together(self, what: str) -> Iterator[None]:
+        """Run a block in which processes meet; if it raises on one, it raises on all.
+
+        The others learn of it when they meet next. On engines that do not keep processes apart,
+        it does nothing.
+
+        Args:
+            what: What the others hear: "after a failure in `fit`".
+
+        Raises:
+            Exception: See `agreed`.
+        """
+        try:
+            yield
+        except Exception as error:
+            if self.several and not getattr(error, _SETTLED, False):
+                with self._telling(error) as failure:
+                    self.meet(what, failure)
+            raise
+
+    @contextlib.contextmanager
+    def _telling(self, error: BaseException) -> Iterator[Mapping[str, Any]]:
+        """Tell the others of an error of this process, in the block."""
         kinds = [kind.__name__ for kind in type(error).__mro__]
-        failure = {"kinds": kinds, "message": str(error)}
         # If the others are gone, they have noticed, and this error is the one to report.
-        with contextlib.suppress(RuntimeError):
-            self.gather({**failure, "host": socket.gethostname()}, what)
+        with contextlib.suppress(Exception):
+            yield {"kinds": kinds, "message": str(error), "host": socket.gethostname()}
+        settled(error).add_note(f"All {self.count} processes stop.")
 
     def _raise(self, index: int, failure: Mapping[str, Any]) -> NoReturn:
         kinds = failure["kinds"]
-        raise next((_KINDS[kind] for kind in kinds if kind in _KINDS), RuntimeError)(
+        kind = next((_KINDS[kind] for kind in kinds if kind in _KINDS), RuntimeError)
+        error = kind(
             f"Process {index} of {self.count} (on {failure['host']}) failed, and all stop. "
             f"{kinds[0]}: {failure['message']}"
         )
+        raise settled(error)
 
     def require_same(self, facts: Mapping[str, Any], what: str, advice: str) -> None:
         """Check that all processes have the same facts.
@@ -220,8 +294,7 @@ class Processes:
             ProcessTimeoutError: If another process does not come, see `PATIENCE`.
             RuntimeError: If it fails.
         """
-        if _LOST:  # a thread still waits, so processes would not hear what is meant for them
-            raise ProcessTimeoutError(_LOST[0])
+        _require_connection()
         result: list[Any] = []
         error: list[BaseException] = []
 
@@ -236,18 +309,34 @@ class Processes:
         thread.start()
         thread.join(patience)
         if error:
-            raise RuntimeError(
-                f"Process {self.index} of {self.count} lost another process, {what}: {error[0]}"
-            ) from error[0]
+            raise self._lost(what, error[0]) from error[0]
         if not result:
-            _LOST.append(
-                f"Process {self.index} of {self.count} waited for {patience:g} seconds for the "
-                f"others, {what}. One of them has ended, hangs, or does something else: all must "
-                f"call the same functions in the same order. Set {PATIENCE} (seconds) if they need "
-                "longer."
-            )
-            raise ProcessTimeoutError(_LOST[0])
+            raise self._late(what)
         return result[0]
+
+    def _lost(self, what: str, error: BaseException) -> RuntimeError:
+        text = f"Process {self.index} of {self.count} lost another process, {what}: {error}"
+        return settled(RuntimeError(text))
+
+    def _late(self, what: str) -> ProcessTimeoutError:
+        _LOST.append(
+            f"Process {self.index} of {self.count} waited for {_patience():g} seconds for the "
+            f"others, {what}. One of them has ended, hangs, or does something else: all must "
+            f"call the same functions in the same order. Set {PATIENCE} (seconds) if they need "
+            "longer."
+        )
+        return settled(ProcessTimeoutError(_LOST[0]))
+
+
+def settled(error: E) -> E:
+    """Mark an error that the other processes know of, or cannot be told; and return it."""
+    setattr(error, _SETTLED, True)
+    return error
+
+
+def _require_connection() -> None:
+    if _LOST:  # somebody still waits, so processes would not hear what is meant for them
+        raise settled(ProcessTimeoutError(_LOST[0]))
 
 
 def _patience() -> float:

@@ -6,8 +6,9 @@ those of all data, the same on all processes, so that a callback decides the sam
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
@@ -15,9 +16,10 @@ from keras import ops
 
 from keras_trainops import keras_private
 from keras_trainops.backends import backend
-from keras_trainops.processes import Processes
+from keras_trainops.processes import Processes, settled
 from keras_trainops.training.agreement import require_same_state
 from keras_trainops.training.call_arguments import Argument, Call
+from keras_trainops.training.train_ops import FitState
 
 
 def printed_once(
@@ -51,12 +53,18 @@ def train_function_of_all(
     def run(*args: Any) -> Any:
         if not backend().keeps_processes_apart():
             return function(*args)
-        require_same_state(model, *args)
-        metrics = _Metrics(model, training=True)
-        logs = function(*args)
-        if not shares_state:
-            _average_state_of_layers(model)
-        return metrics.of_all(logs)
+        Processes(model).meet("to train on a batch")
+        try:
+            require_same_state(model, *args)
+            metrics = _Metrics(model, training=True)
+            logs = function(*args)
+            if not shares_state:
+                _average_state_of_layers(model)
+            backend().average_buffers(model)
+            return metrics.of_all(logs)
+        except Exception as error:
+            settled(error)  # the others may wait anywhere in the step
+            raise
 
     return run
 
@@ -71,17 +79,48 @@ def test_function_of_all(function: Callable[..., Any], model: Any) -> Callable[.
     def run(*args: Any) -> Any:
         if not backend().keeps_processes_apart() or model.train_ops.evaluates_all:
             return function(*args)
+        Processes(model).meet("to evaluate on a batch")
         metrics = _Metrics(model, training=False)
         return metrics.of_all(function(*args))
 
     return run
 
 
-def evaluation_of_all(model: Any, logs: Any) -> Any:
-    """Return the logs of a whole evaluation, which began with a reset of the metrics."""
+def logs_of_all(model: Any, logs: Any) -> Any:
+    """Return the logs of an epoch, or of a whole evaluation, which began with new metrics.
+
+    The logs of an epoch are those of its steps, which all processes have. They meet, as those that
+    have more batches must not take others' messages for those of a step.
+    """
+    evaluates = model.train_ops.evaluates_all
     if not backend().keeps_processes_apart():
         return logs
+    Processes(model).meet("to end an evaluation" if evaluates else "to end an epoch")
+    if not evaluates:
+        return logs
     return _Metrics(model, training=False, since_reset=True).of_all(logs)
+
+
+@contextlib.contextmanager
+def whole_fit(model: Any, state: FitState) -> Iterator[None]:
+    """Surround a `fit`: if it fails on one process, it fails on all.
+
+    Args:
+        model: The model.
+        state: The state that the `fit` starts with.
+    """
+    processes, model.train_ops.fit = Processes(model), state
+    try:
+        with processes.failing_together("after a failure in `fit`"):
+            yield
+            processes.meet("to end `fit`")
+    finally:
+        model.train_ops.fit = FitState()
+
+
+def whole_evaluation(model: Any) -> contextlib.AbstractContextManager[None]:
+    """Surround an `evaluate`: if it fails on one process, it fails on all."""
+    return Processes(model).failing_together("after a failure in `evaluate`")
 
 
 class _Metrics:

@@ -60,6 +60,9 @@ def wrapped_fit(
     callbacks = list(own)
     _require_callbacks(callbacks)
     wrappers, follower = _wrappers(callbacks)
+    model.train_ops.fit.facts["`UseAverage` and `TrainingSession` among the callbacks"] = [
+        type(wrapper).__name__ for wrapper in wrappers
+    ]
     if not wrappers:
         yield args, kwargs
         return

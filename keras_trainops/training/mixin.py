@@ -190,13 +190,13 @@ class TrainOpsMixin(_Model):
     def fit(self, *args: Any, **kwargs: Any) -> Any:
         """Train as in Keras."""
         facts = {"the number of epochs": EPOCHS.of(args, kwargs)}
-        self.train_ops.fit = FitState(runs=True, facts=facts)
         args, kwargs = apart.printed_once(self, args, kwargs, FIT_VERBOSE)
-        try:
-            with self._in_training(whole=True), wrapped_fit(self, args, kwargs) as (args, kwargs):
-                return super().fit(*args, **kwargs)
-        finally:
-            self.train_ops.fit = FitState()
+        with (
+            apart.whole_fit(self, FitState(runs=True, facts=facts)),
+            self._in_training(whole=True),
+            wrapped_fit(self, args, kwargs) as (args, kwargs),
+        ):
+            return super().fit(*args, **kwargs)
 
     @typed_as(TypedModel.train_on_batch)
     def train_on_batch(self, *args: Any, **kwargs: Any) -> Any:
@@ -218,7 +218,8 @@ class TrainOpsMixin(_Model):
         args, kwargs = apart.printed_once(self, args, kwargs, EVALUATE_VERBOSE)
         with state.evaluation(whole=True), evaluation_context(state.fit.evaluation, kwargs):
             try:
-                return super().evaluate(*args, **kwargs)
+                with apart.whole_evaluation(self):
+                    return super().evaluate(*args, **kwargs)
             except BaseException:
                 backend().write_back_state(self)
                 raise
@@ -369,8 +370,7 @@ class TrainOpsMixin(_Model):
     def _get_metrics_result_or_logs(self, logs: Any) -> Any:
         """Return Keras's logs, or the metrics for an epoch that was resumed at its very end."""
         parent: Any = super()
-        if self.train_ops.evaluates_all:
-            logs = apart.evaluation_of_all(self, logs)
+        logs = apart.logs_of_all(self, logs)
         logs = logs or (parent.get_metrics_result() if self.train_ops.fit.follows else logs)
         return parent._get_metrics_result_or_logs(logs)
 

@@ -60,6 +60,10 @@ def differing(place: Place) -> Found:
     if keras.backend.backend() == "torch":  # other processes create variables together
         found["learning rate"] = message(optimizer=lambda: sgd(0.1 if other else 0.2))
         found["check_numerics"] = message(check_numerics=lambda: other)
+        model = net(place)
+        model.compile("sgd", "mse", updates=kt.updates.MovingAverage(0.9))
+        callbacks = [kt.UseAverage()] if other else []
+        found["callbacks"] = failure(lambda: model.fit(x, y, callbacks=callbacks, verbose=0))
         model = kt.TrainOpsModel(
             i := keras.Input((4,)), keras.layers.Dense(2, use_bias=other, name="one")(i)
         )
@@ -142,6 +146,21 @@ def torch_alone(place: Place) -> Found:
     # A gradient on one process only
     found.update(forked(place))
 
+    # Batch normalisation of PyTorch, whose statistics are no Keras variables
+    torch.manual_seed(5)
+    norm = torch.nn.BatchNorm1d(4)
+    wrapped = keras.layers.TorchModuleWrapper(norm, output_shape=(None, 4))
+    model = kt.TrainOpsModel(i := keras.Input((4,)), keras.layers.Dense(2, name="one")(wrapped(i)))
+    model.compile("sgd", "mse")
+    model.fit(**mine, shuffle=False, verbose=0)
+    found["mean of buffers"] = norm.running_mean.numpy()
+    expected = np.zeros(4)
+    for batch in x.reshape(-1, BATCH, 4):
+        expected = 0.9 * expected + 0.1 * batch.mean(0)
+    found["mean of all rows"] = expected
+
+    found.update(parting(place))
+
     # Compiled before the processes have met
     torch.distributed.destroy_process_group()
     model = net(place)
@@ -173,6 +192,44 @@ def forked(place: Place) -> Found:
         once = keras.ops.convert_to_numpy(kernel)
         model.train_on_batch(-np.abs(x), np.full((1, 2), 4.0, "float32"))
     return {"odd once": once, "odd twice": keras.ops.convert_to_numpy(kernel)}
+
+
+def parting(place: Place) -> Found:
+    """The last process stops, fails or has a batch less, and the first one evaluates alone."""
+    x, y = data()
+    last = place.index == place.count - 1
+    mine = {"x": part(place, x), "y": part(place, y), "batch_size": BATCH // place.count}
+
+    class Parts(keras.callbacks.Callback):
+        def __init__(self, how: str) -> None:
+            super().__init__()
+            self.how = how
+
+        def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+            if last and self.how == "stops":
+                self.model.stop_training = True
+            if last and self.how == "fails":
+                raise OSError("no space left")
+
+        def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+            if not last and self.how == "evaluates":
+                self.model.evaluate(x, y, verbose=0)
+
+        def on_train_end(self, logs: Any = None) -> None:
+            if last and self.how == "fails at the end":
+                raise KeyError("history")
+
+    def message(how: str) -> np.ndarray:
+        model = net(place)
+        model.compile("sgd", "mse")
+        batches = ((mine["x"][:2], mine["y"][:2]) for _ in range(1 if last else 2))
+        arguments = {"x": batches} if how == "has less" else {**mine, "epochs": 2}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the same batch
+            return failure(lambda: model.fit(**arguments, callbacks=[Parts(how)], verbose=0))
+
+    hows = ("stops", "fails", "fails at the end", "evaluates", "has less")
+    return {f"parts {how}": message(how) for how in hows}
 
 
 def sharded_by_fsdp() -> Found:

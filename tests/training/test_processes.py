@@ -103,6 +103,7 @@ def test_processes_that_differ_say_in_what(two: Results, name: str, difference: 
     [
         ("learning rate", "learning_rate: 0.2"),
         ("check_numerics", "`check_numerics`: False in process 0, True in process 1 of 2"),
+        ("callbacks", "among the callbacks: [] in process 0, ['UseAverage'] in process 1 of 2"),
         ("variables", "the number of variables: 1 in process 0, 2 in process 1 of 2"),
     ],
 )
@@ -171,6 +172,48 @@ def test_a_gradient_on_one_process_counts_for_all(two: Results) -> None:
         once, twice = (result[f"torch_alone/odd {n}"] for n in ("once", "twice"))
         np.testing.assert_array_equal(once, np.full((4, 2), 2.0, "float32"))  # -4 and none
         np.testing.assert_array_equal(twice, once)  # without any gradient, no momentum either
+
+
+@pytest.mark.backends("torch")
+def test_buffers_of_modules_are_those_of_all(two: Results) -> None:
+    for result in two:
+        found, expected = (result[f"torch_alone/mean of {n}"] for n in ("buffers", "all rows"))
+        np.testing.assert_allclose(found, expected, atol=1e-6)
+        np.testing.assert_array_equal(found, two[0]["torch_alone/mean of buffers"])
+
+
+@pytest.mark.backends("torch")
+@pytest.mark.parametrize(
+    ("how", "first", "last"),
+    [
+        ("stops", "to train on a batch", "to end an epoch"),
+        ("has less", "to train on a batch", "to end an epoch"),
+        ("evaluates", "to end an evaluation", "to train on a batch"),
+    ],
+)
+def test_processes_that_part_say_where_they_are(
+    two: Results, how: str, first: str, last: str
+) -> None:
+    messages = [str(each[f"torch_alone/parts {how}"]) for each in two]
+    talks = "RuntimeError: Process {} of 2 talks to the others {}, and process {} {}. All must"
+    assert messages[0].startswith(talks.format(0, first, 1, last))
+    assert messages[1].startswith(talks.format(1, last, 0, first))
+
+
+@pytest.mark.backends("torch")
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [("fails", "OSError: no space left"), ("fails at the end", "KeyError: 'history'")],
+)
+def test_what_fails_in_fit_on_one_process_fails_on_all(
+    two: Results, how: str, message: str
+) -> None:
+    first, last = (str(each[f"torch_alone/parts {how}"]) for each in two)
+    kind = message.partition(":")[0]
+    assert first.startswith(f"{kind}: ")
+    assert "Process 1 of 2 (on " in first
+    assert f"failed, and all stop. {message}" in first
+    assert last == message
 
 
 @pytest.mark.backends("torch")
