@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -125,17 +125,20 @@ class Replicas:
         """
         return frame[None]
 
-    def is_same_everywhere(self, number: int, seconds: float) -> bool:
-        """Return whether all processes that are kept apart call this with the same number.
+    def compare(self, number: int) -> Callable[[float], bool]:
+        """Start to compare a number with those of processes that are kept apart.
 
         Args:
             number: A number of at most 32 bits.
-            seconds: How long to wait for the others.
 
-        Raises:
-            RuntimeError: If another process has ended, or does not come in time.
+        Returns:
+            Waits for so many seconds, and returns whether all have the same number. It raises a
+            RuntimeError if another process has ended, or does not come in time.
         """
-        return True
+        return lambda seconds: True
+
+    def before_next_message(self, function: Callable[[], None]) -> None:
+        """Call a function once, before this process talks again to those it is kept apart from."""
 
     def broadcast(self, frame: np.ndarray, model: Any) -> np.ndarray:
         """Return the frame of process 0; all processes must call it.

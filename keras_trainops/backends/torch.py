@@ -200,8 +200,11 @@ class Torch(Backend):
     def gather(self, frame: np.ndarray, model: Any) -> np.ndarray:
         return torch_processes.gather(frame)
 
-    def is_same_everywhere(self, number: int, seconds: float) -> bool:
-        return torch_processes.is_same_everywhere(number, seconds)
+    def compare(self, number: int) -> Callable[[float], bool]:
+        return torch_processes.compare(number)
+
+    def before_next_message(self, function: Callable[[], None]) -> None:
+        torch_processes.WAITING.append(function)
 
     def broadcast(self, frame: np.ndarray, model: Any) -> np.ndarray:
         return torch_processes.broadcast(frame)

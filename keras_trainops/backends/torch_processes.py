@@ -6,7 +6,7 @@ import contextlib
 import datetime
 import functools
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import keras
@@ -16,6 +16,7 @@ import torch.distributed as distributed
 
 from keras_trainops import keras_private
 
+WAITING: list[Callable[[], None]] = []  # functions to call before the next message
 _BUCKET_BYTES = 5 << 20  # of one message: larger ones were slower on CPUs, smaller ones no faster
 
 
@@ -57,25 +58,37 @@ def gather(frame: np.ndarray) -> np.ndarray:
     Returns:
         The frames of all processes, of shape (number of processes, n).
     """
+    _call_waiting()
     mine = torch.from_numpy(frame)
     frames = [torch.empty_like(mine) for _ in range(place()[1])]
     distributed.all_gather(frames, mine, group=_control_group())
     return torch.stack(frames).numpy()
 
 
-def is_same_everywhere(number: int, seconds: float) -> bool:
-    """Return whether all processes call this with the same number. See `Replicas`."""
+def compare(number: int) -> Callable[[float], bool]:
+    """Start to compare a number of each process. See `Replicas`."""
+    _call_waiting()
     extremes = torch.tensor([number, -number])
     work = distributed.all_reduce(
         extremes, distributed.ReduceOp.MAX, group=_control_group(), async_op=True
     )
-    work.wait(datetime.timedelta(seconds=seconds))
-    greatest, least = extremes.tolist()
-    return greatest == -least
+
+    def same(seconds: float) -> bool:
+        work.wait(datetime.timedelta(seconds=seconds))
+        greatest, least = extremes.tolist()
+        return bool(greatest == -least)
+
+    return same
+
+
+def _call_waiting() -> None:
+    while WAITING:
+        WAITING.pop()()
 
 
 def broadcast(frame: np.ndarray) -> np.ndarray:
     """Return the frame of process 0."""
+    _call_waiting()
     shared = torch.from_numpy(frame.copy())
     distributed.broadcast(shared, src=0, group=_control_group())
     return shared.numpy()
@@ -102,6 +115,7 @@ def sums(tensors: Sequence[torch.Tensor], divisor: int = 1) -> list[torch.Tensor
         tensors: Tensors of the same shapes and dtypes on all processes.
         divisor: A number to divide the sums by.
     """
+    _call_waiting()
     found: list[Any] = [None] * len(tensors)
     sent = []
     for bucket in _buckets(tensors):
@@ -150,6 +164,7 @@ def _within_a_step() -> Iterator[None]:
 
 def any_of(flags: torch.Tensor) -> torch.Tensor:
     """Return which flags are set on any process."""
+    _call_waiting()
     votes = flags.detach().to(torch.int32)
     with _within_a_step():
         distributed.all_reduce(votes, distributed.ReduceOp.MAX)
@@ -167,6 +182,7 @@ def without_gaps(
         gradients: The gradients on this process, or None.
         variables: Their variables.
     """
+    _call_waiting()
     votes = torch.tensor([g is not None for g in gradients], dtype=torch.int32)
     with _within_a_step():
         distributed.all_reduce(votes, distributed.ReduceOp.MAX, group=_control_group())

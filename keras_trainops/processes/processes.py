@@ -135,17 +135,30 @@ class Processes:
             Exception: The failure of another process.
             ProcessTimeoutError: If another process does not come, see `PATIENCE`.
         """
+        self._meeting(what, failure)()
+
+    def meet_meanwhile(self, what: str) -> None:
+        """Meet, but wait for the others only before the next message to them. See `meet`."""
+        backend().before_next_message(self._meeting(what))
+
+    def _meeting(self, what: str, failure: Mapping[str, Any] | None = None) -> Callable[[], None]:
+        """Start to meet, and return what waits for the others."""
         if not self.several:
-            return
+            return lambda: None
         _require_connection()
-        patience, began = _patience(), time.monotonic()
-        try:
-            same = backend().is_same_everywhere(zlib.crc32(what.encode()), patience)
-        except RuntimeError as error:
-            late = time.monotonic() - began >= patience
-            raise (self._late(what) if late else self._lost(what, error)) from error
-        if not same:
-            self._raise_difference(what, failure)
+        same = backend().compare(zlib.crc32(what.encode()))
+
+        def wait() -> None:
+            patience, began = _patience(), time.monotonic()
+            try:
+                is_same = same(patience)
+            except RuntimeError as error:
+                late = time.monotonic() - began >= patience
+                raise (self._late(what) if late else self._lost(what, error)) from error
+            if not is_same:
+                self._raise_difference(what, failure)
+
+        return wait
 
     def _raise_difference(self, what: str, failure: Mapping[str, Any] | None) -> None:
         said = [json.loads(each) for each in self._exchanged(_encoded([what, failure]), what)]

@@ -53,7 +53,7 @@ def train_function_of_all(
     def run(*args: Any) -> Any:
         if not backend().keeps_processes_apart():
             return function(*args)
-        Processes(model).meet("to train on a batch")
+        Processes(model).meet_meanwhile("to train on a batch")
         try:
             require_same_state(model, *args)
             metrics = _Metrics(model, training=True)
