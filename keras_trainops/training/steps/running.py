@@ -49,7 +49,7 @@ def test_step(model: Any, data: Any) -> dict[str, Any]:
 
 def _run(step: RunningStep, method: str, data: Any) -> dict[str, Any]:
     data = mapped(_as_tensor, data)
-    with step.open():
+    with step.open(data):
         logs = text_of(step.model, method)(step, data)
         step.finish()
     keras_private.forget_returned_losses(step.model)
@@ -65,11 +65,19 @@ def _as_tensor(leaf: Any) -> Any:
 class RunningStep(Step):
     """A step that runs, or is traced to be run."""
 
+    _has_examples: Any = None  # whether this replica has some; None if it certainly has
+
     @contextlib.contextmanager
-    def open(self) -> Iterator[None]:
-        """Surround the text of the step."""
+    def open(self, data: Any) -> Iterator[None]:
+        """Surround the text of the step.
+
+        Args:
+            data: The batch.
+        """
         with contextlib.ExitStack() as stack:
             if backend().replicas() > 1:
+                size = self._size(data)
+                self._has_examples = None if isinstance(size, int) else size > 0
                 stack.enter_context(keras_private.losses_of_one_replica())
             if self._scope is not None:
                 stack.enter_context(self._scope)
@@ -87,9 +95,9 @@ class RunningStep(Step):
         """
         model = self.model
         means = model.train_ops.step_logs[self.training]
-        x, *_ = self.unpack(data)
-        size = ops.shape(first_leaf(x))[0]
-        for name, value in logs.items():
+        size = self._size(data)
+        for name, log in logs.items():
+            value = self._of_examples(log, 0)
             if name == "loss":
                 keras_private.track_loss(model, value, size)
             else:
@@ -103,6 +111,21 @@ class RunningStep(Step):
             found = {name: value for name, value in found.items() if name != "loss"}
         return {**found, **means.result()}
 
+    def _size(self, data: Any) -> Any:
+        x, *_ = self.unpack(data)
+        return ops.shape(first_leaf(x))[0]
+
+    def _of_examples(self, value: Any, without: Any) -> Any:
+        """Return a value, or another one if this replica has no examples.
+
+        A last batch may have fewer examples than there are replicas. A mean over no examples is NaN
+        and would reach the others.
+        """
+        if self._has_examples is None:
+            return value
+        value = ops.convert_to_tensor(value)
+        return ops.where(self._has_examples, value, ops.cast(without, value.dtype))
+
     def _differentiate(self, request: Request) -> Differentiated:
         here, scale, keep_updates = backend(), request.scale, request.keep_updates
         assigned: list[Assigned] = []
@@ -114,6 +137,7 @@ class RunningStep(Step):
             collects = not direct or keras_private.current_scope() is not None
             with scope if collects else contextlib.nullcontext():
                 value, extra = called(request.function, tensors, request.aux)
+                value = self._of_examples(value, 0)
                 assigned[:] = scope.assigned
                 here.require_collectable((each.variable, each.value) for each in assigned)
             scaled = value if scale is None else scale.scaled_loss(value)
@@ -127,8 +151,24 @@ class RunningStep(Step):
         finally:
             self._depth -= 1
         pairs = zip(assigned, news, strict=True)
-        self._pass_on([each._replace(value=new) for each, new in pairs], keep_updates=keep_updates)
+        self._pass_on([self._assigned(*pair) for pair in pairs], keep_updates=keep_updates)
+        if self._has_examples is not None:
+            gradients = mapped(self._gradient, gradients)
         return Differentiated(value, extra, gradients)
+
+    def _gradient(self, gradient: Gradient) -> Gradient:
+        """Return a gradient; that of no examples is zero. Rows of a sparse one are of examples."""
+        if gradient is None or backend().elements(gradient) is not gradient:
+            return gradient
+        return self._of_examples(gradient, 0)
+
+    def _assigned(self, assigned: Assigned, value: Any) -> Assigned:
+        """Return an assignment with its value; statistics of no examples change nothing."""
+        variable = assigned.variable
+        # Others are seeds and counters.
+        if self._has_examples is not None and keras.backend.is_float_dtype(variable.dtype):
+            value = self._of_examples(value, variable.value)
+        return assigned._replace(value=value)
 
     def _differentiate_each(
         self,

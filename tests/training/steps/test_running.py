@@ -8,7 +8,7 @@ import pytest
 from keras import ops
 
 import keras_trainops as kt
-from tests.helpers import assert_same, two_layers, value, values
+from tests.helpers import assert_same, two_layers, two_replicas, value, values
 from tests.training import step_runs
 from tests.training.custom_steps import NOISE, REAL, stepping
 
@@ -50,6 +50,32 @@ def test_updates_get_the_loss_and_the_new_weights() -> None:
     loss = model.train_on_batch(X, Y)
     kernel = value(model.get_layer("head").kernel).sum()
     np.testing.assert_allclose(value(seen), [loss, kernel], rtol=1e-5)
+
+
+class Averaging(kt.TrainOpsModel):
+    """A step of means, which are NaN without examples."""
+
+    def training_step(self, step: kt.Step, data: Any) -> dict[str, Any]:
+        x, y, _ = step.unpack(data)
+        loss = step.minimize(lambda: ops.mean(ops.square(step.forward(x) - y)))
+        return {"loss": loss, "mean": ops.mean(x)}
+
+
+@pytest.mark.backends("tensorflow")
+@pytest.mark.parametrize("model_class", [kt.TrainOpsModel, Averaging])
+def test_a_replica_without_examples_changes_nothing(model_class: Any) -> None:
+    with two_replicas().scope():
+        of_layers = normalized()
+        model = model_class(of_layers.inputs, of_layers.outputs)
+        model.compile("sgd", "mse", check_numerics=True)
+    x, y = (np.concatenate([array, array[:1]]) for array in (X, Y))  # the last batch is of one
+    history = model.fit(x, y, batch_size=8, shuffle=False, verbose=0).history
+    before = X.mean(0) / 2
+    moved = (before + x[-1]) / 2  # on the replica with the example
+    mean = value(model.get_layer("norm").moving_mean)
+    np.testing.assert_allclose(mean, (moved + before) / 2, rtol=1e-5, atol=1e-6)
+    assert all(np.isfinite(values) for values in history.values())
+    assert all(np.isfinite(value(v)).all() for v in model.weights)
 
 
 def test_the_loss_is_averaged_by_batch_size() -> None:
