@@ -82,13 +82,14 @@ class NpzCheckpoint(_WithHeaders):
             }
             packed = [m for m in members if m.compress_type != zipfile.ZIP_STORED]
         self._compressed = [member.filename.removesuffix(".npy") for member in packed]
+        with open_regular(location) as file:  # closed if the file is damaged
+            self._offsets = {
+                member.filename.removesuffix(".npy"): data_offset(file, member, location)
+                for member in members
+                if member.compress_type == zipfile.ZIP_STORED
+            }
         self._arrays = np.load(location, allow_pickle=False)
         self._plain = open_regular(location)
-        self._offsets = {
-            member.filename.removesuffix(".npy"): data_offset(self._plain, member, location)
-            for member in members
-            if member.compress_type == zipfile.ZIP_STORED
-        }
         self.training_state = by_name(self._headers)
 
     def _extent(self, key: str) -> Extent | None:

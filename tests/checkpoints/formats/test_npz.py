@@ -48,3 +48,14 @@ def test_writes_an_archive_like_its_source(save: Callable[..., None]) -> None:
         for entry in old.infolist():
             assert new.getinfo(entry.filename).compress_type == entry.compress_type
             assert new.read(entry.filename) == old.read(entry.filename)
+
+
+def test_a_damaged_archive_is_closed() -> None:
+    np.savez("w.npz", a=np.zeros(3))
+    content = bytearray(Path("w.npz").read_bytes())
+    content[:4] = b"nope"  # the member's entry; the list of members is at the end
+    Path("w.npz").write_bytes(content)
+    before = set(os.listdir("/proc/self/fd"))
+    with pytest.raises(kt.RestoreError, match=r"'w\.npz'"):
+        kt.open_checkpoint("w.npz")
+    assert len(os.listdir("/proc/self/fd")) == len(before)
