@@ -47,7 +47,7 @@ ALLOWED: dict[str, set[str]] = {
     "training": {
         "processes",
         *("transforms", "updates", "gradients", "backends", "keras_private"),
-        *("paths", "state", "arguments", "values", "trees"),
+        *("paths", "state", "arguments", "values", "trees", "numbering"),
     },
     "registration": set(),
     "adapt": {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import keras
@@ -51,8 +52,19 @@ class Replicas:
         """Return the means over replicas of floating-point values; others as they are."""
         return values
 
-    def average_buffers(self, model: Any) -> None:
-        """Average, over processes that are kept apart, the state that is in no Keras variable."""
+    def state_beside_variables(self, model: Any) -> Sequence[Any]:
+        """Return the floating-point state of a model that is in no Keras variable."""
+        return []
+
+    def averaging_changes(self, state: Sequence[Any]) -> AbstractContextManager[None]:
+        """Surround a step, and average what it changes over processes that are kept apart.
+
+        Constants stay as they are, bit by bit.
+
+        Args:
+            state: From `state_beside_variables`, on every process.
+        """
+        return nullcontext()
 
     def keeps_processes_apart(self) -> bool:
         """Return whether each process has variables of its own, which the engine never compares."""
@@ -137,7 +149,7 @@ class Replicas:
         """
         return lambda seconds: True
 
-    def before_next_message(self, function: Callable[[], None]) -> None:
+    def before_next_message(self, function: Callable[[], object]) -> None:
         """Call a function once, before this process talks again to those it is kept apart from."""
 
     def broadcast(self, frame: np.ndarray, model: Any) -> np.ndarray:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import keras
@@ -174,12 +174,23 @@ class Torch(Backend):
         means = iter(torch_processes.means([v for v in values if v.is_floating_point()]))
         return [next(means) if v.is_floating_point() else v for v in values]
 
-    def average_buffers(self, model: Any) -> None:
-        """Average those of PyTorch's own modules, such as the statistics of its batch norms."""
+    def state_beside_variables(self, model: Any) -> list[torch.Tensor]:
+        """Return buffers of PyTorch's own modules, such as the statistics of its batch norms."""
         found = {id(b): b for layer in keras_private.all_layers(model) for b in layer.buffers()}
-        buffers = [b for b in found.values() if b.is_floating_point()]
+        return [buffer for buffer in found.values() if buffer.is_floating_point()]
+
+    @contextmanager
+    def averaging_changes(self, state: Sequence[Any]) -> Iterator[None]:
+        copies = [buffer.clone() for buffer in state]  # batch norms do not count versions
+        yield
+        if not state:
+            return
+        pairs = zip(state, copies, strict=True)
+        flags = torch.tensor([not torch.equal(*pair) for pair in pairs])
+        votes = torch_processes.any_of(flags).tolist()
+        changed = [buffer for buffer, vote in zip(state, votes, strict=True) if vote]
         with torch.no_grad():
-            for buffer, mean in zip(buffers, torch_processes.means(buffers), strict=True):
+            for buffer, mean in zip(changed, torch_processes.means(changed), strict=True):
                 buffer.copy_(mean)
 
     def keeps_processes_apart(self) -> bool:
@@ -203,7 +214,7 @@ class Torch(Backend):
     def compare(self, number: int) -> Callable[[float], bool]:
         return torch_processes.compare(number)
 
-    def before_next_message(self, function: Callable[[], None]) -> None:
+    def before_next_message(self, function: Callable[[], object]) -> None:
         torch_processes.WAITING.append(function)
 
     def broadcast(self, frame: np.ndarray, model: Any) -> np.ndarray:

@@ -6,6 +6,7 @@ import contextlib
 import datetime
 import functools
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -16,7 +17,7 @@ import torch.distributed as distributed
 
 from keras_trainops import keras_private
 
-WAITING: list[Callable[[], None]] = []  # functions to call before the next message
+WAITING: list[Callable[[], object]] = []  # functions to call before the next message
 _BUCKET_BYTES = 5 << 20  # of one message: larger ones were slower on CPUs, smaller ones no faster
 
 
@@ -74,11 +75,24 @@ def compare(number: int) -> Callable[[float], bool]:
     )
 
     def same(seconds: float) -> bool:
-        work.wait(datetime.timedelta(seconds=seconds))
+        _wait(work, seconds)
         greatest, least = extremes.tolist()
         return bool(greatest == -least)
 
     return same
+
+
+def _wait(work: Any, seconds: float) -> None:
+    """Wait in short periods, as Python handles signals in between."""
+    began = time.monotonic()
+    while True:
+        try:
+            work.wait(datetime.timedelta(seconds=min(1.0, seconds)))
+        except RuntimeError:
+            if work.is_completed() or time.monotonic() - began >= seconds:
+                raise
+        else:
+            return
 
 
 def _call_waiting() -> None:
@@ -120,7 +134,8 @@ def sums(tensors: Sequence[torch.Tensor], divisor: int = 1) -> list[torch.Tensor
     sent = []
     for bucket in _buckets(tensors):
         flat = torch.cat([tensors[i].detach().reshape(-1) for i in bucket])
-        sent.append((bucket, flat, distributed.all_reduce(flat, async_op=True)))
+        with _within_a_step():
+            sent.append((bucket, flat, distributed.all_reduce(flat, async_op=True)))
     for bucket, flat, work in sent:
         with _within_a_step():
             work.wait()

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-from keras_trainops.processes.processes import (
-    Processes,
-    ProcessTimeoutError,
-    checksum_of,
-    settled,
-)
+from keras_trainops.processes.connection import ProcessTimeoutError, settled
+from keras_trainops.processes.processes import Processes, checksum_of
 
 __all__ = ["ProcessTimeoutError", "Processes", "checksum_of", "settled"]

@@ -13,6 +13,7 @@ import numpy as np
 
 from keras_trainops import keras_private
 from keras_trainops.backends import backend
+from keras_trainops.numbering import without_automatic
 from keras_trainops.processes import Processes, checksum_of
 from keras_trainops.training.optimizers.group import all_transformed_in
 
@@ -129,7 +130,8 @@ def _facts_of_variables(model: Any) -> dict[str, Any]:
     facts: dict[str, Any] = {"the number of variables": len(model.variables)}
     for i, v in enumerate(model.variables):
         to_train = "trained" if id(v) in trained else "not trained"
-        facts[f"variable {i}"] = [v.path, list(v.shape), str(v.dtype), to_train]
+        name = without_automatic(v.path)  # Keras may have numbered the layers differently
+        facts[f"variable {i}"] = [name, list(v.shape), str(v.dtype), to_train]
     return facts
 
 
@@ -171,9 +173,9 @@ def _shared(model: Any) -> list[tuple[str, keras.Variable]]:
     apart = {id(v) for v in keras_private.gradient_sums(optimizer)}
     of_optimizer = [] if optimizer is None else optimizer.variables
     others = [*of_optimizer, *model.train_ops.policy.variables]
-    # Weights have the same paths everywhere. Keras may have numbered optimizers differently.
-    found = [(v.path, v) for v in model.weights]
-    return found + [(v.name, v) for v in others if id(v) not in apart]
+    found = [(without_automatic(v.path), v) for v in model.weights]
+    others = [v for v in others if id(v) not in apart]
+    return found + [(without_automatic(v.name), v) for v in others]
 
 
 def _sum_of_batch(batch: Any) -> list[int]:

@@ -48,6 +48,7 @@ def train_function_of_all(
         model: The model.
         shares_state: Whether the step itself averages what layers assign.
     """
+    state: list[Any] = []  # beside variables, as the first steps found it
 
     @functools.wraps(function)
     def run(*args: Any) -> Any:
@@ -57,10 +58,12 @@ def train_function_of_all(
         try:
             require_same_state(model, *args)
             metrics = _Metrics(model, training=True)
-            logs = function(*args)
+            if len(state) < 2:  # the first step may build layers
+                state.append(backend().state_beside_variables(model))
+            with backend().averaging_changes(state[-1]):
+                logs = function(*args)
             if not shares_state:
                 _average_state_of_layers(model)
-            backend().average_buffers(model)
             return metrics.of_all(logs)
         except Exception as error:
             settled(error)  # the others may wait anywhere in the step

@@ -51,8 +51,9 @@ def talk(place: Place) -> dict[str, Any]:
     }
 
 
-def _fail(processes: Processes, here: bool) -> None:
+def _fail(processes: Processes, here: bool, seconds: float = 0.0) -> None:
     with processes.agreed("to restore"):
+        time.sleep(seconds)
         if here:
             raise RestoreError("no such file")
 
@@ -72,13 +73,14 @@ def _failure(function: Any) -> str:
 
 
 def wait_in_vain(place: Place) -> dict[str, Any]:
-    """Process 0 waits for process 1, which does something else."""
+    """Process 0 waits for process 1, which works for long, and then does something else."""
     with place.scope():
         model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
     processes = Processes(model)
     processes.barrier("to begin")
+    late = _failure(lambda: _fail(processes, place.index == 1, seconds=4 * place.index))
     if place.index == 0:
-        print(_failure(lambda: processes.barrier("to end")), flush=True)
+        print(late, _failure(lambda: processes.barrier("to end")), flush=True)
         (place.directory / "over").touch()
     while not (place.directory / "over").exists():
         time.sleep(0.05)

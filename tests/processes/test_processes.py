@@ -38,10 +38,13 @@ def test_processes_talk_and_agree(tmp_path: Path) -> None:
     assert str(results[1]["message"]) == ("RestoreError: no such file ['All 2 processes stop.']")
 
 
-def test_a_process_that_never_comes_is_a_clear_error(tmp_path: Path) -> None:
+def test_a_process_at_work_is_waited_for_and_one_that_never_comes_is_an_error(
+    tmp_path: Path,
+) -> None:
     patience = {"KERAS_TRAINOPS_PROCESS_TIMEOUT": "3"}
     waiting = Run("tests.processes.scenes:wait_in_vain", 2, tmp_path, environment=patience)
     first, _ = waiting.join()
+    assert "RestoreError: Process 1 of 2 (on " in first.output
     assert "ProcessTimeoutError: Process 0 of 2 waited for 3 seconds for the others, to end" in (
         first.output
     )

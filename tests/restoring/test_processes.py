@@ -191,11 +191,11 @@ def test_values_that_only_one_process_reads_are_checked(results: Results) -> Non
 DIFFERING = {
     "contents": "trunk/kernel: process 1 of 2 read other values than process 0",
     "kernel": "trunk/kernel: process 1 of 2 read other values than process 0",
-    "rename": "differ in what leads to the variables: process 0 has head/bias float32 (256,) from "
-    "'head/bias' float32 (256,); process 1 of 2 has nothing more",
-    "model first": "differ in the variables: process 0 has head/kernel float32 (512, 256); process "
-    "1 of 2 has head/kernel float32 (512, 128)",
-    "options": "differ in `processes`: process 0 has each; process 1 of 2 has first",
+    "rename": "differ in what variable 3 gets: \"head/bias float32 (256,) from 'head/bias' float32 "
+    '(256,)" in process 0, None in process 1 of 2',
+    "model first": "differ in variable 2: 'head/kernel float32 (512, 256)' in process 0, "
+    "'head/kernel float32 (512, 128)' in process 1 of 2",
+    "options": "differ in `processes`: 'each' in process 0, 'first' in process 1 of 2",
 }
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import keras
 import numpy as np
+from keras import ops
 
 import keras_trainops as kt
 from keras_trainops.processes import Processes
@@ -87,6 +88,36 @@ def printed(place: Place) -> Found:
     return found
 
 
+class Scale(keras.layers.Layer):
+    """Multiplies by a variable without axes."""
+
+    def build(self, shape: Any) -> None:
+        self.scale = self.add_weight(shape=(), initializer="ones", name="scale")
+
+    def call(self, x: Any) -> Any:
+        return x * self.scale
+
+
+def numbered(place: Place) -> Found:
+    """Restore and train where Keras numbers the layers differently, as another model came first."""
+    if place.index:
+        keras.layers.Dense(1)  # takes the next number
+    keras.utils.set_random_seed(5)
+    with place.scope():
+        layers = [keras.Input((4,)), keras.layers.Dense(3), Scale(), keras.layers.Dense(2)]
+        model = kt.with_train_ops(keras.Sequential(layers))
+        model.compile(keras.optimizers.SGD(0.1, momentum=0.9), "mse")
+    tensors = {"a": np.ones((4, 3)), "b": np.zeros(3), "c": np.array(2.0)}
+    name, scale = (layer.name for layer in model.layers[:2])
+    rename = {"a": f"{name}/kernel", "b": f"{name}/bias", "c": f"{scale}/scale"}
+    for who in ("each", "first"):
+        kt.restore(model, tensors, rename=rename, on_missing="ignore", processes=who, verbose=0)
+    model.fit(**given(place, *data()), verbose=0)
+    values = [*model.weights, *model.optimizer.variables]
+    found = {f"{i}": ops.convert_to_numpy(v.value) for i, v in enumerate(values)}
+    return {**found, "name": np.array(name)}
+
+
 class Forked(kt.TrainOpsModel):
     """The layer "odd" is used for batches with a positive first number alone."""
 
@@ -149,11 +180,13 @@ def torch_alone(place: Place) -> Found:
     # Batch normalisation of PyTorch, whose statistics are no Keras variables
     torch.manual_seed(5)
     norm = torch.nn.BatchNorm1d(4)
+    norm.register_buffer("mask", torch.full((2,), torch.finfo(torch.float32).min))
     wrapped = keras.layers.TorchModuleWrapper(norm, output_shape=(None, 4))
     model = kt.TrainOpsModel(i := keras.Input((4,)), keras.layers.Dense(2, name="one")(wrapped(i)))
     model.compile("sgd", "mse")
     model.fit(**mine, shuffle=False, verbose=0)
     found["mean of buffers"] = norm.running_mean.numpy()
+    found["mask"] = norm.mask.numpy()
     expected = np.zeros(4)
     for batch in x.reshape(-1, BATCH, 4):
         expected = 0.9 * expected + 0.1 * batch.mean(0)
@@ -345,7 +378,7 @@ def everything(place: Place) -> Found:
         keras.distribution.set_distribution(
             keras.distribution.DataParallel(auto_shard_dataset=False)
         )
-    scenes = [differing, printed]
+    scenes = [differing, printed, numbered]
     scenes += [torch_alone] if keras.backend.backend() == "torch" else [files]
     for scene in scenes:
         found.update({f"{scene.__name__}/{name}": value for name, value in scene(place).items()})

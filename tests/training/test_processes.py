@@ -114,6 +114,14 @@ def test_processes_that_differ_in_variables_say_so(
         assert difference in str(result[f"differing/{name}"])
 
 
+def test_keras_may_have_numbered_layers_differently(two: Results) -> None:
+    first, second = ({k: v for k, v in r.items() if k.startswith("numbered/")} for r in two)
+    assert str(first.pop("numbered/name")) != str(second.pop("numbered/name"))
+    assert len(first) > 4
+    for name in first:
+        np.testing.assert_array_equal(first[name], second[name])
+
+
 @pytest.mark.parametrize("method", ["fit", "evaluate"])
 def test_only_process_0_shows_progress_unless_asked(two: Results, method: str) -> None:
     first, second = two
@@ -180,6 +188,7 @@ def test_buffers_of_modules_are_those_of_all(two: Results) -> None:
         found, expected = (result[f"torch_alone/mean of {n}"] for n in ("buffers", "all rows"))
         np.testing.assert_allclose(found, expected, atol=1e-6)
         np.testing.assert_array_equal(found, two[0]["torch_alone/mean of buffers"])
+        np.testing.assert_array_equal(result["torch_alone/mask"], [np.finfo("float32").min] * 2)
 
 
 @pytest.mark.backends("torch")

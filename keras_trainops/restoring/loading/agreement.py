@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import re
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, get_args
 
+import keras
 import numpy as np
 
 from keras_trainops.checkpoints.checkpoint import Checkpoint
 from keras_trainops.errors import RestoreError
-from keras_trainops.processes import Processes, ProcessTimeoutError
+from keras_trainops.numbering import without_automatic
+from keras_trainops.processes import Processes, ProcessTimeoutError, settled
 from keras_trainops.restoring.loading.hold import Digests, Held
 from keras_trainops.restoring.planning.assignment import Assignment
 
@@ -46,10 +46,11 @@ def with_advice() -> Iterator[None]:
     try:
         yield
     except ProcessTimeoutError as error:
-        raise ProcessTimeoutError(
+        advised = ProcessTimeoutError(
             f"{error} `restore` is such a function; if only some processes call it, they must say "
             'so, with `processes="alone"`.'
-        ) from None
+        )
+        raise settled(advised) from None
 
 
 @contextlib.contextmanager
@@ -65,72 +66,51 @@ def gather(processes: Processes, document: Any) -> list[Any]:
         return processes.gather(document, _WHAT)
 
 
-def broadcast_array(processes: Processes, array: np.ndarray) -> np.ndarray:
-    """Return the array of process 0.
-
-    Args:
-        processes: The processes.
-        array: The array of process 0; elsewhere an array of the same shape and dtype.
-    """
-    data = np.ascontiguousarray(array).reshape(-1).view(np.uint8) if processes.is_first else None
+def broadcast_into(processes: Processes, array: np.ndarray) -> None:
+    """Fill an array with that of process 0; see `Processes.broadcast_into`."""
     with with_advice():
-        received = processes.broadcast_bytes(data, array.nbytes, _WHAT)
-    return received.view(array.dtype).reshape(array.shape)
+        processes.broadcast_into(array, _WHAT)
 
 
-def require_same(processes: Processes, facts: Mapping[str, Sequence[str]]) -> None:
-    """Check that all processes have the same facts.
-
-    Args:
-        processes: The processes.
-        facts: Lines by what they are about.
+def require_same(processes: Processes, facts: Mapping[str, str]) -> None:
+    """Check that all processes have the same facts; see `Processes.require_same`.
 
     Raises:
         RestoreError: On all processes, with the first difference.
     """
-    if not processes.several:
-        return
-    found = gather(processes, {name: _digest(lines) for name, lines in facts.items()})
-    for name in found[0]:
-        if any(each.get(name) != found[0][name] for each in found):
-            raise RestoreError(_difference(name, gather(processes, list(facts.get(name, ())))))
+    with with_advice():
+        processes.require_same(facts, _WHAT, _ADVICE, RestoreError)
 
 
-def facts_of(
-    who: Who, assignments: Sequence[Assignment], checkpoint: Checkpoint
-) -> dict[str, list[str]]:
+def facts_of(who: Who, assignments: Sequence[Assignment], checkpoint: Checkpoint) -> dict[str, str]:
     """Return what must be the same if each process reads for itself."""
-    return {
-        "`processes`": [who],
-        "what leads to the variables": [_line(each, checkpoint) for each in assignments],
+    gets = {
+        f"what variable {i} gets": _line(each, checkpoint) for i, each in enumerate(assignments)
     }
+    return {"`processes`": who, **gets}
+
+
+def facts_of_variables(who: Who, variables: Sequence[keras.Variable]) -> dict[str, str]:
+    """Return what must be the same if one process reads for all."""
+    facts = {f"variable {i}": _line_of(v.path, v) for i, v in enumerate(variables)}
+    return {"`processes`": who, **facts}
 
 
 def _line(assignment: Assignment, checkpoint: Checkpoint) -> str:
-    variable, keys = assignment.variable, [*assignment.keys, *assignment.copies]
+    keys = [*assignment.keys, *assignment.copies]
     found = " + ".join(f"{k!r} {checkpoint.dtype(k)} {checkpoint.shape(k)}" for k in keys)
-    line = f"{assignment.path} {variable.dtype} {tuple(variable.shape)} from {found}"
+    line = f"{_line_of(assignment.path, assignment.variable)} from {found}"
     return f"{line} by {_without_addresses(assignment.adapter)}" if assignment.adapter else line
+
+
+def _line_of(path: str, variable: keras.Variable) -> str:
+    """Return a line about a variable. Keras may have numbered its layers differently elsewhere."""
+    return f"{without_automatic(path)} {variable.dtype} {tuple(variable.shape)}"
 
 
 def _without_addresses(value: Any) -> str:
     """Return the `repr` of a value that other processes have too."""
     return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
-
-
-def _digest(lines: Sequence[str]) -> int:
-    return zlib.crc32(json.dumps(list(lines)).encode())
-
-
-def _difference(name: str, found: Sequence[Sequence[str]]) -> str:
-    """Return the message about the first line in which a process differs from process 0."""
-    index, other = next((i, lines) for i, lines in enumerate(found) if lines != found[0])
-    pairs = zip([*found[0], "nothing more"], [*other, "nothing more"], strict=False)
-    first, second = next((a, b) for a, b in pairs if a != b)
-    return (
-        f"The processes differ in {name}: process 0 has {first}; process {index} of {len(found)} "
-        f"has {second}. {_ADVICE}"
-    )
 
 
 def require_same_values(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import keras
@@ -13,15 +14,35 @@ from keras_trainops.processes import Processes
 from keras_trainops.restoring.loading.agreement import (
     agreed,
     assign_together,
-    broadcast_array,
+    broadcast_into,
+    facts_of_variables,
     gather,
     require_same,
 )
 from keras_trainops.restoring.loading.assign import check_all, read_again
 from keras_trainops.restoring.loading.hold import Held, value_from
-from keras_trainops.restoring.planning.assignment import Assignment
+from keras_trainops.restoring.planning.assignment import Assignment, variable_bytes
 from keras_trainops.restoring.planning.plan import Plan
 from keras_trainops.restoring.planning.report import RestoreReport
+
+_GROUP = 1 << 26  # bytes, of variables that are sent before all agree again
+
+
+@dataclass
+class _Transfer:
+    """The value of a variable on its way.
+
+    Attributes:
+        variable: The variable.
+        is_adapted: Whether an adapter made the value: only adapters mask elements.
+        array: The whole value.
+        kept: Mask of the elements to keep, or None; in other processes a place for it, if any.
+    """
+
+    variable: keras.Variable
+    is_adapted: bool
+    array: np.ndarray
+    kept: np.ndarray | None = None
 
 
 def restore_from_first(
@@ -29,7 +50,7 @@ def restore_from_first(
     processes: Processes,
     prepare: Callable[[], tuple[Plan, Checkpoint]],
 ) -> RestoreReport:
-    """Plan, read and check in process 0, and send one variable after the other.
+    """Plan, read and check in process 0, and send some variables at a time.
 
     Args:
         model: The model.
@@ -41,22 +62,22 @@ def restore_from_first(
     """
     variables = _variables_of(model)
     made: tuple[Plan, Checkpoint] | None = None  # in process 0
+    document: Any = None
     with agreed(processes):
         if processes.is_first:
             made = plan, checkpoint = prepare()
             check_all(plan.assignments, checkpoint)
-    require_same(
-        processes, {"`processes`": ["first"], "the variables": list(map(_line, variables))}
-    )
-    document = gather(processes, made and _document(made[0], variables))[0]
-    held = Held(model)
-    for number, (place, is_adapted) in enumerate(document["places"]):
-        variable, found = variables[place], None
+            document = _document(plan, variables)
+    require_same(processes, facts_of_variables("first", variables))
+    document = gather(processes, document)[0]
+    held, transfers = Held(model), list[_Transfer]()
+    for group in _groups([(variables[place], a) for place, a in document["places"]]):
         with agreed(processes):
-            if made is not None:
-                found = read_again(made[0].assignments[number], made[1])
-        held.add(variable, value_from(variable, *_sent(processes, variable, is_adapted, found)))
+            _hold(held, transfers)
+            transfers = [_begin(made, number, *pair) for number, pair in group]
+        _send(processes, transfers)
     with agreed(processes):
+        _hold(held, transfers)
         if made is not None:
             made[1].require_unchanged()
     assign_together(processes, held)
@@ -70,10 +91,6 @@ def _variables_of(model: keras.Model) -> list[keras.Variable]:
     return list({id(v): v for v in [*model.weights, *model.variables, *state]}.values())
 
 
-def _line(variable: keras.Variable) -> str:
-    return f"{variable.path} {variable.dtype} {tuple(variable.shape)}"
-
-
 def _document(plan: Plan, variables: Sequence[keras.Variable]) -> dict[str, Any]:
     """Return what other processes need of the plan."""
     places = {id(variable): place for place, variable in enumerate(variables)}
@@ -84,18 +101,50 @@ def _document(plan: Plan, variables: Sequence[keras.Variable]) -> dict[str, Any]
     return {"places": list(map(place_of, plan.assignments)), "report": plan.report.to_dict()}
 
 
-def _sent(
-    processes: Processes,
-    variable: keras.Variable,
-    is_adapted: bool,
-    found: tuple[np.ndarray, np.ndarray | None] | None,
-) -> tuple[np.ndarray, np.ndarray | None]:
-    """Return what process 0 found: the value, and the mask of elements to keep, or None."""
-    shape, dtype = tuple(variable.shape), np.dtype(variable.dtype)
-    array, kept = (np.empty(shape, dtype), None) if found is None else found
-    # Only adapters mask elements.
-    is_masked = is_adapted and gather(processes, kept is not None)[0]
-    array = broadcast_array(processes, array)
-    if not is_masked:
-        return array, None
-    return array, broadcast_array(processes, np.empty(shape, bool) if kept is None else kept)
+def _groups(
+    pairs: Sequence[tuple[keras.Variable, bool]],
+) -> Iterator[list[tuple[int, tuple[keras.Variable, bool]]]]:
+    """Divide what is sent, with its numbers, so that a group of several is not large."""
+    group: list[tuple[int, tuple[keras.Variable, bool]]] = []
+    size = 0
+    for number, pair in enumerate(pairs):
+        nbytes = variable_bytes(pair[0])
+        if group and size + nbytes > _GROUP:
+            yield group
+            group, size = [], 0
+        group.append((number, pair))
+        size += nbytes
+    if group:
+        yield group
+
+
+def _begin(
+    made: tuple[Plan, Checkpoint] | None, number: int, variable: keras.Variable, is_adapted: bool
+) -> _Transfer:
+    """Read the value for an assignment in process 0, and make room for it elsewhere."""
+    shape = tuple(variable.shape)
+    if made is None:
+        kept = np.empty(shape, bool) if is_adapted else None
+        return _Transfer(variable, is_adapted, np.empty(shape, np.dtype(variable.dtype)), kept)
+    array, kept = read_again(made[0].assignments[number], made[1])
+    contiguous = np.ascontiguousarray(array).reshape(shape)  # NumPy gives scalars an axis
+    return _Transfer(variable, is_adapted, contiguous, kept)
+
+
+def _send(processes: Processes, transfers: Sequence[_Transfer]) -> None:
+    """Send what `_begin` has read in process 0."""
+    adapted = [each for each in transfers if each.is_adapted]
+    has_mask = gather(processes, [t.kept is not None for t in adapted])[0] if adapted else []
+    for each, is_masked in zip(adapted, has_mask, strict=True):
+        each.kept = each.kept if is_masked else None
+    for each in transfers:
+        broadcast_into(processes, each.array)
+        if each.kept is not None:
+            broadcast_into(processes, each.kept)
+
+
+def _hold(held: Held, transfers: list[_Transfer]) -> None:
+    """Hold values that have arrived, and forget the transfers."""
+    while transfers:
+        each = transfers.pop(0)
+        held.add(each.variable, value_from(each.variable, each.array, each.kept))
