@@ -72,4 +72,7 @@ def main(task: Mapping[str, Any]) -> None:
     place = Place(index, count, directory, scope, task["arguments"])
     module, _, name = task["function"].partition(":")
     result = getattr(importlib.import_module(module), name)(place)
-    np.savez(directory / f"result-{index}.npz", **(result or {}))
+    path = directory / f"result-{index}.npz"
+    written = path.with_suffix(".part.npz")
+    np.savez(written, **(result or {}))
+    written.replace(path)  # a process that is killed leaves no half of a file

@@ -8,7 +8,7 @@ import shutil
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import numpy as np
 import keras_trainops as kt
 from keras_trainops.processes import Processes
 from keras_trainops.session.agreement import Agreement, Wishes
+from keras_trainops.session.state import restoring
 from tests.processes.member import Place
 
 ROWS, BATCH, EPOCHS = 48, 8, 3
@@ -106,15 +107,57 @@ def fit(place: Place, logdir: Path, **options: Any) -> keras.Model:
     return model
 
 
+def set_clock_ahead(seconds: float) -> None:
+    """Let this process have another time than the others, for what Python asks."""
+    now, monotonic = time.time, time.monotonic
+    time.time = lambda: now() + seconds
+    time.monotonic = lambda: monotonic() + seconds
+
+
 def cut_and_resumed(place: Place) -> dict[str, Any]:
-    """Train without interruption; and to a step within an epoch, and on."""
+    """Train without interruption; and to a step within an epoch, and on; with clocks apart."""
+    set_clock_ahead(86_400.0 * place.index)
     stop = place.arguments["stop"]
     result = {f"whole/{k}": v for k, v in state(fit(place, place.directory / "whole")).items()}
     fit(place, place.directory / "cut", stop_at_step=stop)
     if place.index == 0:
         shutil.copytree(place.directory / "cut", place.directory / "copy")
+    result |= failed_resume(place, place.directory / "cut")
     resumed = fit(place, place.directory / "cut")
     return result | {f"resumed/{k}": v for k, v in state(resumed).items()}
+
+
+@contextlib.contextmanager
+def last_assignment_failing(model: keras.Model, on: bool) -> Iterator[None]:
+    """Let a resume run out of memory at the last variable of a model."""
+    original = restoring._assign
+
+    def assign(variable: keras.Variable, arrays: Sequence[np.ndarray]) -> None:
+        if on and variable is model.weights[-1]:
+            raise MemoryError("no room")
+        original(variable, arrays)
+
+    restoring._assign = assign
+    try:
+        yield
+    finally:
+        restoring._assign = original
+
+
+def failed_resume(place: Place, logdir: Path) -> dict[str, Any]:
+    """Resume with an assignment that fails on process 1."""
+    with distributed(place):
+        model = net(seed=2)
+        before = [whole(variable) for variable in model.weights]
+        session = kt.TrainingSession(logdir, verbose=0)
+        with last_assignment_failing(model, on=place.index == 1):
+            try:
+                model.fit(**data(place), epochs=EPOCHS, verbose=0, callbacks=[session])
+            except MemoryError as error:
+                message = str(error)
+    after = [whole(variable) for variable in model.weights]
+    unchanged = all(map(np.array_equal, before, after))
+    return {"failed": message, "unchanged": unchanged}
 
 
 def resumed(place: Place) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from keras_trainops.numbering import without_automatic
 from keras_trainops.processes import Processes
 from keras_trainops.session.state.snapshot import METRICS, RANDOM, is_float, summed_among
 from keras_trainops.session.storage.shards import ShardedArray
-from keras_trainops.values import assign_copies, parts_of
+from keras_trainops.values import Copies, assign_copies, copies_of, parts_of
 
 _Value = TypeVar("_Value")
 
@@ -94,6 +94,18 @@ def _assign(variable: keras.Variable, arrays: Sequence[np.ndarray]) -> None:
         variable.assign(backend().from_parts(variable, arrays))
 
 
+def _assign_again(before: Sequence[tuple[keras.Variable, Copies]], cause: BaseException) -> None:
+    """Assign previous values; add a note to `cause` if that fails too."""
+    lost = 0
+    for variable, copies in before:
+        try:
+            assign_copies(variable, copies)
+        except Exception:
+            lost += 1
+    if lost:
+        cause.add_note(f"The model is half-resumed: {lost} variables keep their new values.")
+
+
 def restore_variables(
     arrays: Mapping[str, np.ndarray],
     variables: Mapping[str, keras.Variable],
@@ -122,8 +134,16 @@ def restore_variables(
     with processes.agreed("to read the state of the model"):
         pairs, has_same_metrics = _matched(arrays, variables, source)
         found = [(v, value.for_process(v, id(v) in summed, processes)) for value, v in pairs]
-    for variable, copies in found:
-        _assign(variable, copies)
+    before: list[tuple[keras.Variable, Copies]] = []
+    try:
+        with processes.agreed("to assign the state of the model"):
+            for variable, copies in found:
+                if processes.several:  # another one may fail
+                    before.append((variable, copies_of(variable)))
+                _assign(variable, copies)
+    except BaseException as error:
+        _assign_again(before, error)
+        raise
     return has_same_metrics
 
 

@@ -109,9 +109,11 @@ class HostCopy:
             elif len(parts) > 1 and (id(variable) in summed or _differ(variable, parts)):
                 for i, part in enumerate(parts):
                     arrays[_part(key, i)] = self._copied(_part(key, i), copy_of(part))
-        for key, parts in _of_all(own, processes).items():
+        for key, parts in _of_all(own, processes):
             is_sum = id(variables[key]) in summed
-            if is_sum or any(p.tobytes() != arrays[key].tobytes() for p in parts):
+            if not processes.is_first:
+                arrays.pop(key)  # what all processes have of a variable is held by one
+            elif is_sum or any(p.tobytes() != arrays[key].tobytes() for p in parts):
                 arrays.update({_part(key, i): part for i, part in enumerate(parts)})
         self._arrays = arrays
         return dict(arrays)
@@ -150,15 +152,13 @@ def is_float(dtype: Any) -> bool:
 
 def _of_all(
     own: Mapping[str, Sequence[np.ndarray]], processes: Processes
-) -> dict[str, list[np.ndarray]]:
-    """Return the parts of variables on all processes, for parts on this one."""
-    found: dict[str, list[np.ndarray]] = {}
+) -> Iterator[tuple[str, list[np.ndarray]]]:
+    """Yield the parts of variables on all processes, for parts on this one."""
     for keys in _groups(own):
         mine = [part for key in keys for part in own[key]]
         each = [iter(arrays) for arrays in processes.gather_arrays(mine, _WHAT)]
         for key in keys:
-            found[key] = [next(arrays) for arrays in each for _ in own[key]]
-    return found
+            yield key, [next(arrays) for arrays in each for _ in own[key]]
 
 
 def _groups(own: Mapping[str, Sequence[np.ndarray]]) -> Iterator[list[str]]:

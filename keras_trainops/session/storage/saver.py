@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -118,26 +118,33 @@ class Saver:
             before_write: Function that writes files that must not be older than the checkpoint. If
                 it raises an `OSError`, no checkpoint is written.
         """
-        self._writer.wait()
-        self._warn_of_error()
-        began, processes = time.monotonic(), self._processes
-        variables = variables_of(model)
+        processes, variables = self._processes, variables_of(model)
         whole = _whole(variables)
-        wait_for_shards = None
-        if len(whole) < len(variables):
-            try:
-                wait_for_shards = self._begin_shards(record.step, variables, whole)
-            except OSError as error:
-                self._give_up(record.step, error)
-                return
-        arrays = self._copy.take(whole, gradient_sums_of(model), processes)
+        is_divided = len(whole) < len(variables)
+        try:
+            with processes.agreed("to begin a checkpoint"):
+                self._writer.wait()
+                self._warn_of_error()
+                if is_divided and processes.is_first:
+                    self._require_directory()
+                    self._store.begin(record.step)
+            began = time.monotonic()
+            arrays = self._copy.take(whole, gradient_sums_of(model), processes)
+            shards_writer = None
+            if is_divided:  # all processes begin to write their parts
+                directory = self._store.unfinished(record.step) / shards.DIRECTORY
+                shards_writer = shards.ShardsWriter(directory, _divided(variables, whole))
+        except OSError as error:
+            self._give_up(record.step, error)
+            return
         order = _order(variables, arrays)
         record = replace(record, variables=order, processes=processes.count)
         self._last_step, self._last_time = record.step, time.monotonic()
         pause = self._last_time - began
 
         def write() -> None:
-            path = self._write(record, {**arrays, **callback_arrays}, before_write, wait_for_shards)
+            all_arrays = {**arrays, **callback_arrays}
+            path = self._write(record, all_arrays, before_write, shards_writer)
             megabytes = sum(array.nbytes for array in arrays.values()) / 1e6
             self._log.write(
                 f"saved step {record.step} to '{path}' ({megabytes:.1f} MB; training paused for "
@@ -145,55 +152,35 @@ class Saver:
             )
             self._prune(record.step)
 
-        if processes.is_first:
+        if shards_writer is not None:
+            self._writer.start(
+                shards_writer.job(write if processes.is_first else shards_writer.wait)
+            )
+        elif processes.is_first:
             self._writer.start(write)
-        elif wait_for_shards is not None:
-            self._writer.start(wait_for_shards)
 
     def _give_up(self, step: int, error: OSError) -> None:
-        """Let the first process report an error as one of the thread that writes."""
+        """Report an error as one of the thread that writes."""
         self._last_step, self._last_time = step, time.monotonic()
 
         def fail() -> None:
             raise error
 
-        if self._processes.is_first:
-            self._writer.start(fail)
-
-    def _begin_shards(
-        self,
-        step: int,
-        variables: Mapping[str, keras.Variable],
-        whole: Mapping[str, keras.Variable],
-    ) -> Callable[[], None]:
-        """Let all processes begin to write their parts of variables that none has whole.
-
-        Raises:
-            OSError: On all processes if the first one cannot make the directory.
-        """
-        with self._processes.agreed("to begin a checkpoint"):
-            if self._processes.is_first:
-                self._require_directory()
-                self._store.begin(step)
-        values = {
-            str(position): variable.value
-            for position, (key, variable) in enumerate(variables.items())
-            if key not in whole
-        }
-        return shards.begin_write(self._store.unfinished(step) / shards.DIRECTORY, values)
+        self._writer.start(fail)
 
     def _write(
         self,
         record: Record,
         arrays: Mapping[str, np.ndarray],
         before_write: Callable[[], None],
-        wait_for_shards: Callable[[], None] | None,
+        shards_writer: shards.ShardsWriter | None,
     ) -> Path:
         """Write a checkpoint, unless the run has lost its directory."""
         self._require_directory()
         try:
             before_write()
-            return self._store.write(record.step, arrays, record, wait_for_shards)
+            wait = None if shards_writer is None else shards_writer.wait
+            return self._store.write(record.step, arrays, record, wait)
         except OSError:
             self._require_directory()  # if it was lost meanwhile, that is the error to report
             raise
@@ -244,6 +231,12 @@ class Saver:
 def _whole(variables: Mapping[str, keras.Variable]) -> dict[str, keras.Variable]:
     """Return the variables whose values this process has whole; the same on all processes."""
     return {key: v for key, v in variables.items() if backend().is_whole(v.value)}
+
+
+def _divided(variables: Mapping[str, keras.Variable], whole: Container[str]) -> dict[str, Any]:
+    """Return the values that no process has whole, by their place among all."""
+    pairs = enumerate(variables.items())
+    return {str(place): variable.value for place, (key, variable) in pairs if key not in whole}
 
 
 def _order(variables: Mapping[str, Any], arrays: Mapping[str, Any]) -> tuple[str, ...]:

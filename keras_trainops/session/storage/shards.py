@@ -6,7 +6,8 @@ the directory its name once all processes have written theirs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -49,33 +50,64 @@ def require_orbax() -> None:
         raise ImportError(_INSTALL) from error
 
 
-def begin_write(directory: Path, arrays: Mapping[str, Any]) -> Callable[[], None]:
-    """Copy this process's parts of arrays to the host, and begin writing; all processes call it.
+class ShardsWriter:
+    """Copies this process's parts of arrays to the host, and writes them in the background.
+
+    All processes create one at the same time, and close it.
 
     Args:
         directory: The directory to write, on a file system that all share.
         arrays: JAX arrays by name, the same names on all processes.
 
-    Returns:
-        A function that waits until all processes have written their parts; it raises an `OSError`
-        if that fails.
+    Raises:
+        OSError: If that cannot begin.
     """
-    import jax
-    import orbax.checkpoint as ocp
 
-    jax.block_until_ready(list(arrays.values()))  # processes talk on devices only between steps
-    checkpointer = ocp.AsyncCheckpointer(ocp.PyTreeCheckpointHandler())
-    checkpointer.save(directory.absolute(), args=ocp.args.PyTreeSave(dict(arrays)))
+    def __init__(self, directory: Path, arrays: Mapping[str, Any]) -> None:
+        import jax
+        import orbax.checkpoint as ocp
 
-    def wait() -> None:
+        jax.block_until_ready(list(arrays.values()))  # processes talk on devices only between steps
+        self._checkpointer = ocp.AsyncCheckpointer(ocp.PyTreeCheckpointHandler())
         try:
-            checkpointer.wait_until_finished()
-        except Exception as error:  # Orbax, JAX and TensorStore raise their own kinds
-            raise OSError(f"the parts of variables could not be written: {error}") from error
-        finally:
-            checkpointer.close()
+            with _os_errors():
+                tree = ocp.args.PyTreeSave(dict(arrays))
+                self._checkpointer.save(directory.absolute(), args=tree)
+        except BaseException:
+            self.close()
+            raise
 
-    return wait
+    def wait(self) -> None:
+        """Wait until all processes have written their parts.
+
+        Raises:
+            OSError: If that fails.
+        """
+        with _os_errors():
+            self._checkpointer.wait_until_finished()
+
+    def close(self) -> None:
+        """Wait until nothing is written any more, and end the threads of Orbax."""
+        with contextlib.suppress(Exception):  # `wait` is there to report errors
+            self._checkpointer.close()
+
+    def job(self, run: Callable[[], object]) -> Callable[[], None]:
+        """Return a function that calls `run`, and closes this writer however that ends."""
+
+        def run_and_close() -> None:
+            with contextlib.closing(self):
+                run()
+
+        return run_and_close
+
+
+@contextlib.contextmanager
+def _os_errors() -> Iterator[None]:
+    """Turn the errors of Orbax, JAX and TensorStore, which raise their own kinds, into one."""
+    try:
+        yield
+    except Exception as error:
+        raise OSError(f"the parts of variables could not be written: {error}") from error
 
 
 def read(step: Path) -> dict[str, ShardedArray]:

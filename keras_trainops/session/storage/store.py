@@ -28,6 +28,8 @@ from keras_trainops.session.storage import shards
 
 ARRAYS = "state.safetensors"
 SHARDS = shards.DIRECTORY
+_UNFINISHED_SHARDS = f"{SHARDS}.orbax-checkpoint-tmp"
+_REMOVED_SHARDS = f"{_UNFINISHED_SHARDS}-removed"
 _SUMS = "SHA256SUMS"
 _FILES = {ARRAYS, *(f"{name}.json" for name in DOCUMENTS)}
 _STEP = re.compile(r"step-(\d{10,})")
@@ -269,25 +271,30 @@ def _remove(directory: Path, successor: Path | None = None) -> None:
     if directory.is_symlink() or not directory.is_dir():
         return
     names = {p.name for p in directory.iterdir()}
-    ours = set(filter(_is_own_name, names))
+    ours = {name for name in names if _is_own(directory / name)}
     if successor is not None and successor.is_dir():
         _move(names - ours - {_SUMS}, directory, successor)
-    for name in [*sorted(ours), *({_SUMS} & names)]:
-        if _is_shards(name):
-            shutil.rmtree(directory / name)
+    for name in [*sorted(ours, reverse=True), *({_SUMS} & names)]:
+        if _is_shards(directory / name):
+            doomed = directory / _REMOVED_SHARDS  # recognised until all of it is gone
+            (directory / name).rename(doomed)
+            shutil.rmtree(doomed)
         else:
             (directory / name).unlink(missing_ok=True)
     if not any(directory.iterdir()):
         directory.rmdir()
 
 
-def _is_own_name(name: str) -> bool:
-    return name in _FILES or _TEMPORARY.fullmatch(name) is not None or _is_shards(name)
+def _is_own(path: Path) -> bool:
+    return path.name in _FILES or _TEMPORARY.fullmatch(path.name) is not None or _is_shards(path)
 
 
-def _is_shards(name: str) -> bool:
+def _is_shards(path: Path) -> bool:
     """Return True for the directory that Orbax writes, complete or not."""
-    return name == SHARDS or name.startswith(f"{SHARDS}.orbax-checkpoint-tmp")
+    if path.is_symlink() or not path.is_dir():
+        return False
+    is_unfinished = path.name.startswith(_UNFINISHED_SHARDS)
+    return is_unfinished or (path.name == SHARDS and (path / "_CHECKPOINT_METADATA").exists())
 
 
 def _move(names: set[str], source: Path, target: Path) -> None:
@@ -370,7 +377,7 @@ def _read(path: Path, step: int) -> SavedStep:
     except (SafetensorError, KeyError) as error:
         raise DamagedCheckpointError(f"{ARRAYS} cannot be read: {error}") from error
     texts = {name: _read_bytes(path / f"{name}.json", _MAX_JSON_BYTES) for name in DOCUMENTS}
-    if (path / SHARDS).exists():
+    if _is_shards(path / SHARDS):
         arrays |= shards.read(path)
     record = parse(texts, arrays)
     if record.step != step:

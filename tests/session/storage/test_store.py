@@ -69,11 +69,12 @@ def test_keeps_foreign_files_in_a_checkpoint() -> None:
     save(2)
     (folder(2) / ".DS_Store").write_bytes(b"Finder")
     (folder(2) / "notes").mkdir()
+    (folder(2) / "shards").mkdir()  # the name of a directory that sessions write, too
     checkpoint, warnings = newest()
     assert checkpoint is not None
     assert not warnings
     save(3, keep=1)
-    assert sorted(p.name for p in folder(2).iterdir()) == [".DS_Store", "notes"]
+    assert sorted(p.name for p in folder(2).iterdir()) == [".DS_Store", "notes", "shards"]
     assert [p.name for p in Store(DIRECTORY, 1).paths()] == [folder(3).name]
 
 
