@@ -43,10 +43,11 @@ PER_BYTE = 4e-9  # for each byte that process 0 sends: it compresses the answer 
 # The code. What does not depend on the number of processes is counted by `sharded`.
 FRAME = 256  # bytes of each process in an agreement: `backends/jax.py`, `frame_bytes`
 PIECE = 2**24  # bytes of a broadcast: `processes/processes.py`, `_PIECE`
+GROUP = 2**26  # bytes: `from_first.py`, `_GROUP`
 DIGEST = 35  # bytes, of the digest of a variable as JSON: `restoring/loading/hold.py`
 TO_SAVE = 4  # agreements: `agreement.py`: it is time; `record.py`: digests of random generators, in
-#              two frames; `saver.py`: the directory is made, only for weights in parts
-TO_RESUME = 12  # agreements: counted, from the lock to the last variable
+#              two frames; `saver.py`: the save before has ended, and the directory is made
+TO_RESUME = 13  # agreements: counted, from the lock to the last variable
 TO_RESTORE = 5  # agreements: `restore.py`: plan, facts, values read, digests, values assigned
 BARRIERS = 6  # of Orbax in a save: counted
 FILES_OF_PROCESS_0 = 5  # `store.py`: `_FILES`, and SHA256SUMS
@@ -119,10 +120,9 @@ def save_in_parts(hosts: int) -> Cost:
 
 
 def save_replicated(hosts: int) -> Cost:
-    state, agreements = WEIGHTS + SLOTS, TO_SAVE - 1
-    talk = agreements * agreement_seconds(hosts)
+    state, talk = WEIGHTS + SLOTS, TO_SAVE * agreement_seconds(hosts)
     seconds = causes(state, state, FILES_OF_PROCESS_0, talk)
-    return Cost(state, state, FILES_OF_PROCESS_0, agreements, state / COPY + talk, seconds)
+    return Cost(state, state, FILES_OF_PROCESS_0, TO_SAVE, state / COPY + talk, seconds)
 
 
 def resume_in_parts(hosts: int) -> Cost:
@@ -145,7 +145,8 @@ def restore(hosts: int, of_host: float) -> Cost:
 
 
 def restore_from_first(hosts: int) -> Cost:
-    read, agreements = READS_OF_FILE * WEIGHTS, TO_RESTORE + VARIABLES  # one before each is sent
+    groups = min(VARIABLES, math.ceil(WEIGHTS / GROUP))
+    read, agreements = READS_OF_FILE * WEIGHTS, TO_RESTORE + groups
     seconds = causes(read, read, 1, agreements * agreement_seconds(hosts))
     sent = math.ceil(WEIGHTS / PIECE) * PIECE / NETWORK
     return Cost(read, read, 1, agreements, None, {**seconds, "network": sent})
