@@ -48,7 +48,7 @@ def are_unchanged(taken: Sequence[tuple[keras.Variable, Copies]]) -> list[bool]:
     All processes of a run must ask for the same variables, and get the same answer.
     """
     pairs = [pair for v, copies in taken for pair in zip(parts_of(v), copies, strict=True)]
-    # Of a variable of which this process has a part, that part is compared.
+    # A process compares its own part of a divided variable.
     kept = [copy.tobytes() == backend().kept(part).tobytes() for part, copy in pairs]
     if not all(backend().is_whole(variable.value) for variable, _ in taken):
         of_all = Processes().gather(kept, "to compare weights")

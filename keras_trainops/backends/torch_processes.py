@@ -16,6 +16,7 @@ import torch
 import torch.distributed as distributed
 
 from keras_trainops import keras_private
+from keras_trainops.backends.grouping import grouped
 
 WAITING: list[Callable[[], object]] = []  # functions to call before the next message
 _BUCKET_BYTES = 5 << 20  # of one message: larger ones were slower on CPUs, smaller ones no faster
@@ -153,15 +154,7 @@ def _buckets(tensors: Sequence[torch.Tensor]) -> Iterator[list[int]]:
     for i, tensor in enumerate(tensors):
         kinds.setdefault((tensor.dtype, tensor.device), []).append(i)
     for indices in kinds.values():
-        bucket: list[int] = []
-        size = 0
-        for i in indices:
-            if bucket and size + tensors[i].nbytes > _BUCKET_BYTES:
-                yield bucket
-                bucket, size = [], 0
-            bucket.append(i)
-            size += tensors[i].nbytes
-        yield bucket
+        yield from grouped(indices, lambda i: tensors[i].nbytes, _BUCKET_BYTES)
 
 
 @contextlib.contextmanager

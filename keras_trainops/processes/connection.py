@@ -34,7 +34,7 @@ class ProcessTimeoutError(RuntimeError):
 
 
 class Connection:
-    """What `Processes` builds on; see there for the arguments and attributes."""
+    """Connect the processes of a run. `Processes` describes the arguments and attributes."""
 
     def __init__(self, model: Any = None, alone: bool = False) -> None:
         self._model = model
@@ -57,6 +57,10 @@ class Connection:
         for index, each in enumerate(found):
             self._require_same_place(what, index, each.partition(b"\0")[0].decode())
         return [each.removeprefix(tag) for each in found]
+
+    def gathered_documents(self, document: Any, what: str) -> list[Any]:
+        """Return the documents of all processes, like `gathered_bytes`."""
+        return [json.loads(each) for each in self.gathered_bytes(encoded(document), what)]
 
     def _exchanged(self, data: bytes, what: str) -> list[bytes]:
         def gather(frame: np.ndarray) -> np.ndarray:
@@ -131,7 +135,7 @@ class Connection:
             self._require_same_place(what, index, other)
 
     def raise_failure(self, index: int, failure: Mapping[str, Any]) -> NoReturn:
-        """Raise the error of another process, which has told it."""
+        """Raise an error that another process has reported."""
         kinds = failure["kinds"]
         kind = next((_KINDS[kind] for kind in kinds if kind in _KINDS), RuntimeError)
         error = kind(

@@ -6,7 +6,6 @@ import contextlib
 import functools
 import hashlib
 import itertools
-import json
 import socket
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -57,7 +56,7 @@ class Processes(Connection):
         if not self.several:
             return [document]
         self.meet(what)
-        return [json.loads(each) for each in self.gathered_bytes(encoded(document), what)]
+        return self.gathered_documents(document, what)
 
     def gather_arrays(self, arrays: Sequence[np.ndarray], what: str) -> list[list[np.ndarray]]:
         """Return the arrays of all processes, in their order.
@@ -137,7 +136,7 @@ class Processes(Connection):
         while True:
             if not self.meet(what, mine):
                 return []
-            found = [json.loads(each) for each in self.gathered_bytes(encoded(mine), what)]
+            found = self.gathered_documents(mine, what)
             if _AT_WORK not in found:
                 return found
 
@@ -165,7 +164,7 @@ class Processes(Connection):
 
     @contextlib.contextmanager
     def _telling(self, error: BaseException) -> Iterator[Mapping[str, Any]]:
-        """Tell the others of an error of this process, in the block."""
+        """Report an error of this process to the others, in the block."""
         kinds = [kind.__name__ for kind in type(error).__mro__]
         # If the others are gone, they have noticed, and this error is the one to report.
         with contextlib.suppress(Exception):

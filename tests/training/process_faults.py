@@ -177,7 +177,7 @@ def torch_alone(place: Place) -> Found:
     # A gradient on one process only
     found.update(forked(place))
 
-    # Batch normalisation of PyTorch, whose statistics are no Keras variables
+    # PyTorch's own batch normalisation keeps its statistics in buffers, not in Keras variables
     torch.manual_seed(5)
     norm = torch.nn.BatchNorm1d(4)
     norm.register_buffer("mask", torch.full((2,), torch.finfo(torch.float32).min))

@@ -1,14 +1,15 @@
-"""Send what process 0 reads to processes that share no file system with it."""
+"""Restore from a file that only process 0 can read: it sends the values to the others."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import keras
 import numpy as np
 
+from keras_trainops.backends.grouping import grouped
 from keras_trainops.checkpoints.checkpoint import Checkpoint
 from keras_trainops.processes import Processes
 from keras_trainops.restoring.loading.agreement import (
@@ -71,10 +72,11 @@ def restore_from_first(
     require_same(processes, facts_of_variables("first", variables))
     document = gather(processes, document)[0]
     held, transfers = Held(model), list[_Transfer]()
-    for group in _groups([(variables[place], a) for place, a in document["places"]]):
+    targets = [(variables[place], is_adapted) for place, is_adapted in document["places"]]
+    for group in grouped(range(len(targets)), lambda i: variable_bytes(targets[i][0]), _GROUP):
         with agreed(processes):
             _hold(held, transfers)
-            transfers = [_begin(made, number, *pair) for number, pair in group]
+            transfers = [_begin(made, number, *targets[number]) for number in group]
         _send(processes, transfers)
     with agreed(processes):
         _hold(held, transfers)
@@ -99,23 +101,6 @@ def _document(plan: Plan, variables: Sequence[keras.Variable]) -> dict[str, Any]
         return places[id(assignment.variable)], assignment.adapter is not None
 
     return {"places": list(map(place_of, plan.assignments)), "report": plan.report.to_dict()}
-
-
-def _groups(
-    pairs: Sequence[tuple[keras.Variable, bool]],
-) -> Iterator[list[tuple[int, tuple[keras.Variable, bool]]]]:
-    """Divide what is sent, with its numbers, so that a group of several is not large."""
-    group: list[tuple[int, tuple[keras.Variable, bool]]] = []
-    size = 0
-    for number, pair in enumerate(pairs):
-        nbytes = variable_bytes(pair[0])
-        if group and size + nbytes > _GROUP:
-            yield group
-            group, size = [], 0
-        group.append((number, pair))
-        size += nbytes
-    if group:
-        yield group
 
 
 def _begin(

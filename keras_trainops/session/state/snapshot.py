@@ -12,6 +12,7 @@ from keras import ops
 
 from keras_trainops import keras_private
 from keras_trainops.backends import backend
+from keras_trainops.backends.grouping import grouped
 from keras_trainops.processes import Processes
 from keras_trainops.values import copy_of, parts_of
 
@@ -154,26 +155,11 @@ def _of_all(
     own: Mapping[str, Sequence[np.ndarray]], processes: Processes
 ) -> Iterator[tuple[str, list[np.ndarray]]]:
     """Yield the parts of variables on all processes, for parts on this one."""
-    for keys in _groups(own):
+    for keys in grouped(own, lambda key: sum(part.nbytes for part in own[key]), _GATHERED):
         mine = [part for key in keys for part in own[key]]
         each = [iter(arrays) for arrays in processes.gather_arrays(mine, _WHAT)]
         for key in keys:
             yield key, [next(arrays) for arrays in each for _ in own[key]]
-
-
-def _groups(own: Mapping[str, Sequence[np.ndarray]]) -> Iterator[list[str]]:
-    """Divide the keys, so that what is gathered at once is not large."""
-    group: list[str] = []
-    size = 0
-    for key, parts in own.items():
-        nbytes = sum(part.nbytes for part in parts)
-        if group and size + nbytes > _GATHERED:
-            yield group
-            group, size = [], 0
-        group.append(key)
-        size += nbytes
-    if group:
-        yield group
 
 
 def _differ(variable: keras.Variable, parts: Sequence[Any]) -> bool:
