@@ -251,6 +251,9 @@ class Jax(Backend):
     def from_parts(self, variable: keras.Variable, parts: Sequence[np.ndarray]) -> Any:
         return jax_parts.from_parts(variable.value.shape, variable.value.sharding, parts)
 
+    def is_in_host_memory(self, variable: keras.Variable) -> bool:
+        return all(device.platform == "cpu" for device in variable.value.devices())
+
     def snapshot(self, variable: keras.Variable) -> Any:
         return variable.value  # which is immutable
 

@@ -78,6 +78,10 @@ class Memory:
         """Return the address ranges, begin and end, that assignments overwrite in place, sorted."""
         return []
 
+    def is_in_host_memory(self, variable: keras.Variable) -> bool:
+        """Return whether a variable is in the memory of this machine, not of an accelerator."""
+        return True
+
     def parts_here(self, variable: keras.Variable) -> list[Index] | None:
         """Return the parts of a variable that this process holds, each once.
 

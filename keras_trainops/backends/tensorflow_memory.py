@@ -36,6 +36,9 @@ class TensorFlowMemory(Memory):
         usable = shared and first.flags.writeable and first.flags.c_contiguous
         return (tensor, first) if usable else None
 
+    def is_in_host_memory(self, variable: keras.Variable) -> bool:
+        return "CPU" in tf.convert_to_tensor(variable.value).device
+
     def snapshot(self, variable: keras.Variable) -> Any:
         """Return the tensor that the variable has now; it gets another one when it is assigned."""
         return tf.convert_to_tensor(variable.value)

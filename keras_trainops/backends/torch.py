@@ -236,6 +236,9 @@ class Torch(Backend):
         except (AttributeError, TypeError):  # a dtype that NumPy or PyTorch lacks
             return None
 
+    def is_in_host_memory(self, variable: keras.Variable) -> bool:
+        return variable.value.device.type == "cpu"
+
     def overwritten_memory(self, variables: Iterable[keras.Variable]) -> list[tuple[int, int]]:
         """Return the memory of parameters: PyTorch assigns them in place, other backends do not."""
         tensors = [variable.value for variable in variables]

@@ -13,6 +13,7 @@ from keras_trainops.paths import Patterns, as_list
 from keras_trainops.processes import Processes
 from keras_trainops.representation import CallRepr
 from keras_trainops.restoring.loading.agreement import Who
+from keras_trainops.restoring.loading.room import How
 from keras_trainops.restoring.naming.rules import Rename
 from keras_trainops.restoring.planning.options import Reaction
 from keras_trainops.restoring.planning.report import RestoreReport
@@ -40,6 +41,8 @@ class WarmStart(CallRepr, keras.callbacks.Callback):
         include_optimizer: If True, restore the optimizer's state as well; see `restore`.
         plan: The report of another restore, or the path of its plan; see `restore`.
         processes: "each", "first" or "alone": who reads if several processes train the model; see
+            `restore`.
+        memory: "auto", "bounded" or "once": whether all new values may be in memory at once; see
             `restore`.
         verbose: 1 prints the report and, if loading takes long, a progress bar; 0 prints nothing.
 
@@ -72,6 +75,7 @@ class WarmStart(CallRepr, keras.callbacks.Callback):
         include_optimizer: bool = False,
         plan: Plans = None,
         processes: Who = "each",
+        memory: How = "auto",
         verbose: int = 1,
     ) -> None:
         super().__init__()
@@ -93,6 +97,7 @@ class WarmStart(CallRepr, keras.callbacks.Callback):
             "include_optimizer": include_optimizer,
             "plan": plan,
             "processes": processes,
+            "memory": memory,
             "verbose": verbose,
         }
         self._done = False

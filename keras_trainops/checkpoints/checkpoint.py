@@ -185,11 +185,16 @@ class Checkpoint(Mapping[str, np.ndarray]):
             return extent
         return extent if extent.checksum is not None and can_check() else None
 
-    def pieces(self, key: str) -> Iterator[np.ndarray]:
+    def pieces(self, key: str, memory: np.ndarray | None = None) -> Iterator[np.ndarray]:
         """Yield the elements in C order, `PIECE` at a time.
 
         A piece is valid until the next one is requested. The checksum is verified after the last
         piece. If the tensor is stored as plain bytes, only one piece is in memory at a time.
+
+        Args:
+            key: The tensor's key.
+            memory: A flat array of as many elements. If it has the tensor's dtype, plain bytes are
+                read into it, and the pieces are parts of it, which stay valid.
         """
         with self._reading(key):
             extent = self._verifiable_extent(key)
@@ -197,10 +202,12 @@ class Checkpoint(Mapping[str, np.ndarray]):
             yield from pieces_of(self[key])
             return
         size = math.prod(self.shape(key))
-        buffer = np.empty(min(size, PIECE), self.dtype(key))
+        dtype = self.dtype(key)
+        in_place = memory is not None and memory.dtype == dtype
+        buffer = np.empty(0 if in_place else min(size, PIECE), dtype)
         checksum = Checksum(extent.checksum)
         for start in range(0, size, PIECE):
-            piece = buffer[: size - start]
+            piece = memory[start : start + PIECE] if in_place else buffer[: size - start]
             with self._reading(key):
                 extent.read_into(piece, start)
             checksum.add(piece)

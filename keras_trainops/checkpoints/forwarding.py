@@ -57,8 +57,8 @@ class ForwardingCheckpoint(Checkpoint):
     def in_pieces(self, key: str) -> bool:
         return self.inner.in_pieces(key)
 
-    def pieces(self, key: str) -> Iterator[np.ndarray]:
-        return self.inner.pieces(key)
+    def pieces(self, key: str, memory: np.ndarray | None = None) -> Iterator[np.ndarray]:
+        return self.inner.pieces(key, memory)
 
     def _structure(self) -> Mapping[str, Any]:
         return self.inner.structure()

@@ -34,6 +34,7 @@ from keras_trainops.restoring.loading.assign import assign
 from keras_trainops.restoring.loading.from_first import restore_from_first
 from keras_trainops.restoring.loading.hold import hold
 from keras_trainops.restoring.loading.progress import progress_bar
+from keras_trainops.restoring.loading.room import How, has_room, require_valid
 from keras_trainops.restoring.loading.tensors import overwritten_memory
 from keras_trainops.restoring.naming.rules import Rename
 from keras_trainops.restoring.planning.assignment import variable_bytes
@@ -70,6 +71,7 @@ def restore(
     include_optimizer: bool = False,
     plan: Plans = None,
     processes: Who = "each",
+    memory: How = "auto",
     verbose: int = 0,
 ) -> RestoreReport:
     r"""Load weights into `model` by name, from any supported source: all of them, or none.
@@ -109,6 +111,11 @@ def restore(
             "each" process reads what it holds of the variables; the "first" reads everything and
             sends it to the others, which need no file; or this process restores "alone", without
             the others.
+        memory: "once" reads every tensor once, and keeps all of them until the last is checked;
+            "bounded" reads every tensor twice, one at a time, to check and to assign it, and a
+            failure of an assignment may leave a model of more than 8 MB half-loaded; "auto" reads
+            once if twice the bytes of the selected variables are free. Several processes, and one
+            with variables that are spread over devices, always read once.
         verbose: 1 to print the report and, if it takes long, a progress bar; 0 to print nothing.
 
     Returns:
@@ -133,6 +140,7 @@ def restore(
     `get_variables_to_restore` of tf.contrib.training and tf.contrib.framework.
     """
     together = processes_for(model, processes)
+    require_valid(memory)
     started = time.perf_counter()
     if include_optimizer and together.several:
         build_optimizer(model)  # before anything fails, as all processes may have to take part
@@ -156,7 +164,7 @@ def restore(
             return made, checkpoint
 
         shown = verbose if together.is_first else 0
-        found = _restore(model, together, processes, prepare, shown)
+        found = _restore(model, together, processes, prepare, memory, shown)
     report = dataclasses.replace(found, applied=True, seconds=time.perf_counter() - started)
     if shown:
         print(report, flush=True)
@@ -168,6 +176,7 @@ def _restore(
     processes: Processes,
     who: Who,
     prepare: Callable[[], tuple[Plan, Checkpoint]],
+    memory: How,
     verbose: int,
 ) -> RestoreReport:
     """Plan, read, agree with the other processes, and assign.
@@ -177,6 +186,7 @@ def _restore(
         processes: The processes that restore it together.
         who: The processes that read.
         prepare: Opens the source, and makes and checks the plan.
+        memory: Whether all new values may be in memory at once.
         verbose: 1 to show a progress bar if it takes long.
     """
     if who == "first" and processes.several:
@@ -188,14 +198,15 @@ def _restore(
     variables = [assignment.variable for assignment in assignments]
     # Other processes of JAX may have the same arrays, and would be asked if they were assigned to.
     is_lone = who == "alone" and Processes(model).several
-    if not processes.several and not is_lone and not any(map(is_spread, variables)):
+    is_apart = processes.several or is_lone or any(map(is_spread, variables))
+    if not is_apart and not has_room(memory, variables):
         # Each variable is processed twice: checked and assigned.
         total = 2 * sum(map(variable_bytes, variables))
         with progress_bar(total, verbose) as progress:
             assign(model, assignments, checkpoint, progress)
         return plan.report
     with agreed(processes), progress_bar(sum(map(bytes_here, variables)), verbose) as progress:
-        held, digests = hold(model, assignments, checkpoint, progress)
+        held, digests = hold(model, assignments, checkpoint, progress, compared=processes.several)
     require_same_values(processes, assignments, digests)
     assign_together(processes, held)
     return plan.report

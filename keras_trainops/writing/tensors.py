@@ -86,7 +86,7 @@ class ModelTensors(Checkpoint):
             place += piece.size
         return array
 
-    def pieces(self, key: str) -> Iterator[np.ndarray]:
+    def pieces(self, key: str, memory: np.ndarray | None = None) -> Iterator[np.ndarray]:
         if key not in self._parts:
             yield from self._copied(key)
             return

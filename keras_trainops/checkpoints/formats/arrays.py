@@ -82,7 +82,7 @@ class ArraysCheckpoint(Checkpoint):
         value = self._arrays[key]
         return torch.view_of(value) if _is_torch(value) else np.asarray(value)
 
-    def pieces(self, key: str) -> Iterator[np.ndarray]:
+    def pieces(self, key: str, memory: np.ndarray | None = None) -> Iterator[np.ndarray]:
         """Yield the elements in C order, `PIECE` at a time, in the user's own memory."""
         with self._reading(key):
             view = self._view(key)

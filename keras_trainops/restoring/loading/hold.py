@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import keras
@@ -105,6 +105,8 @@ def hold(
     assignments: Sequence[Assignment],
     checkpoint: Checkpoint,
     progress: Callable[[int], None] = lambda nbytes: None,
+    *,
+    compared: bool = True,
 ) -> tuple[Held, list[Digests]]:
     """Read and check the parts that this process holds, once.
 
@@ -113,9 +115,10 @@ def hold(
         assignments: The planned assignments.
         checkpoint: The source.
         progress: Called repeatedly with the number of bytes processed since the last call.
+        compared: Whether other processes compare what they have read.
 
     Returns:
-        The values, and for each assignment the digests of what was read.
+        The values, and for each assignment the digests of what was read, if they are compared.
 
     Raises:
         RestoreError: If a tensor cannot be read, is not finite, or is out of range in the
@@ -123,7 +126,7 @@ def hold(
     """
     held, digests, problems = Held(model), list[Digests](), list[str]()
     found = in_order(
-        lambda assignment: _read(assignment, checkpoint),
+        lambda assignment: _read(assignment, checkpoint, compared),
         assignments,
         lambda assignment: _may_be_in_thread(assignment, checkpoint),
     )
@@ -145,7 +148,9 @@ def _may_be_in_thread(assignment: Assignment, checkpoint: Checkpoint) -> bool:
     return assignment.adapter is None and plain
 
 
-def _read(assignment: Assignment, checkpoint: Checkpoint) -> tuple[Any, list[str], Digests]:
+def _read(
+    assignment: Assignment, checkpoint: Checkpoint, compared: bool
+) -> tuple[Any, list[str], Digests]:
     """Return the value, lines about problems, and the digests."""
     variable, dtype = assignment.variable, np.dtype(assignment.variable.dtype)
     indices, casting, destination = held_parts(variable), Casting(dtype), Destination()
@@ -155,21 +160,29 @@ def _read(assignment: Assignment, checkpoint: Checkpoint) -> tuple[Any, list[str
         memory = destination.memory if is_one else aligned
         parts = [memory(shape_of(index), dtype) for index in indices]
         for index, part in zip(indices, parts, strict=True):
-            _fill(part, _pieces(checkpoint, assignment.keys[0], index), casting)
+            _fill(part, checkpoint, assignment.keys[0], index, casting)
     else:
         parts, masks = _adapted(assignment, checkpoint, indices, casting)
-    digests = {_name(index): checksum_of(part) for index, part in zip(indices, parts, strict=True)}
-    digests |= _corners(assignment, checkpoint)
+    digests = Digests()
+    if compared:
+        named = zip(map(_name, indices), parts, strict=True)
+        digests = {name: checksum_of(part) for name, part in named}
+        digests |= _corners(assignment, checkpoint)
     _keep(variable, indices, parts, masks)
     problems = [line_about(assignment, casting.complaint)] if casting.complaint else []
     problems += _about_copies(assignment, checkpoint, indices)
     return None if problems else _value(variable, parts, destination), problems, digests
 
 
-def _pieces(checkpoint: Checkpoint, key: str, index: Index) -> Iterator[np.ndarray]:
-    """Yield the elements of a part in C order, some of them at a time."""
+def _pieces(
+    checkpoint: Checkpoint, key: str, index: Index, memory: np.ndarray | None = None
+) -> Iterator[np.ndarray]:
+    """Yield the elements of a part in C order, some of them at a time.
+
+    They may already be in `memory`, a flat array with room for the part.
+    """
     if index == whole(checkpoint.shape(key)):
-        yield from checkpoint.pieces(key)
+        yield from checkpoint.pieces(key, memory)
     elif checkpoint.in_parts(key):
         yield from (checkpoint.part(key, block).reshape(-1) for block in _blocks(index))
     else:
@@ -186,9 +199,13 @@ def _blocks(index: Index) -> Iterator[Index]:
         yield (*index[:axis], block, *index[axis + 1 :])
 
 
-def _fill(part: np.ndarray, pieces: Iterable[np.ndarray], casting: Casting) -> None:
+def _fill(
+    part: np.ndarray, checkpoint: Checkpoint, key: str, index: Index, casting: Casting
+) -> None:
+    """Read a part of a tensor, and check it while it is in the processor's cache."""
     elements, place = part.reshape(-1), 0
-    for piece in pieces:
+    for piece in _pieces(checkpoint, key, index, elements):
+        # NumPy copies nothing if the piece is already there.
         elements[place : place + piece.size] = casting(piece)
         place += piece.size
 
