@@ -15,13 +15,18 @@ class Casting:
     def __init__(self, dtype: np.dtype) -> None:
         self.dtype = dtype
         self._not_finite, self._all_kept = 0, True
+        self._safe_from: np.dtype | None = None  # a dtype all of whose values `dtype` holds
 
     def check(self, piece: np.ndarray) -> None:
         """Examine a piece; cast it only if the dtype may not hold all values."""
         if piece.dtype.kind not in "biu":
             finite = np.isfinite(piece)
             self._not_finite += 0 if finite.all() else int(piece.size - np.count_nonzero(finite))
-        if self._all_kept and not np.can_cast(piece.dtype, self.dtype):
+        if piece.dtype == self._safe_from or not self._all_kept:
+            return
+        if np.can_cast(piece.dtype, self.dtype):
+            self._safe_from = piece.dtype
+        else:
             self._all_kept = _is_kept(piece, cast(piece, self.dtype))
 
     def __call__(self, piece: np.ndarray) -> np.ndarray:
@@ -39,6 +44,8 @@ class Casting:
 
 def cast(value: np.ndarray, dtype: np.dtype) -> np.ndarray:
     """Return an array in another dtype, without warnings about values that do not fit."""
+    if value.dtype == dtype:
+        return value
     with np.errstate(all="ignore"):  # `Casting` reports them, with their place
         return value.astype(dtype, copy=False)
 
