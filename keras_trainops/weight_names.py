@@ -45,7 +45,17 @@ class NamedWeight(NamedTuple):
         return frozenset({self.path, self.short, *self.owners, *self.own_paths})
 
 
-def named_weights(model: keras.Model) -> list[NamedWeight]:
+def walk_of(model: keras.Model) -> keras_private.SavingWalk | None:
+    """Return Keras's saving walk; None if it fails, as variables still have their paths then."""
+    try:
+        return keras_private.saving_walk(model)
+    except Exception:  # a user's layer may not support saving
+        return None
+
+
+def named_weights(
+    model: keras.Model, walk: keras_private.SavingWalk | None = None
+) -> list[NamedWeight]:
     """Return the weights of a model with all their names.
 
     A weight whose own path could also mean another weight is addressed by its owners instead
@@ -53,10 +63,14 @@ def named_weights(model: keras.Model) -> list[NamedWeight]:
     (`dense#2/kernel`). Weights of one layer that share a name are numbered by position (`dense/0`,
     `dense/1`). Random seeds and metrics are left out.
 
+    Args:
+        model: The model.
+        walk: The result of `walk_of`, if it is known.
+
     Raises:
         ValueError: If two weights get the same name.
     """
-    weights = _weights_with_own_paths(model)
+    weights = _weights_with_own_paths(model, walk or walk_of(model))
     claims: Counter[str] = Counter()
     for weight in weights:
         claims.update(weight.spellings)
@@ -91,8 +105,10 @@ def unique(entries: Iterable[tuple[str, T]]) -> dict[str, T]:
     return table
 
 
-def _weights_with_own_paths(model: keras.Model) -> list[NamedWeight]:
-    owners = _owner_names(model)
+def _weights_with_own_paths(
+    model: keras.Model, walk: keras_private.SavingWalk | None
+) -> list[NamedWeight]:
+    owners = {} if walk is None else _owner_names(model, walk)
     weights = []
     for i, variable in enumerate(model.weights):
         own = (variable.path, variable.path.removeprefix(f"{model.name}/"))
@@ -101,12 +117,8 @@ def _weights_with_own_paths(model: keras.Model) -> list[NamedWeight]:
     return weights
 
 
-def _owner_names(model: keras.Model) -> dict[int, list[str]]:
+def _owner_names(model: keras.Model, walk: keras_private.SavingWalk) -> dict[int, list[str]]:
     """Return unique names made of the owners' names, by `id(variable)`."""
-    try:
-        walk = keras_private.saving_walk(model)
-    except Exception:  # a user's layer may not support saving, but can still be restored
-        return {}
     layers = [layer for layer in keras_private.all_layers(model) if id(layer) in walk.groups]
     own = {id(layer): keras_private.own_variables(layer) for layer in layers}
     # Groups without variables are in no file, so they do not count when layers share a name.

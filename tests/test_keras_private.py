@@ -10,9 +10,11 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
+from keras.src.saving import saving_lib
 
 from keras_trainops import keras_private
 from keras_trainops.backends import backend
+from keras_trainops.keras_private import saving
 from tests.helpers import two_replicas, value
 
 
@@ -66,6 +68,36 @@ def test_the_saving_walk_makes_no_layer_for_each_layer(monkeypatch: pytest.Monke
     once = len(created)
     keras_private.saving_walk(large)
     assert len(created) == once
+
+
+def test_the_saving_walk_visits_what_keras_visits() -> None:
+    """In its order, which numbers the groups: lists, dictionaries, properties and failing ones."""
+
+    class Odd(keras.Model):
+        def __init__(self) -> None:
+            super().__init__(name="odd")
+            self._last = keras.layers.Dense(2)
+            self.several = {"b": keras.layers.Dense(2), "a": [keras.layers.Dense(3)]}
+            self.a_model = model()
+
+        @property
+        def again(self) -> Any:
+            return self._last
+
+        @property
+        def failing(self) -> Any:
+            raise RuntimeError("not yet")
+
+    odd = Odd()
+    odd.compile("adam", "mse", metrics=["mae"])
+    for each in (odd, model(), keras.Sequential([keras.Input((2,)), keras.layers.Dense(2)])):
+        for layer in keras_private.all_layers(each):
+            ours, theirs = saving._walk_saveable(layer), saving._walk_of_keras(layer)
+            for (name, ours_is), (expected, same) in zip(ours, theirs, strict=True):
+                assert name == expected
+                assert ours_is is same or not isinstance(same, keras.layers.Layer)
+    assert keras_private.saving_walk(odd).entries
+    assert saving_lib._walk_saveable is saving._walk_of_keras
 
 
 def test_the_saving_walk_leaves_the_optimizer_out() -> None:

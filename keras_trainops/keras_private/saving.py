@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -107,6 +108,37 @@ class _Visited(set[int]):
         self._store.belongs_to(saveable)
 
 
+_walk_of_keras = saving_lib._walk_saveable
+
+
+def _walk_saveable(saveable: Any) -> Iterator[tuple[str, Any]]:
+    """Yield the attributes that Keras would visit, in its order.
+
+    Keras sorts all names before it leaves out those that every layer has: most of them.
+    """
+    kind = saveable._obj_type()
+    if kind in ("Sequential", "Functional"):
+        yield "layers", saveable.layers
+    names = set(dir(saveable)).difference(saving_lib.get_attr_skipset(kind))
+    own = (name for name in names if not name.startswith("__"))
+    for name in sorted(own, key=saving_lib._name_key):
+        try:
+            value = getattr(saveable, name)
+        except Exception:  # as Keras does: a property may need a state that there is not
+            continue
+        yield name, value
+
+
+@contextlib.contextmanager
+def _walking_faster() -> Iterator[None]:
+    """Have Keras use `_walk_saveable`. Threads that save meanwhile get the same attributes."""
+    saving_lib._walk_saveable = _walk_saveable
+    try:
+        yield
+    finally:
+        saving_lib._walk_saveable = _walk_of_keras
+
+
 def saving_walk(model: keras.Model) -> SavingWalk:
     """Run Keras's saving walk over `model`, and record where each variable would go.
 
@@ -120,7 +152,8 @@ def saving_walk(model: keras.Model) -> SavingWalk:
         )
     store = _RecordingStore()
     visited = _Visited(store, {id(getattr(model, "optimizer", None))})
-    saving_lib._save_state(model, store, None, inner_path="", visited_saveables=visited)
+    with _walking_faster():
+        saving_lib._save_state(model, store, None, inner_path="", visited_saveables=visited)
     return store.walk
 
 

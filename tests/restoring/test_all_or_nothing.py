@@ -91,7 +91,25 @@ def test_a_file_that_changes_after_the_check(
     model = two_layers()
     del assigned[:]
     with refused(model, f"'{source}' was changed while it was read: ", kt.RestoreError):
-        kt.restore(model, source)
+        kt.restore(model, source, memory="bounded")
+    assert assigned == []
+
+
+@pytest.mark.parametrize("change", [truncated, overwritten, replaced])
+@pytest.mark.parametrize("source", ["w.safetensors", "w.weights.h5"])
+def test_a_file_that_changes_while_it_is_read_once(
+    source: str, change: Callable[[str], None], assigned: list[str]
+) -> None:
+    FORMATS[source]()
+    model = two_layers()
+    del assigned[:]
+
+    def adapter(tensor: np.ndarray) -> np.ndarray:
+        change(file_of(source))
+        return tensor
+
+    with refused(model, f"'{source}'", kt.RestoreError):
+        kt.restore(model, source, adapt={"trunk/kernel": adapter}, memory="once")
     assert assigned == []
 
 
@@ -110,7 +128,7 @@ def test_a_file_truncated_between_two_assignments(
 
     monkeypatch.setattr(keras.Variable, "assign", assign)
     with refused(model, f"'{source}'", kt.RestoreError):
-        kt.restore(model, source)
+        kt.restore(model, source, memory="bounded")
 
 
 SHORT_OF_MEMORY = """

@@ -31,6 +31,8 @@ callbacks: list[Any] = [
 kt.restore(model, "model.ckpt", renames={})  # error: reportCallIssue, call-arg
 kt.restore(model, "model.ckpt", rename="automatic")  # error: reportArgumentType, arg-type
 kt.restore(model, "model.ckpt", on_missing="fail")  # error: reportArgumentType, arg-type
+kt.restore(model, "model.ckpt", memory="bounded")
+kt.restore(model, "model.ckpt", memory="little")  # error: reportArgumentType, arg-type
 kt.restore(model, 3)  # error: reportArgumentType
 kt.restore("model.ckpt", model)  # error: reportArgumentType
 kt.WarmStart("model.ckpt", verbos=1)  # error: reportCallIssue, call-arg

@@ -139,6 +139,9 @@ def require_same_values(
 
 def assign_together(processes: Processes, held: Held) -> None:
     """Assign what is held, in all processes or in none."""
+    if not processes.several:  # an interrupt leaves the new values, as in `assign`
+        held.assign()
+        return
     try:
         with agreed(processes):
             held.assign()

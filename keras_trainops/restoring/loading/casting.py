@@ -15,18 +15,13 @@ class Casting:
     def __init__(self, dtype: np.dtype) -> None:
         self.dtype = dtype
         self._not_finite, self._all_kept = 0, True
-        self._safe_from: np.dtype | None = None  # a dtype all of whose values `dtype` holds
 
     def check(self, piece: np.ndarray) -> None:
         """Examine a piece; cast it only if the dtype may not hold all values."""
         if piece.dtype.kind not in "biu":
             finite = np.isfinite(piece)
             self._not_finite += 0 if finite.all() else int(piece.size - np.count_nonzero(finite))
-        if piece.dtype == self._safe_from or not self._all_kept:
-            return
-        if np.can_cast(piece.dtype, self.dtype):
-            self._safe_from = piece.dtype
-        else:
+        if self._all_kept and not np.can_cast(piece.dtype, self.dtype):
             self._all_kept = _is_kept(piece, cast(piece, self.dtype))
 
     def __call__(self, piece: np.ndarray) -> np.ndarray:

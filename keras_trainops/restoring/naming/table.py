@@ -19,7 +19,7 @@ from keras_trainops.layouts.words import Meaning, split_name
 from keras_trainops.restoring.naming.pairing import Match, Pairing, by_spelling, pair
 from keras_trainops.restoring.naming.target import Target
 from keras_trainops.restoring.sources import ModelCheckpoint
-from keras_trainops.weight_names import NamedWeight, named_weights
+from keras_trainops.weight_names import NamedWeight, named_weights, walk_of
 
 T = TypeVar("T")
 
@@ -42,18 +42,21 @@ class NameTable:
 
     def __init__(self, model: keras.Model, checkpoint: Checkpoint) -> None:
         self._checkpoint, self._name = checkpoint, model.name
-        self.targets = [Target(weight) for weight in named_weights(model)]
+        walk = walk_of(model)
+        self.targets = [Target(weight) for weight in named_weights(model, walk)]
         self._spelled: dict[str, list[Target]] = defaultdict(list)
         for target in self.targets:
             for name in target.weight.spellings:
                 self._spelled[name].append(target)
         self._stored: dict[str, list[Target]] = defaultdict(list)
         if isinstance(checkpoint, KerasWeightsCheckpoint):
-            self._add_stored_names(model, checkpoint)
+            self._add_stored_names(walk or keras_private.saving_walk(model), checkpoint)
 
-    def _add_stored_names(self, model: keras.Model, checkpoint: KerasWeightsCheckpoint) -> None:
+    def _add_stored_names(
+        self, walk: keras_private.SavingWalk, checkpoint: KerasWeightsCheckpoint
+    ) -> None:
         by_id = {id(target.variable): target for target in self.targets}
-        for name, variable in names_in_weights_file(keras_private.saving_walk(model), checkpoint):
+        for name, variable in names_in_weights_file(walk, checkpoint):
             if variable in by_id:
                 self._stored[name].append(by_id[variable])
                 by_id[variable].stored_as.add(name)

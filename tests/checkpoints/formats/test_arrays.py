@@ -375,7 +375,8 @@ def test_accepts_any_memory_layout() -> None:
     assert_same(kernel_and_bias(model), [KERNEL, BIAS])
 
 
-def test_reads_values_on_demand() -> None:
+@pytest.mark.parametrize(("memory", "reads"), [("once", 1), ("bounded", 2)])
+def test_reads_values_on_demand(memory: Any, reads: int) -> None:
     class Lazy:
         shape, dtype, read = (3,), np.dtype("float32"), 0
 
@@ -386,8 +387,9 @@ def test_reads_values_on_demand() -> None:
     model = two_layers()
     kt.plan_restore(model, {"trunk/bias": Lazy(), "head/bias": Lazy()}, exclude=["head"])
     assert Lazy.read == 0
-    kt.restore(model, {"trunk/bias": Lazy(), "head/bias": Lazy()}, exclude=["head"])
-    assert Lazy.read == 2  # checked, then assigned
+    arrays = {"trunk/bias": Lazy(), "head/bias": Lazy()}
+    kt.restore(model, arrays, exclude=["head"], memory=memory)
+    assert Lazy.read == reads
     np.testing.assert_array_equal(kernel_and_bias(model)[1], BIAS)
 
 

@@ -8,7 +8,7 @@ import pytest
 
 import keras_trainops as kt
 from keras_trainops.restoring.loading import assign as assigning
-from tests.helpers import refused, two_layers, value
+from tests.helpers import assert_same, refused, two_layers, value
 from tests.restoring.helpers import ALL, arrays
 
 
@@ -24,7 +24,8 @@ def test_values_are_cast_to_the_variables_dtype() -> None:
         kt.restore(model, {"half/bias": [1e6, 0.0]})
 
 
-def test_a_failed_assignment_is_rolled_back(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("memory", ["once", "bounded"])
+def test_a_failed_assignment_is_rolled_back(monkeypatch: pytest.MonkeyPatch, memory: Any) -> None:
     model = two_layers()
     last = model.weights[-1]
     original = type(last).assign
@@ -36,7 +37,34 @@ def test_a_failed_assignment_is_rolled_back(monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(type(last), "assign", assign)
     with refused(model, "no room", MemoryError):
-        kt.restore(model, ALL)
+        kt.restore(model, ALL, memory=memory)
+
+
+def test_all_old_values_come_back_if_tensors_are_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Large ones too, in the memory that a variable took over, cast and partly adapted ones."""
+    inputs = keras.Input((1024,))
+    half = keras.layers.Dense(1024, name="half", dtype="float16")
+    x = keras.layers.Dense(1024, name="large")(inputs)
+    model = keras.Model(inputs, keras.layers.Dense(2, name="last")(half(x)))
+    source = {v.path: np.ones(v.shape, "float32") for v in model.weights}
+    bias, original = model.get_layer("last").bias, keras.Variable.assign
+
+    def assign(self: keras.Variable, new: Any) -> Any:
+        if self is bias and np.all(keras.ops.convert_to_numpy(new) == 1):
+            raise MemoryError("no room")
+        return original(self, new)
+
+    crop = {"half/kernel": lambda array: np.ma.masked_less(array, 2)}
+    before = [value(variable) for variable in model.weights]
+    with monkeypatch.context() as patch:
+        patch.setattr(keras.Variable, "assign", assign)
+        for adapt in (None, crop):
+            with pytest.raises(MemoryError, match="no room") as error:
+                kt.restore(model, source, adapt=adapt, memory="once")
+            assert not getattr(error.value, "__notes__", [])
+    assert_same([value(variable) for variable in model.weights], before)
+    kt.restore(model, source, memory="once")
+    assert all((value(variable) == 1).all() for variable in model.weights)
 
 
 @pytest.mark.once
@@ -52,7 +80,7 @@ def test_values_that_cannot_be_rolled_back_are_counted(monkeypatch: pytest.Monke
     monkeypatch.setattr(keras.Variable, "assign", assign)
     monkeypatch.setattr(assigning, "UNDO_BYTES", 24)
     with pytest.raises(MemoryError, match="no room") as error:
-        kt.restore(model, arrays())
+        kt.restore(model, arrays(), memory="bounded")
     assert "half-loaded: 2 variables keep their new values" in error.value.__notes__[0]
 
 
@@ -60,5 +88,5 @@ def test_values_that_cannot_be_rolled_back_are_counted(monkeypatch: pytest.Monke
 def test_the_largest_is_assigned_first(assigned: list[str]) -> None:
     model, source = two_layers(), arrays()
     del assigned[:]
-    kt.restore(model, source)
+    kt.restore(model, source, memory="bounded")
     assert assigned == ["trunk/kernel", "head/kernel", "trunk/bias", "head/bias"]

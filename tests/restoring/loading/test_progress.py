@@ -17,8 +17,10 @@ def test_verbose_prints_report_and_progress_bar(
     assert capsys.readouterr().out == f"{report}\n"
     monkeypatch.setattr(progress, "PATIENCE", 0.0)
     monkeypatch.setattr(progress, "UNIT", 1)
-    kt.restore(two_layers(), ALL, verbose=1)
     nbytes = 4 * sum(array.size for array in ALL.values())
+    kt.restore(two_layers(), ALL, memory="bounded", verbose=1)
     assert f"{2 * nbytes}/{2 * nbytes}" in capsys.readouterr().out
+    kt.restore(two_layers(), ALL, memory="once", verbose=1)
+    assert f"{nbytes}/{nbytes}" in capsys.readouterr().out
     kt.restore(two_layers(), ALL)
     assert capsys.readouterr().out == ""

@@ -61,11 +61,14 @@ def signals_at_each_assignment(
 
 
 @pytest.mark.usefixtures("interruptible")
-def test_an_interrupt_waits_for_all_assignments(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("memory", ["once", "bounded"])
+def test_an_interrupt_waits_for_all_assignments(
+    monkeypatch: pytest.MonkeyPatch, memory: Any
+) -> None:
     model, source = two_layers(), arrays()
     signals_at_each_assignment(monkeypatch, [signal.SIGINT])
     with pytest.raises(KeyboardInterrupt, match=r"^$"):
-        kt.restore(model, source)
+        kt.restore(model, source, memory=memory)
     assert_same(weights(model), list(source.values()))
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
@@ -151,6 +154,27 @@ def test_another_thread_leaves_handlers_alone(
     assert_same(weights(model), list(source.values()))
 
 
+@pytest.mark.usefixtures("interruptible")
+@pytest.mark.parametrize("at", [0, 3])
+def test_an_interrupt_while_tensors_are_read_changes_nothing(
+    monkeypatch: pytest.MonkeyPatch, at: int
+) -> None:
+    model, source, seen = two_layers(), arrays(), list[str]()
+    before = weights(model)
+
+    def adapter(tensor: np.ndarray) -> np.ndarray:
+        seen.append("read")
+        if len(seen) > at:
+            signal.raise_signal(signal.SIGINT)
+        return tensor
+
+    with pytest.raises(KeyboardInterrupt):
+        kt.restore(model, source, adapt={".*": adapter}, memory="once")
+    assert len(seen) == at + 1
+    assert_same(weights(model), before)
+    assert len(kt.restore(model, source, memory="once").restored) == 4
+
+
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_exceptions_during_an_assignment_are_counted(
     monkeypatch: pytest.MonkeyPatch, when: str
@@ -170,7 +194,7 @@ def test_exceptions_during_an_assignment_are_counted(
     monkeypatch.setattr(keras.Variable, "assign", assign)
     monkeypatch.setattr(assigning, "UNDO_BYTES", 24)
     with pytest.raises(AlarmError, match="now") as error:
-        kt.restore(model, source)
+        kt.restore(model, source, memory="bounded")
     changed = [not np.array_equal(*pair) for pair in zip(weights(model), before, strict=True)]
     notes = getattr(error.value, "__notes__", [])
     if when == "before":
@@ -231,7 +255,7 @@ for round in range(12):
     thread.start()
     error = None
     try:
-        kt.restore(model, arrays)
+        kt.restore(model, arrays, memory="bounded")
     except Stop as stopped:
         error = stopped
     try:

@@ -119,17 +119,12 @@ def own_dataset(group: h5py.Group, name: str, location: str) -> h5py.Dataset:
             than are stored.
     """
     item = own_item(group, name)
-    if (
-        not isinstance(item, h5py.Dataset)
-        or item.external
-        or item.is_virtual
-        or item.shape is None  # HDF5's "null": a dataset without a value
-    ):
+    if not isinstance(item, h5py.Dataset) or not _is_in_file(item.id):
         raise _not_of_this_file(group, name, location, "dataset")
     what = f"the dataset {item.name}"
     if not holds_numbers(item):
         raise RestoreError(f"{location!r}: {what} looks damaged: its type or size is not right.")
-    claimed = nbytes(item.shape, item.dtype)
+    claimed = nbytes(item.id.shape, item.id.dtype)
     refuse_bomb(what, claimed, item.id.get_storage_size(), location)
     return item
 
@@ -158,11 +153,27 @@ def own_item(group: h5py.Group, name: str) -> Any:
     """Return the group or dataset at the path `name` below `group`; None if missing or a link."""
     item: Any = group
     for part in filter(None, name.split("/")):
-        inside = isinstance(item, h5py.Group)
-        if not inside or not isinstance(item.get(part, getlink=True), h5py.HardLink):
+        encoded = part.encode("utf-8", "surrogateescape")
+        if not isinstance(item, h5py.Group) or not _is_hard_link(item, encoded):
             return None
-        item = item[part]
+        opened = h5py.h5o.open(item.id, encoded)
+        kind = {h5py.h5g.GroupID: h5py.Group, h5py.h5d.DatasetID: h5py.Dataset}.get(type(opened))
+        item = kind and kind(opened)
     return item
+
+
+def _is_hard_link(group: h5py.Group, name: bytes) -> bool:
+    """Return True if the name leads to an object of this file: a link could lead to another one."""
+    links = group.id.links
+    return links.exists(name) and links.get_info(name).type == h5py.h5l.TYPE_HARD
+
+
+def _is_in_file(dataset: h5py.h5d.DatasetID) -> bool:
+    """Return True if a dataset has values, and no other file contains them."""
+    creation = dataset.get_create_plist()
+    is_apart = creation.get_layout() == h5py.h5d.VIRTUAL or creation.get_external_count()
+    is_null = dataset.get_space().get_simple_extent_type() == h5py.h5s.NULL
+    return not is_apart and not is_null
 
 
 def _not_of_this_file(group: h5py.Group, name: str, location: str, kind: str) -> RestoreError:

@@ -14,6 +14,7 @@ import re
 from collections.abc import Iterable, Iterator
 
 import h5py
+import numpy as np
 
 from keras_trainops.checkpoints.storage.files import data_ranges, open_regular, require_file
 from keras_trainops.checkpoints.storage.zip_archives import FileWindow
@@ -22,6 +23,8 @@ from keras_trainops.errors import RestoreError
 _HEAP = b"GCOL\x01\0\0\0"  # signature, version, reserved
 _BLOCK = 1 << 20
 LARGEST_ATTRIBUTE = 64 * 2**20  # bytes; Keras splits lists of names at 64 kB
+
+_NULL = h5py.h5s.NULL  # the space of an attribute or a dataset without a value
 
 MAGIC = b"\x89HDF\r\n\x1a\n"
 
@@ -54,6 +57,21 @@ def open_hdf5(path: str, source: io.IOBase | None = None) -> h5py.File:
     return file
 
 
+def groups_of(file: h5py.File) -> list[str]:
+    """Return the paths of all groups below the root, each once and by hard links only.
+
+    So there are no cycles, and no other files.
+    """
+    found: list[str] = []
+
+    def visit(path: bytes, about: h5py.h5o.ObjInfo) -> None:
+        if about.type == h5py.h5o.TYPE_GROUP and path != b".":
+            found.append(path.decode("utf-8", "surrogateescape"))
+
+    h5py.h5o.visit(file.id, visit, info=True)
+    return found
+
+
 def strings(item: h5py.Group | h5py.Dataset, name: str) -> list[str] | None:
     """Return the strings of an attribute, which old files may store as bytes.
 
@@ -67,21 +85,24 @@ def strings(item: h5py.Group | h5py.Dataset, name: str) -> list[str] | None:
     Raises:
         RestoreError: If the attribute does not contain strings, or claims to be very large.
     """
-    if name not in item.attrs:
+    # h5py's objects for attributes take several times as long as reading one.
+    if not h5py.h5a.exists(item.id, name.encode()):
         return None
-    attribute = item.attrs.get_id(name)
+    attribute = h5py.h5a.open(item.id, name.encode())
     if attribute.shape == (0,):
         return []  # Keras writes an empty list as one of floats
-    if not isinstance(attribute.get_type(), h5py.h5t.TypeStringID) or len(attribute.shape) > 1:
+    kind, is_null = attribute.get_type(), attribute.get_space().get_simple_extent_type() == _NULL
+    if not isinstance(kind, h5py.h5t.TypeStringID) or len(attribute.shape) > 1 or is_null:
         raise RestoreError(
             f"{item.name}: its attribute {name!r} looks damaged: it is not a string."
         )
-    if math.prod(attribute.shape) * attribute.get_type().get_size() > LARGEST_ATTRIBUTE:
+    if math.prod(attribute.shape) * kind.get_size() > LARGEST_ATTRIBUTE:
         raise RestoreError(f"{item.name}: its attribute {name!r} claims to be too large for names.")
-    values = item.attrs[name]
+    values = np.empty(attribute.shape, attribute.dtype)
+    attribute.read(values)
     return [
         value.decode("utf-8") if isinstance(value, bytes) else str(value)
-        for value in ([values] if attribute.shape == () else values)
+        for value in values.reshape(-1).tolist()
     ]
 
 
@@ -101,9 +122,9 @@ def holds_numbers(dataset: h5py.Dataset) -> bool:
     kind = dataset.id.get_type()
     if not isinstance(kind, plain):
         return False
-    if dataset.chunks is not None or dataset.id.get_offset() is None:
+    if dataset.id.get_offset() is None:
         return True  # chunked, or not allocated: the library fills in the rest
-    return dataset.id.get_storage_size() == math.prod(dataset.shape) * kind.get_size()
+    return dataset.id.get_storage_size() == math.prod(dataset.id.shape) * kind.get_size()
 
 
 def _refuse_damaged_heaps(file: h5py.File, content: io.IOBase, path: str) -> None:

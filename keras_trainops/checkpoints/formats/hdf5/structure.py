@@ -9,7 +9,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from keras_trainops.checkpoints.formats.hdf5.file import LARGEST_ATTRIBUTE
+from keras_trainops.checkpoints.formats.hdf5.file import LARGEST_ATTRIBUTE, groups_of
 from keras_trainops.checkpoints.storage.files import MOST_METADATA
 from keras_trainops.errors import RestoreError
 
@@ -60,24 +60,13 @@ def structure_of(
         }
         for path, key in places.items()
     }
-    groups = {path: attributes(path, file[path or "/"]) for path in ["", *_groups(file)]}
+    groups = {path: attributes(path, file[path or "/"]) for path in ["", *groups_of(file)]}
     return {
         "groups": groups,
         "datasets": entries,
         "converted": list(converted),
         "others": others,
     }
-
-
-def _groups(file: h5py.File) -> list[str]:
-    found: list[str] = []
-
-    def visit(path: bytes, about: h5py.h5o.ObjInfo) -> None:
-        if about.type == h5py.h5o.TYPE_GROUP and path != b".":
-            found.append(path.decode("utf-8", "surrogateescape"))
-
-    h5py.h5o.visit(file.id, visit, info=True)  # each object once, and only hard links
-    return found
 
 
 def _filters(dataset: h5py.Dataset) -> dict[str, Any]:

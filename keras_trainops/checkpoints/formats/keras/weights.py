@@ -15,7 +15,7 @@ import h5py
 
 from keras_trainops.checkpoints.format import Candidate, Format
 from keras_trainops.checkpoints.formats.hdf5.checkpoint import Hdf5Checkpoint, own_dataset
-from keras_trainops.checkpoints.formats.hdf5.file import MAGIC, open_hdf5, strings
+from keras_trainops.checkpoints.formats.hdf5.file import MAGIC, groups_of, open_hdf5, strings
 from keras_trainops.checkpoints.formats.hdf5.writer import write
 from keras_trainops.checkpoints.formats.keras.naming import (
     StoredVariable,
@@ -162,18 +162,15 @@ def scan(
     owners: dict[str, str] = {}
     datasets: dict[tuple[str, str], h5py.Dataset] = {}
 
-    def visit(path: str) -> None:
-        # `visit` follows only hard links, each object once: no cycles, no other files.
+    for path in groups_of(file):
         group, _, last = path.rpartition("/")
-        item: Any = file[path] if last == "vars" else None
-        if not isinstance(item, h5py.Group):
-            return
+        if last != "vars":
+            continue
+        item = h5py.Group(h5py.h5g.open(file.id, path.encode("utf-8", "surrogateescape")))
         # Groups without a name are kept too, as `_reliable_owners` counts them.
         owners[group] = "".join(strings(item, "name") or [])
         for key in sorted(item, key=by_number):
             datasets[group, key] = own_dataset(item, key, location)
-
-    file.visit(visit)
     return owners, datasets
 
 
