@@ -1,28 +1,82 @@
-"""Registers the classes that a `.keras` file may name, once Keras is imported.
+"""Names the classes that a `.keras` file may need, once Keras is imported.
 
-`import keras_trainops` does not import Keras. But a file with our classes must load, whichever
-package is imported first.
+A file with our classes must load, whichever package is imported first, and without any of our
+modules: `import keras_trainops` does not import Keras, and importing all classes takes longer than
+everything else. So Keras gets a stand-in for each class, which imports it when a file names it.
 """
 
 from __future__ import annotations
 
+import ast
 import importlib
 import importlib.abc
 import importlib.util
-import inspect
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.machinery import ModuleSpec
+from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 _PACKAGE = "keras_trainops"
-_MODULES = ("transforms", "gradients", "updates", "training.models", "training.optimizers.group")
+_ROOMS = ("gradients", "transforms", "updates")  # their classes are all that they export
+_CLASSES = {  # by module
+    "training.models": ("Extended", "TrainOpsModel", "TrainOpsSequential"),
+    "training.optimizers.group": ("OptimizerGroup",),
+    "training.optimizers.transformed": ("TransformedOptimizer",),
+}
 
 
 def register_classes() -> None:
-    """Import every module whose classes a saved file may name."""
-    for module in _MODULES:
-        importlib.import_module(f"{_PACKAGE}.{module}")
+    """Register a stand-in for each class that a saved file may name and that is not imported."""
+    import keras
+
+    registered = keras.saving.get_custom_objects()
+    for module, name in _classes():
+        registered.setdefault(f"{_PACKAGE}>{name}", _Deferred(f"{_PACKAGE}.{module}", name))
+
+
+def _classes() -> Iterator[tuple[str, str]]:
+    for module, names in _CLASSES.items():
+        yield from ((module, name) for name in names)
+    for room in _ROOMS:
+        yield from ((room, name) for name in _exports(room) if name[0].isupper())
+
+
+def _exports(room: str) -> list[str]:
+    """Return `__all__` of a package without importing it."""
+    source = Path(__file__).with_name(room).joinpath("__init__.py").read_text("utf-8")
+    found = (node for node in ast.parse(source).body if isinstance(node, ast.Assign))
+    return next(ast.literal_eval(n.value) for n in found if ast.unparse(n.targets[0]) == "__all__")
+
+
+class _Deferred:
+    """Stands for a class among Keras's custom objects until one of its attributes is needed.
+
+    Args:
+        module: The module that registers the class.
+        name: The registered name of the class.
+    """
+
+    def __init__(self, module: str, name: str) -> None:
+        self._module, self._name = module, name
+
+    def __getattr__(self, attribute: str) -> Any:
+        if attribute.startswith("__"):  # asked by Python, of the object itself
+            raise AttributeError(attribute)
+        return getattr(self._class(), attribute)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._class()(*args, **kwargs)
+
+    def _class(self) -> Any:
+        import keras
+
+        importlib.import_module(self._module)
+        registered = keras.saving.get_custom_objects().get(f"{_PACKAGE}>{self._name}", self)
+        if registered is self:
+            raise AttributeError(f"{self._module} does not register {self._name!r}.")
+        return registered
 
 
 def register_once_keras_is_imported() -> None:
@@ -53,21 +107,6 @@ def _call_after(loader: importlib.abc.Loader) -> None:
 
     def load_and_register(module: ModuleType) -> None:
         load(module)
-        if not _is_importing_ours():
-            register_classes()
+        register_classes()
 
     loader.exec_module = load_and_register  # type: ignore[method-assign]
-
-
-def _is_importing_ours() -> bool:
-    """Return whether one of our modules is importing Keras.
-
-    Its names are not defined yet then.
-    """
-    frame = inspect.currentframe()
-    while frame is not None:
-        name = str(frame.f_globals.get("__name__", ""))
-        if frame.f_code.co_name == "<module>" and name.startswith(f"{_PACKAGE}."):
-            return True
-        frame = frame.f_back
-    return False

@@ -272,6 +272,7 @@ def test_importing_the_package_alone_imports_no_keras() -> None:
     ["import keras, keras_trainops", "import keras_trainops as kt; kt.transforms; import keras"],
 )
 def test_saved_classes_are_registered_with_keras(code: str) -> None:
-    code += "; print(keras.saving.get_registered_object('keras_trainops>TransformedOptimizer'))"
+    code += "; found = keras.saving.get_registered_object('keras_trainops>TransformedOptimizer')"
+    code += "; print(found.from_config.__self__)"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "keras_trainops.training.optimizers.transformed" in run.stdout
