@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any
@@ -12,7 +13,6 @@ import ml_dtypes
 import numpy as np
 
 from keras_trainops.checkpoints.checkpoint import Checkpoint
-from keras_trainops.checkpoints.dtypes import nbytes
 from keras_trainops.checkpoints.formats.hdf5.file import holds_numbers, strings
 from keras_trainops.checkpoints.formats.hdf5.structure import STRUCTURE, structure_of
 from keras_trainops.checkpoints.storage.files import open_regular
@@ -21,6 +21,8 @@ from keras_trainops.checkpoints.storage.parts import Index
 from keras_trainops.checkpoints.storage.raw import Extent
 from keras_trainops.checkpoints.storage.zip_archives import FileWindow
 from keras_trainops.errors import RestoreError
+
+_KINDS: dict[type, Any] = {h5py.h5g.GroupID: h5py.Group, h5py.h5d.DatasetID: h5py.Dataset}
 
 
 class Hdf5Checkpoint(Checkpoint):
@@ -121,11 +123,12 @@ def own_dataset(group: h5py.Group, name: str, location: str) -> h5py.Dataset:
     item = own_item(group, name)
     if not isinstance(item, h5py.Dataset) or not _is_in_file(item.id):
         raise _not_of_this_file(group, name, location, "dataset")
-    what = f"the dataset {item.name}"
     if not holds_numbers(item):
-        raise RestoreError(f"{location!r}: {what} looks damaged: its type or size is not right.")
-    claimed = nbytes(item.id.shape, item.id.dtype)
-    refuse_bomb(what, claimed, item.id.get_storage_size(), location)
+        raise RestoreError(
+            f"{location!r}: the dataset {item.name} looks damaged: its type or size is not right."
+        )
+    claimed = math.prod(item.id.shape) * item.id.get_type().get_size()
+    refuse_bomb(f"the dataset {item.name}", claimed, item.id.get_storage_size(), location)
     return item
 
 
@@ -157,7 +160,7 @@ def own_item(group: h5py.Group, name: str) -> Any:
         if not isinstance(item, h5py.Group) or not _is_hard_link(item, encoded):
             return None
         opened = h5py.h5o.open(item.id, encoded)
-        kind = {h5py.h5g.GroupID: h5py.Group, h5py.h5d.DatasetID: h5py.Dataset}.get(type(opened))
+        kind = _KINDS.get(type(opened))
         item = kind and kind(opened)
     return item
 

@@ -89,16 +89,17 @@ def strings(item: h5py.Group | h5py.Dataset, name: str) -> list[str] | None:
     if not h5py.h5a.exists(item.id, name.encode()):
         return None
     attribute = h5py.h5a.open(item.id, name.encode())
-    if attribute.shape == (0,):
+    kind, space = attribute.get_type(), attribute.get_space()
+    shape = space.shape if space.get_simple_extent_type() != _NULL else None
+    if shape == (0,):
         return []  # Keras writes an empty list as one of floats
-    kind, is_null = attribute.get_type(), attribute.get_space().get_simple_extent_type() == _NULL
-    if not isinstance(kind, h5py.h5t.TypeStringID) or len(attribute.shape) > 1 or is_null:
+    if not isinstance(kind, h5py.h5t.TypeStringID) or shape is None or len(shape) > 1:
         raise RestoreError(
             f"{item.name}: its attribute {name!r} looks damaged: it is not a string."
         )
-    if math.prod(attribute.shape) * kind.get_size() > LARGEST_ATTRIBUTE:
+    if math.prod(shape) * kind.get_size() > LARGEST_ATTRIBUTE:
         raise RestoreError(f"{item.name}: its attribute {name!r} claims to be too large for names.")
-    values = np.empty(attribute.shape, attribute.dtype)
+    values = np.empty(shape, kind.dtype)
     attribute.read(values)
     return [
         value.decode("utf-8") if isinstance(value, bytes) else str(value)
