@@ -45,7 +45,7 @@ _HOMES = {
     "RestoreReport": "restoring.planning.report",
     "SessionInterrupted": "session.interruption",
     "Step": "training.steps.step",
-    "TrainOpsMixin": "training.mixin",
+    "TrainOpsMixin": "training.models",  # which has Keras keep the mixin in clones
     "TrainOpsModel": "training.models",
     "TrainingSession": "callbacks",
     "TransformedOptimizer": "training.optimizers.transformed",

@@ -25,6 +25,7 @@ _CLASSES = {  # by module
     "training.optimizers.group": ("OptimizerGroup",),
     "training.optimizers.transformed": ("TransformedOptimizer",),
 }
+_WITHOUT_PACKAGE = ("TrainOpsModel", "TrainOpsSequential")  # in legacy `.h5` files
 
 
 def register_classes() -> None:
@@ -33,7 +34,8 @@ def register_classes() -> None:
 
     registered = keras.saving.get_custom_objects()
     for module, name in _classes():
-        registered.setdefault(f"{_PACKAGE}>{name}", _Deferred(f"{_PACKAGE}.{module}", name))
+        for key in (f"{_PACKAGE}>{name}", *([name] if name in _WITHOUT_PACKAGE else [])):
+            registered.setdefault(key, _Deferred(f"{_PACKAGE}.{module}", key))
 
 
 def _classes() -> Iterator[tuple[str, str]]:
@@ -55,11 +57,11 @@ class _Deferred:
 
     Args:
         module: The module that registers the class.
-        name: The registered name of the class.
+        key: The key of the class among Keras's custom objects.
     """
 
-    def __init__(self, module: str, name: str) -> None:
-        self._module, self._name = module, name
+    def __init__(self, module: str, key: str) -> None:
+        self._module, self._key = module, key
 
     def __getattr__(self, attribute: str) -> Any:
         if attribute.startswith("__"):  # asked by Python, of the object itself
@@ -73,9 +75,9 @@ class _Deferred:
         import keras
 
         importlib.import_module(self._module)
-        registered = keras.saving.get_custom_objects().get(f"{_PACKAGE}>{self._name}", self)
+        registered = keras.saving.get_custom_objects().get(self._key, self)
         if registered is self:
-            raise AttributeError(f"{self._module} does not register {self._name!r}.")
+            raise AttributeError(f"{self._module} does not register {self._key!r}.")
         return registered
 
 

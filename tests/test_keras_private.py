@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from keras.src.saving import saving_lib
 
+import keras_trainops as kt
 from keras_trainops import keras_private
 from keras_trainops.backends import backend
 from keras_trainops.keras_private import saving
@@ -480,6 +481,8 @@ def test_lookup_layers_tell_their_vocabulary_and_the_layers_after_them() -> None
 def test_clones_of_sequential_and_functional_models_are_made_where_the_mixin_looks() -> None:
     """`keep_in_clones` stands around these two functions; without it they forget the class."""
     from keras.src.models import cloning
+
+    assert kt.TrainOpsMixin  # whose import stands around them
 
     class Stack(keras.Sequential):
         pass

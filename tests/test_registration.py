@@ -35,6 +35,34 @@ def test_every_class_that_a_file_may_name_is_known() -> None:
     run(EVERY_CLASS)
 
 
+LEGACY = """
+import keras, keras_trainops
+assert type(keras.models.load_model("model.h5")).__name__ == "TrainOpsModel"
+print("as it should be")
+"""
+
+
+def test_a_legacy_file_names_a_class_without_its_package() -> None:
+    plain = two_layers()
+    kt.TrainOpsModel(plain.inputs, plain.outputs).save("model.h5")
+    run(LEGACY)
+
+
+CLONING = """
+import keras
+import keras_trainops as kt
+class Mine(kt.TrainOpsMixin, keras.Sequential):
+    pass
+clone = keras.models.clone_model(Mine([keras.Input((3,)), keras.layers.Dense(2)]))
+assert isinstance(clone, kt.TrainOpsMixin)
+print("as it should be")
+"""
+
+
+def test_the_mixin_alone_is_kept_in_clones() -> None:
+    run(CLONING)
+
+
 LOADING = """
 import sys
 import {first}
