@@ -13,7 +13,14 @@ Index: TypeAlias = tuple[slice, ...]  # one slice per axis, with bounds as numbe
 
 
 class Memory:
-    """The memory of variables. The default methods assume that each process has whole values."""
+    """The memory of variables. The default methods assume that each process has whole values.
+
+    Attributes:
+        host_views_last: Whether an array of `host_view` keeps its values, at no cost to training,
+            when the variable is assigned.
+    """
+
+    host_views_last: bool = False
 
     def host_view(self, variable: keras.Variable) -> np.ndarray:
         """Return a variable's value on the host, valid until the next assignment.

@@ -15,6 +15,8 @@ from keras_trainops.backends.memory import Memory
 class TensorFlowMemory(Memory):
     """Reads the memory of tensors in place, and lets variables take tensors over."""
 
+    host_views_last = True  # an assignment leaves alone a tensor that others refer to
+
     def host_view(self, variable: keras.Variable) -> np.ndarray:
         tensor: Any = tf.convert_to_tensor(variable.value)
         try:

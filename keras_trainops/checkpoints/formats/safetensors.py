@@ -119,8 +119,29 @@ def write(
 ) -> None:
     """Write tensors to a `.safetensors` file; `Writer` describes the arguments.
 
+    Raises:
+        UnwritableError: See `write_to`; nothing is written.
+    """
+    with path.open("wb") as file:
+        write_to(file.write, checkpoint, keys, progress)
+
+
+def write_to(
+    write: Callable[[Any], object],
+    checkpoint: Checkpoint,
+    keys: Mapping[str, str],
+    progress: Callable[[int], None] = lambda nbytes: None,
+) -> None:
+    """Write the bytes of a `.safetensors` file, in order.
+
     The file has the metadata of a `.safetensors` source. It has the order of `keys` if every
     tensor is then aligned; otherwise tensors with larger elements come first.
+
+    Args:
+        write: Called with the bytes, piece by piece.
+        checkpoint: See `Writer`.
+        keys: See `Writer`.
+        progress: See `Writer`.
 
     Raises:
         UnwritableError: If the format has no such dtype, or reserves a name for its metadata;
@@ -132,13 +153,12 @@ def write(
         order = sorted(keys, key=lambda name: dtypes[name].itemsize, reverse=True)
         shapes = {name: shapes[name] for name in order}
     header = _header(shapes, dtypes, _metadata_of(checkpoint))
-    with path.open("wb") as file:
-        file.write(len(header).to_bytes(8, "little") + header)
-        for name in shapes:
-            for piece in checkpoint.pieces(keys[name]):
-                piece = np.ascontiguousarray(piece, dtypes[name])
-                file.write(piece.view(np.uint8).data)  # ml_dtypes do not support buffers
-                progress(piece.nbytes)
+    write(len(header).to_bytes(8, "little") + header)
+    for name in shapes:
+        for piece in checkpoint.pieces(keys[name]):
+            piece = np.ascontiguousarray(piece, dtypes[name])
+            write(piece.view(np.uint8).data)  # ml_dtypes do not support buffers
+            progress(piece.nbytes)
 
 
 def _writable_dtypes(checkpoint: Checkpoint, keys: Mapping[str, str]) -> dict[str, np.dtype]:

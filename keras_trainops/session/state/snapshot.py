@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
+import math
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from typing import Any
 
@@ -17,6 +21,7 @@ from keras_trainops.processes import Processes
 from keras_trainops.values import copy_of, parts_of
 
 METRICS, RANDOM = "metrics/", "random/"
+_THREADS, _COPIED = 4, 1 << 20  # elements that a thread copies at once, or one variable
 _GATHERED = 1 << 24  # bytes of each process, if several variables are gathered at once
 _WHAT = "to save the values that differ between processes"
 
@@ -64,14 +69,19 @@ def _unique(key: str, taken: Mapping[str, Any]) -> str:
 
 
 class HostCopy:
-    """Copies of variables in host memory that is reused: fresh memory costs most of the time."""
+    """The values of variables on the host, which training does not change any more.
+
+    They are copied in threads, unless the backend leaves them alone anyway. The memory of copies is
+    reused: fresh memory costs most of the time.
+    """
 
     def __init__(self) -> None:
         self._arrays: dict[str, np.ndarray] = {}
 
     def reserve(self, variables: Mapping[str, keras.Variable]) -> None:
         """Allocate the memory, so that the first copy is as fast as the others."""
-        self._arrays = {key: _allocated(v) for key, v in variables.items()}
+        if not backend().host_views_last:
+            self._arrays = {key: _allocated(v) for key, v in variables.items()}
 
     def take(
         self,
@@ -79,10 +89,10 @@ class HostCopy:
         sums: Iterable[keras.Variable],
         processes: Processes,
     ) -> dict[str, np.ndarray]:
-        """Copy the values of variables; the next call overwrites the arrays.
+        """Return the values of variables; the next call may overwrite the arrays.
 
-        The copies include the values on each replica, of all processes, if they differ from the
-        value that the variable reads as. All processes call this; only process 0 gets copies of
+        They include the values on each replica, of all processes, if they differ from the value
+        that the variable reads as. All processes call this; only process 0 gets the values of
         variables that are the same on all.
 
         Args:
@@ -94,7 +104,8 @@ class HostCopy:
         Returns:
             Arrays by name; `name[replica 0]` is the value on the first replica.
         """
-        view, arrays = backend().host_view, {}
+        sources: dict[str, keras.Variable] = {}
+        of_replicas: dict[str, np.ndarray] = {}
         gradients = {id(v) for v in sums}
         summed = summed_among(variables.values(), sums)
         apart = processes.several and not backend().processes_share_arrays
@@ -103,21 +114,34 @@ class HostCopy:
             may_differ = apart and (id(variable) in gradients or _may_differ(key, variable))
             if not may_differ and not processes.is_first:
                 continue
-            arrays[key] = self._copied(key, view(variable))
+            sources[key] = variable
             parts = parts_of(variable)
             if may_differ:
                 own[key] = list(map(copy_of, parts))
             elif len(parts) > 1 and (id(variable) in summed or _differ(variable, parts)):
-                for i, part in enumerate(parts):
-                    arrays[_part(key, i)] = self._copied(_part(key, i), copy_of(part))
+                of_replicas |= {_part(key, i): copy_of(part) for i, part in enumerate(parts)}
+        arrays = {**self._read(sources), **of_replicas}
         for key, parts in _of_all(own, processes):
             is_sum = id(variables[key]) in summed
             if not processes.is_first:
                 arrays.pop(key)  # what all processes have of a variable is held by one
             elif is_sum or any(p.tobytes() != arrays[key].tobytes() for p in parts):
                 arrays.update({_part(key, i): part for i, part in enumerate(parts)})
-        self._arrays = arrays
-        return dict(arrays)
+        return arrays
+
+    def _read(self, variables: Mapping[str, keras.Variable]) -> dict[str, np.ndarray]:
+        view = backend().host_view
+        if backend().host_views_last:
+            return {key: view(variable) for key, variable in variables.items()}
+
+        def copied(group: Sequence[tuple[str, keras.Variable]]) -> list[np.ndarray]:
+            return [self._copied(key, view(variable)) for key, variable in group]
+
+        groups = grouped(variables.items(), lambda item: math.prod(item[1].shape), _COPIED)
+        with ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1)) as threads:
+            copies = itertools.chain.from_iterable(threads.map(copied, groups))
+            self._arrays = dict(zip(variables, copies, strict=True))
+        return dict(self._arrays)
 
     def _copied(self, key: str, value: np.ndarray) -> np.ndarray:
         copy = self._arrays.get(key)

@@ -23,6 +23,8 @@ from typing import Any
 
 import numpy as np
 
+from keras_trainops.checkpoints.formats.arrays import ArraysCheckpoint
+from keras_trainops.checkpoints.formats.safetensors import write_to
 from keras_trainops.session.state.record import DOCUMENTS, Record, parse
 from keras_trainops.session.storage import shards
 
@@ -35,7 +37,7 @@ _FILES = {ARRAYS, *(f"{name}.json" for name in DOCUMENTS)}
 _STEP = re.compile(r"step-(\d{10,})")
 _WRITING, _DELETING = ".writing-", ".deleting-"
 _UNFINISHED = re.compile(rf"({re.escape(_WRITING)}|{re.escape(_DELETING)})({_STEP.pattern})")
-# The safetensors library writes to such a file and renames it.
+# Earlier versions wrote to such a file and renamed it.
 _TEMPORARY = re.compile(r"\.tmp\w{6}")
 _MAX_SUMS_BYTES, _MAX_JSON_BYTES = 2**16, 2**28  # a session writes less
 
@@ -305,19 +307,47 @@ def _move(names: set[str], source: Path, target: Path) -> None:
 
 
 def _write_files(directory: Path, arrays: Mapping[str, np.ndarray], record: Record) -> None:
-    """Write and sync all files of a checkpoint, the manifest last."""
-    from safetensors.numpy import save_file
+    """Write and sync all files of a checkpoint, the manifest last.
 
-    save_file(dict(arrays), directory / ARRAYS)
+    Checksums are taken while the bytes are written: reading them again takes time from training.
+    """
+    sums = {}
+    with _HashedFile(directory / ARRAYS) as file:
+        write_to(file.write, ArraysCheckpoint(arrays), {key: key for key in arrays})
+    sums[ARRAYS] = file.digest
     for name, document in record.documents().items():
         text = json.dumps(document, indent=1 if name == "session" else None)
-        (directory / f"{name}.json").write_text(text, encoding="utf-8")
-    names = sorted(_FILES)
-    sums = [f"{_sha256(directory / name)}  {name}\n" for name in names]
-    (directory / _SUMS).write_text("".join(sums), encoding="utf-8")
-    for name in [*names, _SUMS]:
+        with _HashedFile(directory / f"{name}.json") as file:
+            file.write(text.encode())
+        sums[f"{name}.json"] = file.digest
+    lines = [f"{sums[name]}  {name}\n" for name in sorted(sums)]
+    (directory / _SUMS).write_text("".join(lines), encoding="utf-8")
+    for name in [*sorted(sums), _SUMS]:
         _sync(directory / name)
     _sync(directory)
+
+
+class _HashedFile:
+    """A new file, with the SHA-256 of what is written to it.
+
+    Attributes:
+        digest: The checksum in hexadecimal digits, once the file is closed.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._file, self._hash = path.open("wb"), hashlib.sha256()
+        self.digest = ""
+
+    def write(self, data: Any) -> None:
+        self._hash.update(data)
+        self._file.write(data)
+
+    def __enter__(self) -> _HashedFile:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._file.close()
+        self.digest = self._hash.hexdigest()
 
 
 def _sha256(path: Path) -> str:

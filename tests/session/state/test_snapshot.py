@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 
 import keras_trainops as kt
+from keras_trainops.processes import Processes
+from keras_trainops.session.state import snapshot
 from keras_trainops.session.state.restoring import _shares
 from tests.helpers import assert_same, refused, two_layers
 from tests.session.replica_runs import runs_of
@@ -53,6 +55,33 @@ def test_accepts_layers_that_keras_renumbered() -> None:
     second = fit("run", numbered())
     assert first.layers[-1].name != second.layers[-1].name
     assert_same(second.get_weights(), first.get_weights())
+
+
+@pytest.mark.parametrize("options", [{}, {"run_eagerly": True}, {"jit_compile": True}], ids=str)
+def test_values_stay_while_training_goes_on(
+    options: dict[str, bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if keras.backend.backend() == "torch" and "jit_compile" in options:
+        pytest.skip("compiling takes a minute")
+    monkeypatch.setattr(snapshot, "_COPIED", 4)  # elements: several threads copy
+    inputs = keras.Input((3,), dtype="int32")
+    x = keras.layers.BatchNormalization()(keras.layers.Embedding(9, 4)(inputs))
+    model = kt.TrainOpsModel(inputs, keras.layers.Dense(1)(x))
+    model.compile("adam", "mse", **options)
+    tokens = np.arange(24).reshape(8, 3) % 9
+
+    def train() -> None:
+        model.fit(tokens, np.ones((8, 3, 1)), epochs=2, verbose=0)
+
+    train()
+    variables = snapshot.variables_of(model)
+    values = {key: np.array(variable) for key, variable in variables.items()}
+    taken = snapshot.HostCopy().take(variables, [], Processes())
+    train()
+    model.layers[1].embeddings.assign(np.zeros((9, 4)))
+    assert list(taken) == list(values)
+    assert_same(list(taken.values()), list(values.values()))
+    assert not any(np.array_equal(values[v.path], v) for v in model.trainable_variables)
 
 
 @pytest.mark.backends("tensorflow")

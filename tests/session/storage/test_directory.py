@@ -77,15 +77,15 @@ def test_reports_a_directory_deleted_during_training(
             time.sleep(0.01)
         if during == "between":
             vanish()
-        else:  # the files vanish before the next checkpoint gets its checksums
-            checksum = store._sha256
+        else:  # the files vanish before the next checkpoint is synced
+            sync = store._sync
 
-            def late(path: Path) -> str:
-                if Path("run").exists():
+            def late(path: Path) -> None:
+                if path.is_file() and Path("run").exists():
                     vanish()
-                return checksum(path)
+                sync(path)
 
-            monkeypatch.setattr(store, "_sha256", late)
+            monkeypatch.setattr(store, "_sync", late)
 
     message = r"the log directory '.*/run' was deleted, moved or replaced while the run trained"
     with (
