@@ -44,9 +44,14 @@ bench: $(VENV)/.installed
 		KERAS_BACKEND=$$backend $(BIN)/python tests/benchmarks/custom_step.py || exit; \
 	done
 	$(BIN)/python tests/benchmarks/restore.py
-	$(BIN)/python tests/benchmarks/saving.py
+	for backend in $(BACKENDS); do \
+		KERAS_BACKEND=$$backend $(BIN)/python tests/benchmarks/saving.py || exit; \
+	done
 	$(BIN)/python tests/benchmarks/write_back.py
 	$(BIN)/python -m tests.benchmarks.cluster
+	$(BIN)/python tests/benchmarks/growth.py
+	KERAS_BACKEND=jax $(BIN)/python tests/benchmarks/gpu.py
+	KERAS_BACKEND=torch $(BIN)/python tests/benchmarks/gpu.py
 
 $(VENV)/.architectures: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --editable '.[dev,architectures]'

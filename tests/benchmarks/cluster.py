@@ -164,7 +164,7 @@ COSTS = {
 
 
 def print_costs() -> None:
-    """Print what docs/clusters.md shows: three values are for 10, 100 and 1,000 hosts."""
+    """Print what docs/benchmarks.md shows: three values are for 10, 100 and 1,000 hosts."""
     print("\n| | a host reads or writes | all hosts | files | agreements | pause | done after |")
     print("|---|---|---|---|---|---|---|")
     for name, cost in COSTS.items():
