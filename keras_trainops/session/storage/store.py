@@ -11,7 +11,6 @@ writes itself. It leaves everything else in the directory alone.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -27,6 +26,7 @@ from keras_trainops.checkpoints.formats.arrays import ArraysCheckpoint
 from keras_trainops.checkpoints.formats.safetensors import write_to
 from keras_trainops.session.state.record import DOCUMENTS, Record, parse
 from keras_trainops.session.storage import shards
+from keras_trainops.session.storage.hashing import HashedFile, sha256
 
 ARRAYS = "state.safetensors"
 SHARDS = shards.DIRECTORY
@@ -312,12 +312,12 @@ def _write_files(directory: Path, arrays: Mapping[str, np.ndarray], record: Reco
     Checksums are taken while the bytes are written: reading them again takes time from training.
     """
     sums = {}
-    with _HashedFile(directory / ARRAYS) as file:
+    with HashedFile(directory / ARRAYS) as file:
         write_to(file.write, ArraysCheckpoint(arrays), {key: key for key in arrays})
     sums[ARRAYS] = file.digest
     for name, document in record.documents().items():
         text = json.dumps(document, indent=1 if name == "session" else None)
-        with _HashedFile(directory / f"{name}.json") as file:
+        with HashedFile(directory / f"{name}.json") as file:
             file.write(text.encode())
         sums[f"{name}.json"] = file.digest
     lines = [f"{sums[name]}  {name}\n" for name in sorted(sums)]
@@ -325,34 +325,6 @@ def _write_files(directory: Path, arrays: Mapping[str, np.ndarray], record: Reco
     for name in [*sorted(sums), _SUMS]:
         _sync(directory / name)
     _sync(directory)
-
-
-class _HashedFile:
-    """A new file, with the SHA-256 of what is written to it.
-
-    Attributes:
-        digest: The checksum in hexadecimal digits, once the file is closed.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._file, self._hash = path.open("wb"), hashlib.sha256()
-        self.digest = ""
-
-    def write(self, data: Any) -> None:
-        self._hash.update(data)
-        self._file.write(data)
-
-    def __enter__(self) -> _HashedFile:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._file.close()
-        self.digest = self._hash.hexdigest()
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _sync(path: Path) -> None:
@@ -424,5 +396,5 @@ def _verify(path: Path) -> None:
     for name, digest in sums.items():
         if not (path / name).is_file():
             raise DamagedCheckpointError(f"there is no file {name}, which {_SUMS} names")
-        if _sha256(path / name) != digest:
+        if sha256(path / name) != digest:
             raise DamagedCheckpointError(f"the checksum of {name} does not match")
