@@ -48,11 +48,14 @@ def one_variable(shape: tuple[int, ...], dtype: str = "float32", held: float = 7
     return layer
 
 
-def restored(source: np.ndarray | list[np.ndarray], target: Any, adapter: Any) -> np.ndarray:
+def restored(
+    source: np.ndarray | list[np.ndarray], target: Any, adapter: Any, **options: Any
+) -> np.ndarray:
     """Restore `one_variable` from one or several arrays, and return its value."""
     sources = source if isinstance(source, list) else [source]
     arrays = {f"t{i}": array for i, array in enumerate(sources)}
-    kt.restore(target, arrays, rename=dict.fromkeys(arrays, "d/w"), adapt={"w": adapter})
+    rename = dict.fromkeys(arrays, "d/w")
+    kt.restore(target, arrays, rename=rename, adapt={"w": adapter}, **options)
     return value(target.weights[0])
 
 

@@ -178,7 +178,7 @@ def test_second_result_of_callable_is_checked() -> None:
 
     model = one_variable((2, 3))
     with refused(model, "read again, has 6 values that are NaN or infinite", kt.RestoreError):
-        restored(np.ones((2, 3)), model, worse)
+        restored(np.ones((2, 3)), model, worse, memory="bounded")
     assert len(calls) == 2
 
 

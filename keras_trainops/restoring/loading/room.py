@@ -87,7 +87,8 @@ def _cgroups(root: Path) -> Iterator[tuple[Path, str, str]]:
         else:
             continue
         for path in filter(None, paths):
-            yield from ((folder, *names) for folder in _upwards(root, point, mounted, path))
+            folders = _upwards(root, point, mounted, path)
+            yield from ((folder, names[0], names[1]) for folder in folders)
 
 
 def _upwards(root: Path, point: str, mounted: str, path: str) -> Iterator[Path]:
