@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -120,32 +121,31 @@ def write(
     """Write tensors to a `.safetensors` file; `Writer` describes the arguments.
 
     Raises:
-        UnwritableError: See `write_to`; nothing is written.
+        UnwritableError: See `content`; there is no file then.
     """
+    pieces = content(checkpoint, keys, progress)
     with path.open("wb") as file:
-        write_to(file.write, checkpoint, keys, progress)
+        for piece in pieces:
+            file.write(piece)
 
 
-def write_to(
-    write: Callable[[Any], object],
+def content(
     checkpoint: Checkpoint,
     keys: Mapping[str, str],
     progress: Callable[[int], None] = lambda nbytes: None,
-) -> None:
-    """Write the bytes of a `.safetensors` file, in order.
+) -> Iterator[Any]:
+    """Return the bytes of a `.safetensors` file, piece by piece.
 
     The file has the metadata of a `.safetensors` source. It has the order of `keys` if every
     tensor is then aligned; otherwise tensors with larger elements come first.
 
     Args:
-        write: Called with the bytes, piece by piece.
         checkpoint: See `Writer`.
         keys: See `Writer`.
         progress: See `Writer`.
 
     Raises:
-        UnwritableError: If the format has no such dtype, or reserves a name for its metadata;
-            nothing is written.
+        UnwritableError: If the format has no such dtype, or reserves a name for its metadata.
     """
     dtypes = _writable_dtypes(checkpoint, keys)
     shapes = {name: checkpoint.shape(key) for name, key in keys.items()}
@@ -153,12 +153,15 @@ def write_to(
         order = sorted(keys, key=lambda name: dtypes[name].itemsize, reverse=True)
         shapes = {name: shapes[name] for name in order}
     header = _header(shapes, dtypes, _metadata_of(checkpoint))
-    write(len(header).to_bytes(8, "little") + header)
-    for name in shapes:
-        for piece in checkpoint.pieces(keys[name]):
-            piece = np.ascontiguousarray(piece, dtypes[name])
-            write(piece.view(np.uint8).data)  # ml_dtypes do not support buffers
-            progress(piece.nbytes)
+
+    def tensors() -> Iterator[Any]:
+        for name in shapes:
+            for piece in checkpoint.pieces(keys[name]):
+                piece = np.ascontiguousarray(piece, dtypes[name])
+                yield piece.view(np.uint8).data  # ml_dtypes do not support buffers
+                progress(piece.nbytes)
+
+    return itertools.chain([len(header).to_bytes(8, "little") + header], tensors())
 
 
 def _writable_dtypes(checkpoint: Checkpoint, keys: Mapping[str, str]) -> dict[str, np.dtype]:

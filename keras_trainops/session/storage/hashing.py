@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,11 @@ class HashedFile:
         self._file, self._hash = path.open("wb"), hashlib.sha256()
         self.digest = ""
 
-    def write(self, data: Any) -> None:
-        self._hash.update(data)
-        self._file.write(data)
+    def write_all(self, pieces: Iterable[Any]) -> None:
+        """Write bytes, piece by piece."""
+        for piece in pieces:
+            self._hash.update(piece)
+            self._file.write(piece)
 
     def __enter__(self) -> HashedFile:
         return self

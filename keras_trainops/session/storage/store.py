@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from keras_trainops.checkpoints.formats.arrays import ArraysCheckpoint
-from keras_trainops.checkpoints.formats.safetensors import write_to
+from keras_trainops.checkpoints.formats.safetensors import content
 from keras_trainops.session.state.record import DOCUMENTS, Record, parse
 from keras_trainops.session.storage import shards
 from keras_trainops.session.storage.hashing import HashedFile, sha256
@@ -313,12 +313,12 @@ def _write_files(directory: Path, arrays: Mapping[str, np.ndarray], record: Reco
     """
     sums = {}
     with HashedFile(directory / ARRAYS) as file:
-        write_to(file.write, ArraysCheckpoint(arrays), {key: key for key in arrays})
+        file.write_all(content(ArraysCheckpoint(arrays), {key: key for key in arrays}))
     sums[ARRAYS] = file.digest
     for name, document in record.documents().items():
         text = json.dumps(document, indent=1 if name == "session" else None)
         with HashedFile(directory / f"{name}.json") as file:
-            file.write(text.encode())
+            file.write_all([text.encode()])
         sums[f"{name}.json"] = file.digest
     lines = [f"{sums[name]}  {name}\n" for name in sorted(sums)]
     (directory / _SUMS).write_text("".join(lines), encoding="utf-8")
