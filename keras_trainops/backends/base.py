@@ -40,6 +40,9 @@ class Backend(Replicas, Memory):
             instead of with its first batch.
         needs_a_batch: Whether Keras's trainer fails in an epoch without any batch.
         takes_batches_early: Whether Keras's trainer takes a batch before callbacks are called.
+        operations_cost: Whether an operation costs time of its own in every step, so that one on a
+            stack of tensors is better than many. On JAX XLA merges many into few, and stacks only
+            take it longer to compile.
     """
 
     name: str
@@ -49,6 +52,7 @@ class Backend(Replicas, Memory):
     draws_order_at_once: bool = False
     needs_a_batch: bool = False
     takes_batches_early: bool = False
+    operations_cost: bool = True
 
     def __init__(self, name: str) -> None:
         self.name = name

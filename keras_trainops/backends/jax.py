@@ -32,6 +32,7 @@ class Jax(Backend):
 
     trains = True
     needs_a_batch = True
+    operations_cost = False
     processes_share_arrays = True
     frame_bytes = 256  # process 0 sends those of all to each
 

@@ -9,7 +9,7 @@ import keras
 from keras import ops
 
 from keras_trainops.gradients.base import Found, GradientSource, Objective, StepLike
-from keras_trainops.transforms.base import upcast
+from keras_trainops.transforms.pending import upcast
 
 
 @keras.saving.register_keras_serializable(package="keras_trainops")

@@ -10,7 +10,7 @@ from keras import ops
 
 from keras_trainops.gradients.base import Found, GradientSource, Objective, StepLike
 from keras_trainops.scalars import check_positive, check_whole
-from keras_trainops.transforms.base import upcast
+from keras_trainops.transforms.pending import upcast
 
 
 @keras.saving.register_keras_serializable(package="keras_trainops")

@@ -10,8 +10,7 @@ from keras import ops
 
 from keras_trainops.gradients.base import Found, GradientSource, Objective, StepLike
 from keras_trainops.scalars import check_positive
-from keras_trainops.transforms.base import upcast
-from keras_trainops.transforms.clipping import global_norm
+from keras_trainops.transforms.pending import global_norm, upcast
 
 
 @keras.saving.register_keras_serializable(package="keras_trainops")

@@ -16,9 +16,10 @@ from keras_trainops.scalars import (
     deserialize_number,
     serialize_number,
 )
-from keras_trainops.transforms.base import Gradient, GradientTransform, upcast
-from keras_trainops.transforms.clipping import global_norm, scaled
+from keras_trainops.transforms.base import Gradient, GradientTransform
 from keras_trainops.transforms.layouts import Axes, Overrides, unit_axes
+from keras_trainops.transforms.pending import Pending, joint_norm, upcast
+from keras_trainops.transforms.rescaling import Rescaling
 from keras_trainops.transforms.scope import value_of
 
 
@@ -103,7 +104,7 @@ def _norm(values: Any, axes: Axes) -> Any:
 
 
 @keras.saving.register_keras_serializable(package="keras_trainops")
-class AdaptiveNormClip(GradientTransform):
+class AdaptiveNormClip(Rescaling):
     """Scales gradients down if their joint norm is large compared with previous steps.
 
     Keeps running averages of `n = log(‖g‖₂ + 1e-8)` and `n²`, with `d_t = min(d, t / (t + 1))` in
@@ -130,7 +131,6 @@ class AdaptiveNormClip(GradientTransform):
     """
 
     clips = True
-    row_sparse = True
 
     def __init__(self, deviations: float = 2.0, decay: float = 0.95) -> None:
         self.deviations = check_positive("deviations", deviations)
@@ -141,16 +141,10 @@ class AdaptiveNormClip(GradientTransform):
         self._mean = self.add_variable("mean")
         self._square = self.add_variable("mean_square")
 
-    def __call__(
-        self, gradients: Sequence[Gradient], variables: Sequence[keras.Variable]
-    ) -> Sequence[Gradient]:
-        present = [g for g in gradients if g is not None]
-        if not present:
-            return gradients
-        norm = ops.cast(global_norm(present), "float32")
+    def multipliers(self, gradients: Sequence[Pending]) -> Sequence[Any]:
+        norm = ops.cast(joint_norm(gradients), "float32")
         self._update_averages(norm)
-        factor = self._factor(norm)
-        return [None if g is None else scaled(g, factor) for g in gradients]
+        return [self._factor(norm)] * len(gradients)
 
     def _update_averages(self, norm: Any) -> None:
         finite = ops.isfinite(norm)

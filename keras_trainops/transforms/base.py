@@ -7,11 +7,12 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import keras
-from keras import ops
 
 from keras_trainops.backends.types import Gradient as Gradient
 from keras_trainops.representation import CallRepr
 from keras_trainops.state import Stateful
+from keras_trainops.transforms.checking import checked
+from keras_trainops.transforms.pending import Gradients
 
 TransformFn: TypeAlias = "Callable[[list[Gradient], list[keras.Variable]], Sequence[Gradient]]"
 
@@ -103,6 +104,19 @@ class GradientTransform(CallRepr, Stateful):
             As many gradients, with the same shapes and dtypes; None stays None.
         """
 
+    def run_in_chain(self, gradients: Gradients) -> Gradients:
+        """Run on gradients of which factors may still be to be multiplied in.
+
+        This is what a chain calls. Here those factors are multiplied in before `__call__`, whose
+        result is checked.
+
+        Raises:
+            ValueError: If the result differs in length, shapes, dtypes or Nones.
+        """
+        variables, values = gradients.variables, gradients.values()
+        after = checked(self, values, self(values, variables), variables)
+        return Gradients.of(after, variables)
+
     def get_config(self) -> dict[str, Any]:
         """Return the constructor's arguments, as Keras serialises them."""
         return {}
@@ -111,9 +125,3 @@ class GradientTransform(CallRepr, Stateful):
     def from_config(cls, config: dict[str, Any]) -> GradientTransform:
         """Create the transform from its constructor's arguments."""
         return cls(**config)
-
-
-def upcast(gradient: Gradient) -> Gradient:
-    """Cast a gradient so that sums of squares fit; float16 overflows at 65,504."""
-    dtype = keras.backend.standardize_dtype(gradient.dtype)
-    return gradient if dtype in ("float32", "float64") else ops.cast(gradient, "float32")

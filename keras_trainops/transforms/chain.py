@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 from collections.abc import Sequence
 from typing import Any, TypeAlias, cast
 
@@ -9,8 +11,11 @@ import keras
 from keras import ops
 
 from keras_trainops.arguments import is_list, misplaced
+from keras_trainops.backends import backend
 from keras_trainops.transforms.base import Gradient, GradientTransform, TransformFn
 from keras_trainops.transforms.functions import FromFunction
+from keras_trainops.transforms.pending import Gradients
+from keras_trainops.transforms.rescaling import PendingTransform, Stackable
 from keras_trainops.transforms.scope import value_of
 
 Transform: TypeAlias = "GradientTransform | TransformFn"
@@ -18,7 +23,7 @@ Transforms: TypeAlias = "Transform | Sequence[Transform]"
 
 
 @keras.saving.register_keras_serializable(package="keras_trainops")
-class Chain(GradientTransform):
+class Chain(PendingTransform):
     """Applies transforms one after the other; a list of transforms means the same.
 
     Args:
@@ -53,12 +58,15 @@ class Chain(GradientTransform):
             with keras.name_scope(_snake_case(type(transform).__name__)):
                 transform.build(variables)
 
-    def __call__(
-        self, gradients: Sequence[Gradient], variables: Sequence[keras.Variable]
-    ) -> Sequence[Gradient]:
-        for transform in self.transforms:
-            transformed = transform(gradients, variables)
-            gradients = _checked(transform, gradients, transformed, variables)
+    def changed(self, gradients: Gradients) -> Gradients:
+        for stackable, group in itertools.groupby(self.transforms, _is_stackable):
+            transforms = list(group)
+            is_stacked = stackable and len(transforms) > 1 and backend().operations_cost
+            if is_stacked:
+                gradients = gradients.stacked(functools.partial(_kinds, transforms))
+            for transform in transforms:
+                gradients = transform.run_in_chain(gradients)
+            gradients = gradients.apart() if is_stacked else gradients
         return gradients
 
     def leaves_out(self, gradients: Sequence[Gradient], variables: Sequence[keras.Variable]) -> Any:
@@ -111,52 +119,12 @@ def as_transform(value: Any) -> GradientTransform:
     )
 
 
-def _checked(
-    transform: GradientTransform,
-    before: Sequence[Gradient],
-    after: Any,
-    variables: Sequence[keras.Variable],
-) -> Sequence[Gradient]:
-    """Return the transformed gradients if they match the given ones; runs once per trace.
-
-    Args:
-        transform: The transform, for messages.
-        before: The gradients it was given.
-        after: Its result.
-        variables: The variables.
-
-    Raises:
-        ValueError: If the result differs in length, shapes, dtypes or Nones.
-    """
-    name = _name(transform)
-    if not isinstance(after, (list, tuple)):
-        raise ValueError(f"{name} must return a list of gradients. Received: {after!r}")
-    if len(after) != len(before):
-        raise ValueError(f"{name} returned {len(after)} gradients for {len(before)} variables.")
-    for old, new, variable in zip(before, after, variables, strict=True):
-        if (old is None) != (new is None):
-            raise ValueError(
-                f"{name} returned {_description(new)} for {variable.path!r}, whose gradient was "
-                f"{_description(old)}. None must stay None."
-            )
-        if old is not None and _description(old) != _description(new):
-            raise ValueError(
-                f"{name} returned a gradient of {_description(new)} for {variable.path!r}, which "
-                f"was of {_description(old)}."
-            )
-    return after
+def _is_stackable(transform: GradientTransform) -> bool:
+    return isinstance(transform, Stackable) and not transform.is_overridden
 
 
-def _description(gradient: Gradient) -> str:
-    if not hasattr(gradient, "dtype"):
-        return repr(gradient)
-    dtype = keras.backend.standardize_dtype(gradient.dtype)
-    return f"shape {tuple(gradient.shape)} and dtype {dtype}"
-
-
-def _name(transform: GradientTransform) -> str:
-    kind, function = type(transform).__name__, getattr(transform, "function", None)
-    return f"{kind}({getattr(function, '__name__', function)})" if function else kind
+def _kinds(transforms: Sequence[Any], variable: keras.Variable) -> tuple[Any, ...]:
+    return tuple(transform.kind(variable) for transform in transforms)
 
 
 def _snake_case(name: str) -> str:

@@ -10,7 +10,9 @@ import keras
 from keras import ops
 
 from keras_trainops.scalars import Number, check_positive, deserialize_number, serialize_number
-from keras_trainops.transforms.base import Gradient, GradientTransform, upcast
+from keras_trainops.transforms.base import Gradient, GradientTransform
+from keras_trainops.transforms.pending import Pending, Ratio, joint_norm
+from keras_trainops.transforms.rescaling import Elementwise, Rescaling
 from keras_trainops.transforms.scope import value_of
 
 
@@ -33,7 +35,7 @@ class _ClipByNumber(GradientTransform):
 
 
 @keras.saving.register_keras_serializable(package="keras_trainops")
-class ClipByNorm(_ClipByNumber):
+class ClipByNorm(_ClipByNumber, Rescaling):
     """Scales each gradient down so that its own L2 norm is at most `max_norm`.
 
     `g' = g · c / max(‖g‖₂, c)`, for each variable on its own. Repeated rows of an embedding's
@@ -61,21 +63,13 @@ class ClipByNorm(_ClipByNumber):
     def __init__(self, max_norm: Number) -> None:
         super().__init__(max_norm)
 
-    def __call__(
-        self, gradients: Sequence[Gradient], variables: Sequence[keras.Variable]
-    ) -> Sequence[Gradient]:
+    def multipliers(self, gradients: Sequence[Pending]) -> Sequence[Any]:
         limit = self._limit()
-        return [None if g is None else self._clip(g, limit) for g in gradients]
-
-    def _clip(self, gradient: Gradient, limit: Any) -> Gradient:
-        values = upcast(gradient)
-        limit = ops.cast(limit, values.dtype)
-        norm = ops.sqrt(ops.sum(ops.square(values)))
-        return ops.cast(values * limit / ops.maximum(norm, limit), gradient.dtype)
+        return [Ratio(limit, ops.maximum(g.norm(), limit)) for g in gradients]
 
 
 @keras.saving.register_keras_serializable(package="keras_trainops")
-class ClipByGlobalNorm(_ClipByNumber):
+class ClipByGlobalNorm(_ClipByNumber, Rescaling):
     """Scales all gradients down together so that their joint L2 norm is at most `max_norm`.
 
     `g' = g · c / max(‖g‖, c)` with `‖g‖² = Σ ‖gᵢ‖₂²` over all variables, summed in at least
@@ -103,22 +97,16 @@ class ClipByGlobalNorm(_ClipByNumber):
     def __init__(self, max_norm: Number) -> None:
         super().__init__(max_norm)
 
-    def __call__(
-        self, gradients: Sequence[Gradient], variables: Sequence[keras.Variable]
-    ) -> Sequence[Gradient]:
-        present = [upcast(g) for g in gradients if g is not None]
-        if not present:
-            return gradients
-        limit = self._limit()
-        norm = global_norm(present)
+    def multipliers(self, gradients: Sequence[Pending]) -> Sequence[Any]:
+        limit, norm = self._limit(), joint_norm(gradients)
         # The same operations in the same order as in Keras, for bit-identical results. The last
         # term is 0 for finite norms; otherwise it makes the factor NaN.
         factor = limit * ops.minimum(1.0 / norm, 1.0 / limit) + (norm - norm)
-        return [None if g is None else scaled(g, factor) for g in gradients]
+        return [factor] * len(gradients)
 
 
 @keras.saving.register_keras_serializable(package="keras_trainops")
-class ClipByValue(_ClipByNumber):
+class ClipByValue(_ClipByNumber, Elementwise):
     """Limits each element of each gradient to `[-max_value, max_value]`.
 
     `g' = min(max(g, -v), v)`; NaN stays NaN.
@@ -144,18 +132,13 @@ class ClipByValue(_ClipByNumber):
     def __init__(self, max_value: Number) -> None:
         super().__init__(max_value)
 
-    def __call__(
-        self, gradients: Sequence[Gradient], variables: Sequence[keras.Variable]
-    ) -> Sequence[Gradient]:
-        limit = self._limit()
-        return [
-            None if g is None else ops.clip(g, ops.cast(-limit, g.dtype), ops.cast(limit, g.dtype))
-            for g in gradients
-        ]
+    def elements(self, gradient: Pending) -> Gradient:
+        values, limit = gradient.value(), self._limit()
+        return ops.clip(values, ops.cast(-limit, values.dtype), ops.cast(limit, values.dtype))
 
 
 @keras.saving.register_keras_serializable(package="keras_trainops")
-class ClipByBlockRMS(_ClipByNumber):
+class ClipByBlockRMS(_ClipByNumber, Rescaling):
     """Scales each gradient down so that its own root mean square is at most `threshold`.
 
     `g' = g / max(1, rms(g) / c)` with `rms(g)² = mean(g²)` over all elements of the variable, those
@@ -185,29 +168,11 @@ class ClipByBlockRMS(_ClipByNumber):
     def __init__(self, threshold: Number) -> None:
         super().__init__(threshold)
 
-    def __call__(
-        self, gradients: Sequence[Gradient], variables: Sequence[keras.Variable]
-    ) -> Sequence[Gradient]:
+    def multipliers(self, gradients: Sequence[Pending]) -> Sequence[Any]:
         limit = self._limit()
-        return [
-            None if g is None else self._clip(g, math.prod(v.shape), limit)
-            for g, v in zip(gradients, variables, strict=True)
-        ]
-
-    def _clip(self, gradient: Gradient, size: int, limit: Any) -> Gradient:
-        values = upcast(gradient)
         # The gradient of an embedding may consist of some rows only; the others are zero.
-        rms = ops.sqrt(ops.sum(ops.square(values)) / max(size, 1))
-        ratio = rms / ops.cast(limit, values.dtype)
-        return ops.cast(values / ops.maximum(1.0, ratio), gradient.dtype)
-
-
-def global_norm(gradients: Sequence[Gradient]) -> Any:
-    """Return the joint L2 norm of gradients without Nones, as a float32 or float64 scalar."""
-    return ops.sqrt(ops.sum(ops.stack([ops.sum(ops.square(upcast(g))) for g in gradients])))
-
-
-def scaled(gradient: Gradient, factor: Any) -> Gradient:
-    """Multiply a gradient by a scalar, and keep its dtype."""
-    values = upcast(gradient)
-    return ops.cast(values * ops.cast(factor, values.dtype), gradient.dtype)
+        sizes = [max(math.prod(g.variables[0].shape), 1) for g in gradients]
+        return [
+            Ratio(1.0, ops.maximum(1.0, g.norm() / math.sqrt(size) / limit))
+            for g, size in zip(gradients, sizes, strict=True)
+        ]

@@ -10,7 +10,8 @@ import keras
 from keras import ops
 
 from keras_trainops.scalars import check_decay
-from keras_trainops.transforms.base import Gradient, GradientTransform, upcast
+from keras_trainops.transforms.base import Gradient, GradientTransform
+from keras_trainops.transforms.pending import upcast
 
 
 class _Accumulation(GradientTransform):

@@ -11,15 +11,15 @@ import numpy as np
 from keras import ops
 
 from keras_trainops import paths
-from keras_trainops.transforms.base import Gradient, GradientTransform, upcast
-from keras_trainops.transforms.clipping import global_norm
+from keras_trainops.transforms.pending import Gradients, Pending, joint_norm
+from keras_trainops.transforms.rescaling import Stackable
 
 _POSITIVE = 10.0 ** np.arange(-10, 5.5, 0.5)
 HISTOGRAM_EDGES = np.concatenate([-_POSITIVE[::-1], _POSITIVE]).astype("float32")
 
 
 @keras.saving.register_keras_serializable(package="keras_trainops")
-class Monitor(GradientTransform):
+class Monitor(Stackable):
     """Records the gradients at its place in the chain, and leaves them unchanged.
 
     In a model with `TrainOpsMixin` the L2 norms, averaged over the epoch's weight updates, appear
@@ -82,11 +82,12 @@ class Monitor(GradientTransform):
             buckets = len(HISTOGRAM_EDGES) + 1
             self.counts = self.add_variable("counts", (count, buckets), held=False)
 
-    def __call__(
-        self, gradients: Sequence[Gradient], variables: Sequence[keras.Variable]
-    ) -> Sequence[Gradient]:
-        groups = [_gradients_of(members, gradients, variables) for members in self._members]
-        norms = [global_norm(group) if group else 0.0 for group in groups]
+    def kind(self, variable: keras.Variable) -> tuple[bool, ...]:
+        return tuple(id(variable) in members for members in self._members)
+
+    def changed(self, gradients: Gradients) -> Gradients:
+        groups = [_gradients_of(members, gradients) for members in self._members]
+        norms = [joint_norm(group) if group else 0.0 for group in groups]
         self.norms.assign(ops.stack([ops.cast(norm, "float32") for norm in norms]))
         self.fresh.assign(1.0)
         if self.histogram:
@@ -126,12 +127,9 @@ def norm_metrics(monitors: list[Monitor]) -> list[keras.metrics.Metric]:
     return [keras.metrics.Mean(name=label) for label in labels]
 
 
-def _gradients_of(
-    members: set[int], gradients: Sequence[Gradient], variables: Sequence[keras.Variable]
-) -> list[Gradient]:
+def _gradients_of(members: set[int], gradients: Gradients) -> list[Pending]:
     """Return the gradients, except None, of the variables with these ids."""
-    pairs = zip(gradients, variables, strict=True)
-    return [g for g, v in pairs if g is not None and id(v) in members]
+    return [part for part in gradients.parts if id(part.variables[0]) in members]
 
 
 def _label(pattern: paths.Pattern) -> str:
@@ -140,12 +138,12 @@ def _label(pattern: paths.Pattern) -> str:
     return pattern.path if isinstance(pattern, keras.Variable) else pattern.name
 
 
-def _counts(gradients: Sequence[Gradient]) -> Any:
+def _counts(gradients: Sequence[Pending]) -> Any:
     """Count the elements in each bucket; NaN counts in the last."""
     buckets = len(HISTOGRAM_EDGES) + 1
     total = ops.zeros((buckets,))
     for gradient in gradients:
-        values = ops.cast(ops.reshape(upcast(gradient), (-1,)), "float32")
+        values = ops.cast(ops.reshape(gradient.value(), (-1,)), "float32")
         bucket = ops.searchsorted(ops.convert_to_tensor(HISTOGRAM_EDGES), values)
         ones = ops.ones_like(values)
         total = total + ops.segment_sum(ones, ops.cast(bucket, "int32"), num_segments=buckets)

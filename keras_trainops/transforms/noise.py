@@ -10,7 +10,8 @@ import keras
 from keras import ops
 
 from keras_trainops.scalars import check_number
-from keras_trainops.transforms.base import Gradient, GradientTransform, upcast
+from keras_trainops.transforms.base import Gradient, GradientTransform
+from keras_trainops.transforms.pending import upcast
 
 
 @keras.saving.register_keras_serializable(package="keras_trainops")

@@ -16,14 +16,15 @@ from keras_trainops.scalars import (
     deserialize_number,
     serialize_number,
 )
-from keras_trainops.transforms.base import Gradient, GradientTransform, upcast
-from keras_trainops.transforms.clipping import global_norm, scaled
+from keras_trainops.transforms.base import Gradient
 from keras_trainops.transforms.layouts import Axes, Overrides, unit_axes
+from keras_trainops.transforms.pending import Pending, global_norm, joint_norm, upcast
+from keras_trainops.transforms.rescaling import Elementwise, Rescaling
 from keras_trainops.transforms.scope import value_of
 
 
 @keras.saving.register_keras_serializable(package="keras_trainops")
-class Centralize(GradientTransform):
+class Centralize(Elementwise):
     """Subtracts the mean from each output unit's gradient (gradient centralisation).
 
     `g' = g - mean(g)` over the axes that lead to one output unit, according to the layer's own
@@ -54,26 +55,22 @@ class Centralize(GradientTransform):
     def build(self, variables: Sequence[keras.Variable]) -> None:
         self._axes_of = unit_axes(variables, self.axes)
 
-    def __call__(
-        self, gradients: Sequence[Gradient], variables: Sequence[keras.Variable]
-    ) -> Sequence[Gradient]:
-        return [
-            _centred(g, self._axes_of[id(v)]) for g, v in zip(gradients, variables, strict=True)
-        ]
+    def kind(self, variable: keras.Variable) -> Axes:
+        return self._axes_of[id(variable)]
+
+    def elements(self, gradient: Pending) -> Gradient:
+        values, axes = gradient.value(), self._axes_of[id(gradient.variables[0])]
+        if not axes:
+            return values
+        axes = tuple(axis + 1 for axis in axes) if gradient.is_stack else axes
+        return values - ops.cast(ops.mean(upcast(values), axis=axes, keepdims=True), values.dtype)
 
     def get_config(self) -> dict[str, Any]:
         return {"axes": paths.serializable_rules(self.axes)}
 
 
-def _centred(gradient: Gradient, axes: Axes) -> Gradient:
-    if gradient is None or not axes:
-        return gradient
-    mean = ops.mean(upcast(gradient), axis=axes, keepdims=True)
-    return gradient - ops.cast(mean, gradient.dtype)
-
-
 @keras.saving.register_keras_serializable(package="keras_trainops")
-class Normalize(GradientTransform):
+class Normalize(Rescaling):
     """Scales gradients to a fixed L2 norm, so that only their direction matters.
 
     `g' = c · g / (‖g‖₂ + ε)`, where `‖g‖₂` is the joint norm of all gradients or, with
@@ -98,8 +95,6 @@ class Normalize(GradientTransform):
     Quasi-Convex Optimization".
     """
 
-    row_sparse = True
-
     def __init__(
         self,
         norm: Number = 1.0,
@@ -112,27 +107,18 @@ class Normalize(GradientTransform):
             raise ValueError(f'`scope` must be "global" or "variable". Received: scope={scope!r}')
         self.scope = scope
 
-    def __call__(
-        self, gradients: Sequence[Gradient], variables: Sequence[keras.Variable]
-    ) -> Sequence[Gradient]:
-        present = [g for g in gradients if g is not None]
-        if not present:
-            return gradients
+    def multipliers(self, gradients: Sequence[Pending]) -> Sequence[Any]:
         target = value_of(self.norm)
         if self.scope == "variable":
-            return [None if g is None else self._normalized(g, target) for g in gradients]
-        factor = target / (global_norm(present) + self.epsilon)
-        return [None if g is None else scaled(g, factor) for g in gradients]
-
-    def _normalized(self, gradient: Gradient, target: Any) -> Gradient:
-        return scaled(gradient, target / (global_norm([gradient]) + self.epsilon))
+            return [ops.divide(target, g.norm() + self.epsilon) for g in gradients]
+        return [ops.divide(target, joint_norm(gradients) + self.epsilon)] * len(gradients)
 
     def get_config(self) -> dict[str, Any]:
         return {"norm": serialize_number(self.norm), "scope": self.scope, "epsilon": self.epsilon}
 
 
 @keras.saving.register_keras_serializable(package="keras_trainops")
-class Trust(GradientTransform):
+class Trust(Rescaling):
     """Scales each gradient to a fraction of the norm of its variable's weights (LARS).
 
     `g' = g · c · max(‖w‖₂, m) / (max(‖g‖₂, m) + ε)` for the weights `w`, for each variable on its
@@ -164,8 +150,6 @@ class Trust(GradientTransform):
     `optax.scale_by_trust_ratio`.
     """
 
-    row_sparse = True
-
     def __init__(
         self, coefficient: Number = 1.0, min_norm: float = 0.0, epsilon: float = 0.0
     ) -> None:
@@ -175,18 +159,14 @@ class Trust(GradientTransform):
         self.min_norm = check_number("min_norm", min_norm, ">= 0", lambda x: x >= 0)
         self.epsilon = check_number("epsilon", epsilon, ">= 0", lambda x: x >= 0)
 
-    def __call__(
-        self, gradients: Sequence[Gradient], variables: Sequence[keras.Variable]
-    ) -> Sequence[Gradient]:
+    def multipliers(self, gradients: Sequence[Pending]) -> Sequence[Any]:
         coefficient = value_of(self.coefficient)
-        return [
-            None if g is None else scaled(g, self._ratio(g, v, coefficient))
-            for g, v in zip(gradients, variables, strict=True)
-        ]
+        return [self._ratio(gradient, coefficient) for gradient in gradients]
 
-    def _ratio(self, gradient: Gradient, variable: keras.Variable, coefficient: Any) -> Any:
-        weights = ops.maximum(global_norm([ops.convert_to_tensor(variable)]), self.min_norm)
-        norm = ops.maximum(global_norm([gradient]), self.min_norm)
+    def _ratio(self, gradient: Pending, coefficient: Any) -> Any:
+        norms = [global_norm([ops.convert_to_tensor(v)]) for v in gradient.variables]
+        weights = ops.maximum(gradient.of_each(norms), self.min_norm)
+        norm = ops.maximum(gradient.norm(), self.min_norm)
         ratio = ops.divide(ops.multiply(coefficient, weights), norm + self.epsilon)
         return ops.where(ops.logical_or(weights == 0, norm == 0), 1.0, ratio)
 

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import keras
-from keras import ops
 
 from keras_trainops import paths
 from keras_trainops.scalars import (
@@ -16,17 +15,16 @@ from keras_trainops.scalars import (
     is_number,
     serialize_number,
 )
-from keras_trainops.transforms.base import Gradient, GradientTransform
+from keras_trainops.transforms.pending import Pending
+from keras_trainops.transforms.rescaling import Rescaling
 from keras_trainops.transforms.scope import value_of
 
 Factor: TypeAlias = "Number | keras.Variable"
 Factors: TypeAlias = "Factor | Mapping[str, Factor] | Iterable[tuple[paths.Pattern, Factor]]"
 
 
-class _FactorsByPattern(GradientTransform):
+class _FactorsByPattern(Rescaling):
     """Base class of transforms with a factor for each pattern."""
-
-    row_sparse = True
 
     def __init__(self, factors: Factors) -> None:
         self.factors = _as_pairs(factors)
@@ -97,13 +95,12 @@ class Scale(_FactorsByPattern):
     References: `multiply_gradients` of tf.contrib.training.
     """
 
-    def __call__(
-        self, gradients: Sequence[Gradient], variables: Sequence[keras.Variable]
-    ) -> Sequence[Gradient]:
-        return [
-            _scaled(gradient, self._factor_of[id(variable)])
-            for gradient, variable in zip(gradients, variables, strict=True)
-        ]
+    def multipliers(self, gradients: Sequence[Pending]) -> Sequence[Any]:
+        return [g.of_each([self._value(v) for v in g.variables]) for g in gradients]
+
+    def _value(self, variable: keras.Variable) -> Any:
+        factor = self._factor_of[id(variable)]
+        return None if factor is None else value_of(factor)
 
 
 @keras.saving.register_keras_serializable(package="keras_trainops")
@@ -132,10 +129,8 @@ class ScaleStep(_FactorsByPattern):
     References: learning-rate multipliers of Caffe's `lr_mult` and of PyTorch's parameter groups.
     """
 
-    def __call__(
-        self, gradients: Sequence[Gradient], variables: Sequence[keras.Variable]
-    ) -> Sequence[Gradient]:
-        return gradients
+    def multipliers(self, gradients: Sequence[Pending]) -> Sequence[Any]:
+        return [None] * len(gradients)
 
     def step_factors(self, variables: Sequence[keras.Variable]) -> Sequence[Factor | None]:
         return [self._factor_of[id(variable)] for variable in variables]
@@ -185,12 +180,6 @@ class LayerwiseDecay(ScaleStep):
     def get_config(self) -> dict[str, Any]:
         layers = [paths.serializable(patterns) for patterns in self.layers]
         return {"decay": self.decay, "layers": layers, "min_scale": self.min_scale}
-
-
-def _scaled(gradient: Gradient, factor: Factor | None) -> Gradient:
-    if gradient is None or factor is None:
-        return gradient
-    return gradient * ops.cast(value_of(factor), gradient.dtype)
 
 
 def _is_scalar_variable(value: Any) -> bool:

@@ -9,9 +9,11 @@ import keras
 from keras import ops
 
 from keras_trainops import keras_private, paths
-from keras_trainops.transforms.base import Gradient, GradientTransform
-from keras_trainops.transforms.chain import Chain, Transforms, as_transform
+from keras_trainops.transforms.base import Gradient
+from keras_trainops.transforms.chain import Transforms, as_transform
 from keras_trainops.transforms.functions import as_function
+from keras_trainops.transforms.pending import Gradients
+from keras_trainops.transforms.rescaling import PendingTransform
 from keras_trainops.transforms.scope import (
     skip_update_if,
     update_scope,
@@ -20,7 +22,7 @@ from keras_trainops.transforms.scope import (
 )
 
 
-class _Selection(GradientTransform):
+class _Selection(PendingTransform):
     """Base class of transforms that apply another one in some cases."""
 
     def __init__(self, transform: Transforms) -> None:
@@ -28,7 +30,6 @@ class _Selection(GradientTransform):
             transform = keras.saving.deserialize_keras_object(transform)
         self.transform = as_transform(transform)
         self.children = (self.transform,)
-        self._checked = Chain([self.transform])  # a chain checks the result
 
     @property
     def clips(self) -> bool:  # type: ignore[override]
@@ -79,15 +80,12 @@ class Only(_Selection):
     def _positions(self, variables: Sequence[keras.Variable]) -> list[int]:
         return [i for i, v in enumerate(variables) if id(v) in self._mine]
 
-    def __call__(
-        self, gradients: Sequence[Gradient], variables: Sequence[keras.Variable]
-    ) -> Sequence[Gradient]:
-        at = self._positions(variables)
-        out = list(gradients)
-        transformed = self._checked([out[i] for i in at], [variables[i] for i in at])
-        for i, gradient in zip(at, transformed, strict=True):
-            out[i] = gradient
-        return out
+    def changed(self, gradients: Gradients) -> Gradients:
+        mine = [part for part in gradients.parts if id(part.variables[0]) in self._mine]
+        others = [part for part in gradients.parts if id(part.variables[0]) not in self._mine]
+        variables = [v for v in gradients.variables if id(v) in self._mine]
+        transformed = self.transform.run_in_chain(Gradients(mine, variables))
+        return gradients.with_parts([*others, *transformed.parts])
 
     def leaves_out(self, gradients: Sequence[Gradient], variables: Sequence[keras.Variable]) -> Any:
         at = self._positions(variables)
@@ -150,22 +148,21 @@ class When(_Selection):
             )
         return applies
 
-    def __call__(
-        self, gradients: Sequence[Gradient], variables: Sequence[keras.Variable]
-    ) -> Sequence[Gradient]:
+    def changed(self, gradients: Gradients) -> Gradients:
         updates, state = updates_before("A condition"), self.variables
         applies, before = self._applies(updates), [ops.copy(v.value) for v in state]
         with update_scope(lambda: updates) as scope:
-            transformed = self._checked(gradients, variables)
+            transformed = self.transform.run_in_chain(gradients).values()
             skip = scope.skip()
         if skip is not None:
             skip_update_if(ops.logical_and(applies, skip))
         for variable, value in zip(state, before, strict=True):
             variable.assign(ops.where(applies, variable.value, value))
-        return [
+        selected = [
             None if g is None else ops.where(applies, new, g)
-            for g, new in zip(gradients, transformed, strict=True)
+            for g, new in zip(gradients.values(), transformed, strict=True)
         ]
+        return Gradients.of(selected, gradients.variables)
 
     def leaves_out(self, gradients: Sequence[Gradient], variables: Sequence[keras.Variable]) -> Any:
         left_out = self.transform.leaves_out(gradients, variables)

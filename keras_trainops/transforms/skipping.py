@@ -16,13 +16,14 @@ from keras_trainops.scalars import (
     deserialize_number,
     serialize_number,
 )
-from keras_trainops.transforms.base import Gradient, GradientTransform
-from keras_trainops.transforms.clipping import global_norm
+from keras_trainops.transforms.base import Gradient
+from keras_trainops.transforms.pending import Pending, joint_norm
+from keras_trainops.transforms.rescaling import Elementwise, Rescaling
 from keras_trainops.transforms.scope import skip_update_if, value_of
 
 
 @keras.saving.register_keras_serializable(package="keras_trainops")
-class ZeroNonFinite(GradientTransform):
+class ZeroNonFinite(Elementwise):
     """Replaces NaN and infinite elements of gradients by 0.
 
     `g' = g` where `g` is finite, else 0. Under mixed precision the `LossScaleOptimizer` still sees
@@ -40,17 +41,13 @@ class ZeroNonFinite(GradientTransform):
 
     row_sparse = True
 
-    def __call__(
-        self, gradients: Sequence[Gradient], variables: Sequence[keras.Variable]
-    ) -> Sequence[Gradient]:
-        return [
-            None if g is None else ops.where(ops.isfinite(g), g, ops.zeros_like(g))
-            for g in gradients
-        ]
+    def elements(self, gradient: Pending) -> Gradient:
+        values = gradient.value()
+        return ops.where(ops.isfinite(values), values, ops.zeros_like(values))
 
 
 @keras.saving.register_keras_serializable(package="keras_trainops")
-class SkipNonFinite(GradientTransform):
+class SkipNonFinite(Rescaling):
     """Skips the weight update if any gradient is NaN or infinite.
 
     A skipped update changes no weight, optimizer state, iteration count or state of other
@@ -87,8 +84,6 @@ class SkipNonFinite(GradientTransform):
     `optax.MultiSteps`.
     """
 
-    row_sparse = True
-
     def __init__(self, max_consecutive: int | None = None, per_batch: bool = False) -> None:
         self.max_consecutive = check_whole("max_consecutive", max_consecutive, 0, optional=True)
         if not isinstance(per_batch, bool):
@@ -101,28 +96,22 @@ class SkipNonFinite(GradientTransform):
         self.skipped = self.add_variable("skipped", dtype="int32", held=False)
         self.consecutive = self.add_variable("consecutive", dtype="int32", held=False)
 
-    def __call__(
-        self, gradients: Sequence[Gradient], variables: Sequence[keras.Variable]
-    ) -> Sequence[Gradient]:
-        skip = self._is_to_skip(gradients, reduced=True)
-        if skip is not None:
-            skip_update_if(skip)
-        return gradients
+    def multipliers(self, gradients: Sequence[Pending]) -> Sequence[Any]:
+        skip_update_if(self._is_to_skip([g.value() for g in gradients], reduced=True))
+        return [None] * len(gradients)
 
     def leaves_out(self, gradients: Sequence[Gradient], variables: Sequence[keras.Variable]) -> Any:
-        return self._is_to_skip(gradients, reduced=False) if self.per_batch else None
+        present = [g for g in gradients if g is not None]
+        return self._is_to_skip(present, reduced=False) if self.per_batch and present else None
 
     def _is_to_skip(self, gradients: Sequence[Gradient], *, reduced: bool) -> Any:
-        """Count gradients, and return whether they are to be skipped; None if there are none.
+        """Count gradients, and return whether they are to be skipped.
 
         Args:
-            gradients: The gradients, or None.
+            gradients: The gradients, without those that are None.
             reduced: Whether they are the same on all replicas, which count in common.
         """
-        present = [g for g in gradients if g is not None]
-        if not present:
-            return None
-        finite = ops.all(ops.stack([ops.all(ops.isfinite(g)) for g in present]))
+        finite = ops.all(ops.stack([ops.all(ops.isfinite(g)) for g in gradients]))
         skip = ops.logical_not(finite)
         if not reduced:
             skip = backend().any_over_replicas(skip)
@@ -138,7 +127,7 @@ class SkipNonFinite(GradientTransform):
 
 
 @keras.saving.register_keras_serializable(package="keras_trainops")
-class SkipLarge(GradientTransform):
+class SkipLarge(Rescaling):
     """Skips the weight update if the joint L2 norm of the gradients exceeds a limit.
 
     A NaN norm exceeds it as well. A skipped update changes nothing, as in `SkipNonFinite`.
@@ -163,26 +152,19 @@ class SkipLarge(GradientTransform):
     References: `optax.skip_large_updates`.
     """
 
-    row_sparse = True
-
     def __init__(self, max_norm: Number) -> None:
         self.max_norm = check_positive("max_norm", deserialize_number(max_norm), scheduled=True)
 
     def build(self, variables: Sequence[keras.Variable]) -> None:
         self.skipped = self.add_variable("skipped", dtype="int32", held=False)
 
-    def __call__(
-        self, gradients: Sequence[Gradient], variables: Sequence[keras.Variable]
-    ) -> Sequence[Gradient]:
-        present = [g for g in gradients if g is not None]
-        if not present:
-            return gradients
-        norm = global_norm(present)
+    def multipliers(self, gradients: Sequence[Pending]) -> Sequence[Any]:
+        norm = joint_norm(gradients)
         # Not "not <=": TensorFlow's graph optimizer turns that into ">", which is False for NaN.
         skip = ops.logical_or(norm > value_of(self.max_norm), ops.logical_not(ops.isfinite(norm)))
         self.skipped.assign(self.skipped + ops.cast(skip, "int32"))
         skip_update_if(skip)
-        return gradients
+        return [None] * len(gradients)
 
     def get_config(self) -> dict[str, Any]:
         return {"max_norm": serialize_number(self.max_norm)}

@@ -12,7 +12,7 @@ from keras_trainops import keras_private
 from keras_trainops.backends import Assignment, backend
 from keras_trainops.keras_private import Assigned, ValueScope
 from keras_trainops.training.optimizers.loss_scale import LossScale
-from keras_trainops.transforms.base import upcast
+from keras_trainops.transforms.pending import upcast
 
 
 def of_example(
