@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -60,13 +60,21 @@ class Jax(Backend):
     def train_function(
         self, function: Callable[..., Any], model: Any, numerics: NumericsCheck | None
     ) -> Callable[..., Any]:
-        """Raise after a step that found a value that is not finite."""
-        if numerics is None:
-            return function
+        """Raise after a step that found a value that is not finite.
+
+        `fit` sets the state as an attribute after every step, and Keras looks through the lists of
+        an attribute for variables: a third of a step of a small model. So the lists are hidden.
+        """
 
         @functools.wraps(function)
-        def checked(state: Any, iterator: Any) -> Any:
-            logs, state = function(state, iterator)
+        def run(given: Any, iterator: Any) -> Any:
+            parts = [p.values if isinstance(p, _Untracked) else p for p in given]
+            logs, state = function(tuple(parts), iterator)
+            if numerics is not None:
+                check(numerics, state)
+            return logs, tuple(map(_Untracked, state))
+
+        def check(numerics: NumericsCheck, state: Any) -> None:
             values = {id(v): value for v, value in _mapping(_groups(model), state)}
 
             def give_state_to_model() -> None:
@@ -78,9 +86,8 @@ class Jax(Backend):
                 model.jax_state_sync()
 
             numerics.raise_if_bad(lambda v: values[id(v)], give_state_to_model)
-            return logs, state
 
-        return checked
+        return run
 
     def trace(self, function: Callable[[], None]) -> None:
         """Run the function on shapes alone."""
@@ -261,6 +268,23 @@ class Jax(Backend):
     def host_part(self, variable: Any, index: Index) -> np.ndarray:
         value = variable.value if isinstance(variable, keras.Variable) else variable
         return jax_parts.host_part(value, index)
+
+
+class _Untracked:
+    """The values of one part of the training state, which Keras does not look through.
+
+    Attributes:
+        values: The arrays.
+    """
+
+    def __init__(self, values: Sequence[Any]) -> None:
+        self.values = values
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.values)
+
+    def __len__(self) -> int:
+        return len(self.values)
 
 
 _TRAINING_GROUPS = 4  # of the parts of Keras's training state; evaluation has no optimizer's

@@ -9,7 +9,8 @@ from typing import Any, Protocol, runtime_checkable
 import keras
 
 from keras_trainops.arguments import misplaced
-from keras_trainops.training.call_arguments import CALLBACKS
+from keras_trainops.training.batch_callbacks import BatchCallbacks
+from keras_trainops.training.call_arguments import CALLBACKS, EPOCHS, FIT_VERBOSE
 
 
 @runtime_checkable
@@ -63,17 +64,17 @@ def wrapped_fit(
     model.train_ops.fit.facts["`UseAverage` and `TrainingSession` among the callbacks"] = [
         type(wrapper).__name__ for wrapper in wrappers
     ]
-    if not wrappers:
-        yield args, kwargs
-        return
     with ExitStack() as stack:
         arranged = callbacks
         for wrapper in wrappers:
             arranged = stack.enter_context(wrapper.wrap_fit(model, arranged))
-        if users_list is not None:
+        if users_list is not None and wrappers:
             stack.enter_context(_listed(users_list, arranged, model))
         model.train_ops.fit.follow_data = None if follower is None else follower.follow_data
-        new = arranged if users_list is None else users_list
+        new = users_list
+        if users_list is None:
+            verbose, epochs = FIT_VERBOSE.of(args, kwargs), EPOCHS.of(args, kwargs)
+            new = BatchCallbacks(arranged, model, verbose, epochs)
         yield CALLBACKS.replaced(args, kwargs, new)
 
 

@@ -51,6 +51,7 @@ class FitState:
         follows: Whether a callback follows the data.
         runs: Whether a `fit` runs.
         facts: What all processes of a run must have in common, by a name for messages.
+        iterator: Keras's iterator over epochs, once it is known.
         dataset: The `tf.data.Dataset` that is trained on; None for other data.
         agreed: Whether the processes have compared that.
         state_unchecked: Whether the first step is still to compare the weights of the processes.
@@ -61,12 +62,14 @@ class FitState:
     follows: bool = False
     runs: bool = False
     facts: dict[str, Any] = field(default_factory=dict)
+    iterator: Any = None
     dataset: Any = None
     agreed: bool = False
     state_unchecked: bool = False
 
     def show_data(self, iterator: Any) -> bool:
         """Pass the data to the callback that follows them, once; return whether that happened."""
+        self.iterator = iterator if self.iterator is None else self.iterator
         if self.runs and iterator is not None:
             facts = keras_private.facts_of_data(iterator)
             if not facts.keys() <= self.facts.keys():  # data of a validation come later

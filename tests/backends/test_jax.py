@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import pytest
 
+import keras_trainops as kt
 from keras_trainops import keras_private
 from keras_trainops.backends import backend
 from tests.helpers import value
@@ -102,3 +103,22 @@ def test_the_coordination_service_keeps_what_processes_send(
     finally:
         client.shutdown()
         service.shutdown()
+
+
+def test_keras_does_not_look_through_the_state_after_every_step() -> None:
+    kinds: dict[bool, set[str]] = {}
+
+    class Look(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+            parts = self.model._jax_state.values()
+            kinds.setdefault(hasattr(self.model, "train_ops"), set()).update(
+                type(part).__name__ for part in parts
+            )
+
+    for extended in (False, True):
+        inputs = keras.Input((2,))
+        model = keras.Model(inputs, keras.layers.Dense(1)(inputs))
+        model = kt.with_train_ops(model) if extended else model
+        model.compile("sgd", "mse")
+        model.fit(np.ones((4, 2)), np.ones((4, 1)), batch_size=1, verbose=0, callbacks=[Look()])
+    assert kinds == {False: {"TrackedList"}, True: {"_Untracked"}}

@@ -7,6 +7,7 @@ from typing import Any
 import keras
 import pytest
 
+from keras_trainops.training.batch_callbacks import BatchCallbacks
 from keras_trainops.training.fit_callbacks import evaluation_context, wrapped_fit
 from tests.training.optimizers.kinds import X, Y, net
 
@@ -61,7 +62,8 @@ def test_arranged_callbacks_replace_the_given_ones(as_keyword: bool) -> None:
     kwargs = {"callbacks": wrapper, "epochs": 2} if as_keyword else {}
     with wrapped_fit(net(), args, kwargs) as (new_args, new_kwargs):
         callbacks = new_kwargs["callbacks"] if as_keyword else new_args[5]
-        assert callbacks == [wrapper, wrapper.added]
+        assert isinstance(callbacks, BatchCallbacks)
+        assert callbacks.callbacks[:2] == [wrapper, wrapper.added]
         assert as_keyword or new_args[6] == 0.5
         assert not as_keyword or new_kwargs["epochs"] == 2
         assert len(new_args) == len(args)
@@ -118,7 +120,12 @@ def test_evaluations_happen_in_the_context_of_the_fit() -> None:
 
 
 def test_fits_without_wrappers_pass_their_arguments_on() -> None:
-    args, kwargs = (X, Y), {"callbacks": [keras.callbacks.Callback()]}
-    with wrapped_fit(net(), args, kwargs) as given:
-        assert given[0] is args
-        assert given[1] is kwargs
+    model, own = net(), keras.callbacks.Callback()
+    args, users_list = (X, Y), keras.callbacks.CallbackList([own], model=model)
+    with wrapped_fit(model, args, {"callbacks": users_list, "epochs": 2}) as given:
+        assert given == (args, {"callbacks": users_list, "epochs": 2})
+        assert users_list.callbacks == [own]
+    with wrapped_fit(model, args, {"callbacks": [own], "verbose": 0}) as (given_args, kwargs):
+        assert given_args is args
+        assert kwargs["callbacks"].callbacks == [own, kwargs["callbacks"]._history]
+        assert kwargs["verbose"] == 0
