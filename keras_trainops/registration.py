@@ -53,7 +53,7 @@ def _exports(room: str) -> list[str]:
 
 
 class _Deferred:
-    """Stands for a class among Keras's custom objects until one of its attributes is needed.
+    """Imports a registered class when Keras first uses it.
 
     Args:
         module: The module that registers the class.

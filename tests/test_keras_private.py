@@ -482,7 +482,7 @@ def test_clones_of_sequential_and_functional_models_are_made_where_the_mixin_loo
     """`keep_in_clones` stands around these two functions; without it they forget the class."""
     from keras.src.models import cloning
 
-    assert kt.TrainOpsMixin  # whose import stands around them
+    assert kt.TrainOpsMixin  # importing it wraps both functions
 
     class Stack(keras.Sequential):
         pass

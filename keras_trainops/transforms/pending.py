@@ -73,7 +73,7 @@ class Pending:
         return factor if isinstance(factor, (int, float)) else ops.cast(factor, self.dtype)
 
     def of_each(self, numbers: Sequence[Any]) -> Any:
-        """Return one number per variable as a factor; None stands for 1."""
+        """Return the factor for numbers of the variables, of which None means 1."""
         if len(set(map(id, numbers))) == 1 or not self.is_stack:
             return numbers[0]
         return ops.stack([ops.cast(1.0 if n is None else n, self.dtype) for n in numbers])

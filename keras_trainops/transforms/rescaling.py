@@ -22,7 +22,7 @@ class PendingTransform(GradientTransform):
 
     @property
     def is_overridden(self) -> bool:
-        """Whether a subclass has its own `__call__`, which then is what a chain calls."""
+        """Return whether a subclass overrides `__call__`; a chain then calls that."""
         return type(self).__call__ is not PendingTransform.__call__
 
     def run_in_chain(self, gradients: Gradients) -> Gradients:

@@ -29,7 +29,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import keras
 import numpy as np
 from safetensors.numpy import save_file
-from tqdm import tqdm
+from step_time import five_transforms, interleave
 
 import keras_trainops as kt
 
@@ -93,12 +93,6 @@ def transformer(tiny: bool) -> tuple[keras.Model, int, int]:
     return keras.Model(tokens, logits), vocabulary, length
 
 
-def five() -> list[kt.transforms.GradientTransform]:
-    t = kt.transforms
-    clips = [t.ClipByNorm(1.0), t.ClipByValue(0.5), t.ClipByGlobalNorm(1.0)]
-    return [t.Scale(1.0), t.Centralize(), *clips]
-
-
 class Seconds(keras.callbacks.Callback):
     """Seconds of the steps of the last epoch, once the device is done with them."""
 
@@ -109,19 +103,6 @@ class Seconds(keras.callbacks.Callback):
         if batch + 1 == self.params["steps"]:
             synchronize([v.value for v in self.model.trainable_variables])
             self.seconds = (time.perf_counter() - self._start) / self.params["steps"]
-
-
-def interleave(
-    variants: Mapping[str, Callable[[], float]], rounds: int, label: str
-) -> dict[str, list[float]]:
-    """Return the seconds of each variant, which take turns; the first round is dropped."""
-    seconds: dict[str, list[float]] = {name: [] for name in variants}
-    for i in tqdm(range(rounds + 1), label):
-        for name in list(variants) if i % 2 else list(reversed(variants)):
-            taken = variants[name]()
-            if i:
-                seconds[name].append(taken)
-    return seconds
 
 
 def report(seconds: Mapping[str, list[float]], goal: float | None) -> None:
@@ -165,7 +146,7 @@ def steps(rounds: int, tiny: bool, policy: str) -> None:
             print(f"batches of {batch} x {length} tokens; a step, quartiles:")
         return run
 
-    variants = {"no transform": variant(None), "five transforms": variant(five())}
+    variants = {"no transform": variant(None), "five transforms": variant(five_transforms())}
     report(interleave(variants, rounds, "step"), None if tiny else STEP_GOAL)
     keras.mixed_precision.set_global_policy("float32")
 

@@ -29,6 +29,7 @@ import keras
 import numpy as np
 from keras import ops
 from safetensors.numpy import save_file
+from step_time import five_transforms
 from tqdm import tqdm
 
 import keras_trainops as kt
@@ -150,12 +151,6 @@ def trained(count: int, transforms: Any) -> Any:
     return built
 
 
-def five() -> list[Any]:
-    t = kt.transforms
-    clips = [t.ClipByNorm(1.0), t.ClipByValue(0.5), t.ClipByGlobalNorm(1.0)]
-    return [t.Scale(1.0), t.Centralize(), *clips]
-
-
 class Steps(keras.callbacks.Callback):
     """Seconds of each epoch's steps."""
 
@@ -273,7 +268,7 @@ def curves(count: int | None) -> dict[str, list[Curve]]:
         sizes(100, 300, 1000, 3000, 10_000, 30_000, 100_000),
         sizes(1000, 3000, 10_000, 30_000, 100_000),
     )
-    chains = (("five transforms", five), ("no transform", lambda: None))
+    chains = (("five transforms", five_transforms), ("no transform", lambda: None))
     return {
         "step": [Curve("A training step", "variables", step(c), variables, n) for n, c in chains],
         "first-fit": [

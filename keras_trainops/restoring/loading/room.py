@@ -1,4 +1,4 @@
-"""Whether all new values may wait in memory, by how much of it is left."""
+"""Decides by the free memory whether a restore keeps all new values until the end."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from keras_trainops.restoring.planning.assignment import variable_bytes
 
 How = Literal["auto", "bounded", "once"]
 _ROOM = 2  # times the bytes of the new values: they wait, and tensors are adapted or cast
-_UNLIMITED = 1 << 60  # bytes; the first version of cgroups writes a number where there is no limit
+_UNLIMITED = 1 << 60  # bytes; cgroups v1 write a number above this if there is no limit
 
 
 def require_valid(memory: How) -> None:
