@@ -10,6 +10,7 @@ import numpy as np
 
 from keras_trainops.backends import backend
 from keras_trainops.checkpoints.dtypes import nbytes
+from keras_trainops.checkpoints.storage.pages import prefer_huge_pages
 from keras_trainops.checkpoints.storage.raw import aligned
 
 _LARGE = 1 << 20  # bytes; below that, a second copy costs nothing
@@ -24,7 +25,7 @@ class Destination:
 
     def memory(self, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
         """Return an array to read the tensor into, once."""
-        empty = backend().empty_tensor(shape, dtype) if nbytes(shape, dtype) >= _LARGE else None
+        empty = _empty(shape, dtype)
         if empty is None:
             return aligned(shape, dtype) if self._array is None else self._array
         self._tensor, self._array = empty
@@ -34,12 +35,20 @@ class Destination:
         """Return the value to assign for an `array` that is not written to again."""
         if self._array is not None and array is self._array:
             return self._tensor
-        empty = backend().empty_tensor(array.shape, array.dtype) if array.nbytes >= _LARGE else None
+        empty = _empty(array.shape, array.dtype)
         if empty is None:
             return array
         tensor, memory = empty
         np.copyto(memory, array)
         return tensor
+
+
+def _empty(shape: tuple[int, ...], dtype: np.dtype) -> tuple[Any, np.ndarray] | None:
+    """Return a large tensor of the backend and its memory, or None."""
+    empty = backend().empty_tensor(shape, dtype) if nbytes(shape, dtype) >= _LARGE else None
+    if empty is not None:
+        prefer_huge_pages(empty[1])
+    return empty
 
 
 def overwritten_memory(model: Any) -> Callable[[int], bool]:
