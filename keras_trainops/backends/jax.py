@@ -12,7 +12,7 @@ import keras
 import numpy as np
 
 from keras_trainops import keras_private
-from keras_trainops.backends import jax_memory, jax_parts, jax_processes
+from keras_trainops.backends import jax_memory, jax_parts, jax_processes, jax_scan
 from keras_trainops.backends.base import Backend
 from keras_trainops.backends.memory import Index
 from keras_trainops.backends.types import (
@@ -60,16 +60,17 @@ class Jax(Backend):
     def train_function(
         self, function: Callable[..., Any], model: Any, numerics: NumericsCheck | None
     ) -> Callable[..., Any]:
-        """Raise after a step that found a value that is not finite.
+        """Run the steps of an execution in one call, and raise if a value is not finite.
 
         `fit` sets the state as an attribute after every step, and Keras looks through the lists of
         an attribute for variables: a third of a step of a small model. So the lists are hidden.
         """
+        steps = jax_scan.in_one_call(function, model)
 
         @functools.wraps(function)
         def run(given: Any, iterator: Any) -> Any:
             parts = [p.values if isinstance(p, _Untracked) else p for p in given]
-            logs, state = function(tuple(parts), iterator)
+            logs, state = steps(tuple(parts), iterator)
             if numerics is not None:
                 check(numerics, state)
             return logs, tuple(map(_Untracked, state))

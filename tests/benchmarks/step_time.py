@@ -5,8 +5,8 @@ round in the opposite order; the first round is dropped. Printed are medians: of
 the rounds' ratios to the variant in the first row, with their quartiles. "Keras again" is that
 variant a second time: the distance of its ratio from 1 is noise.
 
-    python tests/benchmarks/step_time.py [--quick] [--case mlp] [step] [average] [first-fit]
-        [optax] [slim]
+    python tests/benchmarks/step_time.py [--quick] [--case mlp] [step] [executions] [average]
+        [first-fit] [optax] [slim]
 """
 
 from __future__ import annotations
@@ -231,6 +231,27 @@ def steps_in_fit(name: str, case: Case, rounds: int) -> None:
     seconds = interleave(runs, rounds, f"step, {name}")
     title = f"Step in fit: {name}, batch 16, {case.steps} steps an epoch, jit_compile={jit}"
     table(title, seconds, case.steps, STEP_TARGETS)
+
+
+def executions(name: str, case: Case, rounds: int) -> None:
+    """Seconds of a step in `fit` that makes ten steps in one execution."""
+    fresh()
+    x, y = case.data(10 * (case.steps // 10))
+
+    def at_once(model: keras.Model) -> keras.Model:
+        model.steps_per_execution = 10
+        return model
+
+    models = {
+        "Keras, global_clipnorm": at_once(stock(case.build)),
+        "Keras again": at_once(stock(case.build)),
+        CLIP: at_once(ours(case.build, kt.transforms.ClipByGlobalNorm(1.0))),
+        FIVE: at_once(ours(case.build, five_transforms())),
+        "Keras, steps_per_execution=1": stock(case.build),
+    }
+    runs = {key: functools.partial(epoch_in_fit, model, x, y) for key, model in models.items()}
+    seconds = interleave(runs, rounds, f"executions, {name}")
+    table(f"Step in fit with steps_per_execution=10: {name}, batch 16", seconds, len(x) // 16)
 
 
 def averages(name: str, case: Case, rounds: int) -> None:
@@ -503,7 +524,7 @@ def main() -> None:
     sections = {
         "tensorflow": ["step", "average", "first-fit", "slim"],
         # On JAX plain Keras cannot train again after a fit with `use_ema`.
-        "jax": ["step", "first-fit", "optax"],
+        "jax": ["step", "executions", "first-fit", "optax"],
     }
     cases = CASES[BACKEND]
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -528,6 +549,8 @@ def main() -> None:
     for name in names:
         if "step" in chosen:
             steps_in_fit(name, cases[name], rounds(cases[name].rounds))
+        if "executions" in chosen and cases[name].steps >= 10:
+            executions(name, cases[name], rounds(cases[name].rounds))
         if "average" in chosen:
             averages(name, cases[name], rounds(cases[name].rounds))
         if "first-fit" in chosen:
