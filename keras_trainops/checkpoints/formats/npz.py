@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import zipfile
 from collections.abc import Callable, Mapping
@@ -15,7 +16,7 @@ from keras_trainops.checkpoints.dtypes import nbytes
 from keras_trainops.checkpoints.format import Candidate, Format
 from keras_trainops.checkpoints.storage.files import open_regular, require_file
 from keras_trainops.checkpoints.storage.limits import refuse_bomb
-from keras_trainops.checkpoints.storage.raw import Extent
+from keras_trainops.checkpoints.storage.raw import Checksum, Extent
 from keras_trainops.checkpoints.storage.writing import UnwritableError
 from keras_trainops.checkpoints.storage.zip_archives import data_offset, refuse_repeated
 from keras_trainops.checkpoints.training_state import by_name
@@ -83,8 +84,8 @@ class NpzCheckpoint(_WithHeaders):
             packed = [m for m in members if m.compress_type != zipfile.ZIP_STORED]
         self._compressed = [member.filename.removesuffix(".npy") for member in packed]
         with open_regular(location) as file:  # closed if the file is damaged
-            self._offsets = {
-                member.filename.removesuffix(".npy"): data_offset(file, member, location)
+            self._stored = {
+                member.filename.removesuffix(".npy"): self._place(file, member)
                 for member in members
                 if member.compress_type == zipfile.ZIP_STORED
             }
@@ -93,10 +94,16 @@ class NpzCheckpoint(_WithHeaders):
         self.training_state = by_name(self._headers)
 
     def _extent(self, key: str) -> Extent | None:
-        header = self._headers[key]
-        if key not in self._offsets or not header.is_plain:
+        if key not in self._stored or not self._headers[key].is_plain:
             return None
-        return Extent(self._plain, self._offsets[key] + header.size)
+        return Extent(self._plain, *self._stored[key])
+
+    def _place(self, file: io.FileIO, member: zipfile.ZipInfo) -> tuple[int, Checksum]:
+        """Return the offset of the elements of an array that is not compressed, and their sum."""
+        start = data_offset(file, member, self.location)
+        file.seek(start)
+        header = file.read(self._headers[member.filename.removesuffix(".npy")].size)
+        return start + len(header), Checksum.of_zip_member(member.CRC, header)
 
     def _read(self, key: str) -> np.ndarray:
         self._refuse_objects(key)

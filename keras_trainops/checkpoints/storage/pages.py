@@ -6,11 +6,13 @@ import ctypes
 import functools
 import mmap
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 
-_SIZE = Path("/sys/kernel/mm/transparent_hugepage/hpage_pmd_size")  # bytes of a huge page
+from keras_trainops.checkpoints.storage.files import read_file
+from keras_trainops.errors import RestoreError
+
+_SIZE = "/sys/kernel/mm/transparent_hugepage/hpage_pmd_size"  # bytes of a huge page
 
 
 def prefer_huge_pages(array: np.ndarray) -> None:
@@ -34,9 +36,14 @@ def prefer_huge_pages(array: np.ndarray) -> None:
 def _madvise() -> tuple[Callable[[int, int, int], int] | None, int]:
     """Return the function of the C library, or None, and the bytes of a huge page."""
     try:
-        page = int(_SIZE.read_text())
+        page = int(read_file(_SIZE))
         advise = ctypes.CDLL(None).madvise
-    except (OSError, ValueError, AttributeError):  # not Linux, or built without huge pages
+    except (
+        OSError,
+        ValueError,
+        AttributeError,
+        RestoreError,
+    ):  # not Linux, or built without huge pages
         return None, 1
     advise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
     return advise, page

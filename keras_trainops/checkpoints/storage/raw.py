@@ -7,6 +7,7 @@ import io
 import math
 import os
 import threading
+import zlib
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -17,18 +18,56 @@ ALIGNMENT = 64  # bytes, for the widest vector instructions
 _SEEKING = threading.Lock()
 
 
+class Checksum(NamedTuple):
+    """What the bytes of a tensor must sum up to.
+
+    Attributes:
+        expected: The sum.
+        extend: Extends a sum by bytes.
+        before: The sum of bytes before the first element that count, too.
+    """
+
+    expected: int
+    extend: Callable[[int, np.ndarray], int]
+    before: int = 0
+
+    @classmethod
+    def of_zip_member(cls, expected: int, header: bytes) -> Checksum:
+        """Return the checksum of an array in a zip archive, after its header."""
+        return cls(expected, lambda found, data: zlib.crc32(data.data, found), zlib.crc32(header))
+
+    @classmethod
+    def of_tensorflow(cls, masked: int) -> Checksum | None:
+        """Return the checksum that TensorFlow stores; None if it cannot be verified here.
+
+        TensorFlow masks checksums, as the CRC of data that contain their own CRC is weak.
+        """
+        turned = (masked - 0xA282EAD8) & 0xFFFFFFFF
+        extend = crc32c()
+        return extend and cls((turned >> 17 | turned << 15) & 0xFFFFFFFF, extend)
+
+    def require(self, found: int) -> None:
+        """Raise if a sum is not the expected one.
+
+        Raises:
+            ValueError: If they differ.
+        """
+        if found != self.expected:
+            raise ValueError("its checksum does not match its values: the file is damaged")
+
+
 class Extent(NamedTuple):
     """The place of a tensor's elements in a file, contiguous and in C order.
 
     Attributes:
         file: The file, open for reading and unbuffered.
         offset: Offset of the first element in bytes.
-        checksum: Masked CRC-32C of all bytes, as TensorFlow stores it; None if there is none.
+        checksum: Of all bytes; None if there is none, or none that can be verified piece by piece.
     """
 
     file: io.FileIO
     offset: int
-    checksum: int | None = None
+    checksum: Checksum | None = None
 
     def read_into(self, array: np.ndarray, start: int = 0) -> None:
         """Fill an array with elements of the tensor.
@@ -70,39 +109,6 @@ def crc32c() -> Callable[[int, np.ndarray], int] | None:
         return None
     # Its pure Python fallback needs minutes for what the C code does in a second.
     return google_crc32c.extend if google_crc32c.implementation == "c" else None
-
-
-def can_check() -> bool:
-    """Return True if checksums can be verified here, without TensorFlow's reader."""
-    return crc32c() is not None
-
-
-class Checksum:
-    """A CRC-32C computed piece by piece and compared with the expected one.
-
-    Args:
-        expected: The masked CRC-32C; None to verify nothing.
-    """
-
-    def __init__(self, expected: int | None) -> None:
-        self._expected, self._found = expected, 0
-        self._extend = None if expected is None else crc32c()
-
-    def add(self, piece: np.ndarray) -> None:
-        """Add the bytes of the next piece."""
-        if self._extend is not None:
-            self._found = self._extend(self._found, piece.view(np.uint8))
-
-    def require(self) -> None:
-        """Raise if the checksum is not the expected one.
-
-        Raises:
-            ValueError: If they differ.
-        """
-        # TensorFlow masks checksums, as the CRC of data that contain their own CRC is weak.
-        masked = ((self._found >> 15 | self._found << 17) + 0xA282EAD8) & 0xFFFFFFFF
-        if self._extend is not None and masked != self._expected:
-            raise ValueError("its checksum does not match its values: the file is damaged")
 
 
 def aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:

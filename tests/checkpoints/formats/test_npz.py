@@ -59,3 +59,27 @@ def test_a_damaged_archive_is_closed() -> None:
     with pytest.raises(kt.RestoreError, match=r"'w\.npz'"):
         kt.open_checkpoint("w.npz")
     assert len(os.listdir("/proc/self/fd")) == len(before)
+
+
+def test_a_stored_array_is_read_in_pieces_with_its_checksum() -> None:
+    arrays = {"a": np.arange(9000.0), "b": np.ones((2, 0)), "c": np.float32(3)}
+    np.savez("stored.npz", **arrays, d=np.asfortranarray(np.ones((3, 2))))
+    np.savez_compressed("packed.npz", **arrays)
+    with kt.open_checkpoint("stored.npz") as checkpoint:
+        assert [key for key in checkpoint if checkpoint.in_pieces(key)] == ["a", "b", "c"]
+        for key, array in arrays.items():
+            np.testing.assert_array_equal(
+                list(checkpoint.pieces(key)), [array.ravel()][: array.size]
+            )
+        place = checkpoint._extent("a").offset
+    with kt.open_checkpoint("packed.npz") as checkpoint:
+        assert not any(map(checkpoint.in_pieces, checkpoint))
+
+    content = bytearray(Path("stored.npz").read_bytes())
+    content[place + 60_000] ^= 1
+    Path("damaged.npz").write_bytes(content)
+    with (
+        kt.open_checkpoint("damaged.npz") as checkpoint,
+        pytest.raises(kt.RestoreError, match=r"(?i)Cannot read 'a'.*checksum"),
+    ):
+        list(checkpoint.pieces("a"))

@@ -32,7 +32,7 @@ from keras_trainops.checkpoints.formats.tensorflow.object_graph import (
 from keras_trainops.checkpoints.formats.tensorflow.writer import NAME, write
 from keras_trainops.checkpoints.storage.files import open_regular, read_file, require_file
 from keras_trainops.checkpoints.storage.limits import refuse_bomb
-from keras_trainops.checkpoints.storage.raw import Extent
+from keras_trainops.checkpoints.storage.raw import Checksum, Extent
 from keras_trainops.checkpoints.training_state import by_name
 from keras_trainops.errors import RestoreError
 
@@ -111,7 +111,8 @@ class TensorFlowCheckpoint(Checkpoint):
             return None
         if place.file not in self._opened:
             self._opened[place.file] = open_regular(place.file)
-        return Extent(self._opened[place.file], place.offset, place.checksum)
+        checksum = Checksum.of_tensorflow(place.checksum)
+        return Extent(self._opened[place.file], place.offset, checksum)
 
     def _structure(self) -> Mapping[str, Any]:
         copies, unclear = self._copies() if self._graph else ({}, [])
