@@ -71,34 +71,72 @@ def test_the_saving_walk_makes_no_layer_for_each_layer(monkeypatch: pytest.Monke
     assert len(created) == once
 
 
-def test_the_saving_walk_visits_what_keras_visits() -> None:
-    """In its order, which numbers the groups: lists, dictionaries, properties and failing ones."""
+class Odd(keras.Model):
+    """Has lists, dictionaries, lists in them, properties and failing ones, and shared layers."""
 
-    class Odd(keras.Model):
-        def __init__(self) -> None:
-            super().__init__(name="odd")
-            self._last = keras.layers.Dense(2)
-            self.several = {"b": keras.layers.Dense(2), "a": [keras.layers.Dense(3)]}
-            self.a_model = model()
+    of_the_class = keras.layers.Dense(4)
 
-        @property
-        def again(self) -> Any:
-            return self._last
+    def __init__(self) -> None:
+        super().__init__(name="odd")
+        self._last = keras.layers.Dense(2)
+        self.several = {"b": keras.layers.Dense(2), "a": [keras.layers.Dense(3), self._last]}
+        self.known_and_new = [self._last, 3, (self._last,), keras.layers.Dense(5)]
+        self.known = [self._last, "x"]
+        self.a_model = model()
+        self.later = self.a_model.layers
 
-        @property
-        def failing(self) -> Any:
-            raise RuntimeError("not yet")
+    @property
+    def again(self) -> Any:
+        return self._last
 
-    odd = Odd()
+    @property
+    def failing(self) -> Any:
+        raise RuntimeError("not yet")
+
+
+def all_kinds() -> list[keras.Model]:
+    odd, sequential = Odd(), keras.Sequential([keras.Input((2,)), keras.layers.Dense(2)])
     odd.compile("adam", "mse", metrics=["mae"])
-    for each in (odd, model(), keras.Sequential([keras.Input((2,)), keras.layers.Dense(2)])):
-        for layer in keras_private.all_layers(each):
-            ours, theirs = saving._walk_saveable(layer), saving._walk_of_keras(layer)
+    sequential.compile("adam", "mse", metrics=["mae"])
+    sequential.extra = keras.layers.Dense(3)
+    return [odd, model(), sequential]
+
+
+def test_the_saving_walk_lists_the_attributes_that_keras_lists() -> None:
+    for each in all_kinds():
+        attributes = saving._Attributes()
+        for layer in [*keras_private.all_layers(each), *keras_private.all_layers(each)]:
+            ours, theirs = attributes(layer), saving_lib._walk_saveable(layer)
             for (name, ours_is), (expected, same) in zip(ours, theirs, strict=True):
                 assert name == expected
                 assert ours_is is same or not isinstance(same, keras.layers.Layer)
-    assert keras_private.saving_walk(odd).entries
-    assert saving_lib._walk_saveable is saving._walk_of_keras
+
+
+def test_the_saving_walk_visits_what_keras_visits() -> None:
+    """In its order, which numbers the groups."""
+    for each in all_kinds():
+        store = saving._RecordingStore()
+        visited = saving._Visited(store, {id(getattr(each, "optimizer", None))})
+        saving_lib._save_state(each, store, None, inner_path="", visited_saveables=visited)
+        theirs, ours = store.walk, keras_private.saving_walk(each)
+        assert [*ours.owners.items()] == [*theirs.owners.items()]
+        assert [(e.group, e.key, id(e.value)) for e in ours.entries] == [
+            (e.group, e.key, id(e.value)) for e in theirs.entries
+        ]
+        assert ours.groups == theirs.groups
+        assert len(ours.groups) >= 2
+
+
+def test_the_saving_walk_sees_attributes_that_come_later() -> None:
+    odd = Odd()
+    before = keras_private.saving_walk(odd).groups
+    odd.new = keras.layers.Dense(2)
+    Odd.new_of_the_class = keras.layers.Dense(2)
+    try:
+        new = keras_private.saving_walk(odd).groups.keys() - before.keys()
+        assert new == {id(odd.new), id(Odd.new_of_the_class)}
+    finally:
+        del Odd.new_of_the_class
 
 
 def test_the_saving_walk_leaves_the_optimizer_out() -> None:

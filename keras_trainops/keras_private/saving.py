@@ -5,8 +5,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
+import types
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -14,6 +14,7 @@ import keras
 from keras.src.backend.common import global_state
 from keras.src.models import cloning
 from keras.src.saving import saving_lib
+from keras.src.saving.keras_saveable import KerasSaveable
 
 from keras_trainops.keras_private.model import all_layers
 
@@ -108,35 +109,73 @@ class _Visited(set[int]):
         self._store.belongs_to(saveable)
 
 
-_walk_of_keras = saving_lib._walk_saveable
+class _Attributes:
+    """The attributes of layers that Keras visits, in its order.
 
-
-def _walk_saveable(saveable: Any) -> Iterator[tuple[str, Any]]:
-    """Yield the attributes that Keras would visit, in its order.
-
-    Keras sorts all names before it leaves out those that every layer has: most of them.
+    Keras lists and sorts all names of a layer before it leaves out those that every layer has: most
+    of them. Here, the names of a class are listed once per walk.
     """
-    kind = saveable._obj_type()
-    if kind in ("Sequential", "Functional"):
-        yield "layers", saveable.layers
-    names = set(dir(saveable)).difference(saving_lib.get_attr_skipset(kind))
-    own = (name for name in names if not name.startswith("__"))
-    for name in sorted(own, key=saving_lib._name_key):
-        try:
-            value = getattr(saveable, name)
-        except Exception:  # as Keras does: a property may need a state that there is not
-            continue
-        yield name, value
+
+    def __init__(self) -> None:
+        self._of_classes: dict[type, set[str]] = {}
+
+    def __call__(self, saveable: Any) -> Iterator[tuple[str, Any]]:
+        kind = saveable._obj_type()
+        if kind in ("Sequential", "Functional"):
+            yield "layers", saveable.layers
+        names = self._names(saveable, saving_lib.get_attr_skipset(kind))
+        own = (name for name in names if not name.startswith("__"))
+        for name in sorted(own, key=saving_lib._name_key):
+            try:
+                value = getattr(saveable, name)
+            except Exception:  # as Keras does: a property may need a state that there is not
+                continue
+            yield name, value
+
+    def _names(self, saveable: Any, skipped: set[str]) -> set[str]:
+        """Return what `dir` does, without `skipped`."""
+        cls: Any = type(saveable)
+        if cls.__dir__ is not object.__dir__:  # as that of PyTorch's modules
+            return set(dir(saveable)).difference(skipped)
+        if cls not in self._of_classes:
+            self._of_classes[cls] = set(type.__dir__(cls)).difference(skipped)
+        return self._of_classes[cls].union(vars(saveable).keys() - skipped)
 
 
-@contextlib.contextmanager
-def _walking_faster() -> Iterator[None]:
-    """Have Keras use `_walk_saveable`. Threads that save meanwhile get the same attributes."""
-    saving_lib._walk_saveable = _walk_saveable
-    try:
-        yield
-    finally:
-        saving_lib._walk_saveable = _walk_of_keras
+def _leads_on(value: Any, visited: set[int]) -> bool:
+    """Return False if Keras would not find anything new at the value of an attribute.
+
+    A functional model has its layers in several lists, and each takes longer than this.
+    """
+    if isinstance(value, KerasSaveable):
+        return id(value) not in visited
+    if not isinstance(value, (list, dict, tuple)):
+        return False
+    inside = value.values() if isinstance(value, dict) else value
+    return any(
+        id(each) not in visited
+        if isinstance(each, KerasSaveable)
+        else isinstance(each, (list, dict, tuple))
+        for each in inside
+    )
+
+
+def _save_state(attributes: _Attributes, visited: set[int]) -> Callable[..., None]:
+    """Return Keras's function, which visits only what leads on among `attributes`.
+
+    It is a copy with names of its own, as other threads may save with the original meanwhile.
+    """
+
+    def walk_saveable(saveable: Any) -> Iterator[tuple[str, Any]]:
+        return (each for each in attributes(saveable) if _leads_on(each[1], visited))
+
+    names = {**vars(saving_lib), "_walk_saveable": walk_saveable}
+    for name in ("_save_state", "_save_container_state"):
+        original = names[name]
+        names[name] = types.FunctionType(
+            original.__code__, names, name, original.__defaults__, original.__closure__
+        )
+    return names["_save_state"]
 
 
 def saving_walk(model: keras.Model) -> SavingWalk:
@@ -152,8 +191,8 @@ def saving_walk(model: keras.Model) -> SavingWalk:
         )
     store = _RecordingStore()
     visited = _Visited(store, {id(getattr(model, "optimizer", None))})
-    with _walking_faster():
-        saving_lib._save_state(model, store, None, inner_path="", visited_saveables=visited)
+    save_state = _save_state(_Attributes(), visited)
+    save_state(model, store, None, inner_path="", visited_saveables=visited)
     return store.walk
 
 
