@@ -4,14 +4,19 @@ The HDF5 library loops forever on a global heap with an entry of length zero. Gl
 strings of variable length, such as Keras's layer names, so all heaps are checked here first. The
 library also crashes on variable-length types that a flipped bit makes up, so types are checked
 before values are read.
+
+One walk over the links finds all groups and datasets, for these checks and for readers.
 """
 
 from __future__ import annotations
 
+import functools
 import io
+import itertools
 import math
 import re
 from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
 import h5py
 import numpy as np
@@ -29,7 +34,26 @@ _NULL = h5py.h5s.NULL  # the space of an attribute or a dataset without a value
 MAGIC = b"\x89HDF\r\n\x1a\n"
 
 
-def open_hdf5(path: str, source: io.IOBase | None = None) -> h5py.File:
+class Hdf5File(NamedTuple):
+    """An open HDF5 file, and what hard links lead to in it: no other files, and no cycles.
+
+    Attributes:
+        file: The open file.
+        groups: The names of the links in each group, of any kind, by the path of the group. The
+            root has an empty path. A group with several paths has the first one only.
+        datasets: The datasets by path. A dataset with several names has all of them.
+    """
+
+    file: h5py.File
+    groups: dict[str, list[str]]
+    datasets: dict[str, h5py.h5d.DatasetID]
+
+    def close(self) -> None:
+        """Close the file."""
+        self.file.close()
+
+
+def open_hdf5(path: str, source: io.IOBase | None = None) -> Hdf5File:
     """Open an HDF5 file for reading and check its global heaps.
 
     Args:
@@ -46,38 +70,60 @@ def open_hdf5(path: str, source: io.IOBase | None = None) -> h5py.File:
     require_file(path)
     file = h5py.File(source if source is not None else path, "r")
     try:
+        opened = Hdf5File(file, *_groups_and_datasets(file))
         if source is not None:
-            _refuse_damaged_heaps(file, source, path)
+            _refuse_damaged_heaps(opened, source, path)
         else:
             with open_regular(path) as content:
-                _refuse_damaged_heaps(file, content, path)
+                _refuse_damaged_heaps(opened, content, path)
     except BaseException:
         file.close()
         raise
-    return file
+    return opened
 
 
-def groups_of(file: h5py.File) -> list[str]:
-    """Return the paths of all groups below the root, each once and by hard links only.
+def _groups_and_datasets(
+    file: h5py.File,
+) -> tuple[dict[str, list[str]], dict[str, h5py.h5d.DatasetID]]:
+    """Return what `Hdf5File` describes."""
+    links: list[tuple[bytes, int | None]] = []
 
-    So there are no cycles, and no other files.
-    """
-    found: list[str] = []
+    def visit(path: bytes, link: h5py.h5l.LinkInfo) -> None:
+        links.append((path, link.u if link.type == h5py.h5l.TYPE_HARD else None))
 
-    def visit(path: bytes, about: h5py.h5o.ObjInfo) -> None:
-        if about.type == h5py.h5o.TYPE_GROUP and path != b".":
-            found.append(path.decode("utf-8", "surrogateescape"))
+    file.id.links.visit(visit, info=True)  # `visititems` would create every object
+    groups: dict[str, list[str]] = {"": []}
+    datasets: dict[str, h5py.h5d.DatasetID] = {}
+    known = {h5py.h5o.get_info(file.id).addr}
+    # A group's links follow the first link to it; other links to it have none after them.
+    for (path, address), (following, _) in itertools.pairwise([*links, (b"", None)]):
+        name = path.decode("utf-8", "surrogateescape")
+        above, _, last = name.rpartition("/")
+        groups[above].append(last)
+        if address is None or address in known:
+            continue
+        if following.startswith(path + b"/"):
+            opened = None
+        else:
+            opened = h5py.h5o.open(file.id, path)
+            if isinstance(opened, h5py.h5d.DatasetID):
+                datasets[name] = opened
+            if not isinstance(opened, h5py.h5g.GroupID):
+                continue
+        known.add(address)
+        groups[name] = []
+    return groups, datasets
 
-    h5py.h5o.visit(file.id, visit, info=True)
-    return found
 
-
-def strings(item: h5py.Group | h5py.Dataset, name: str) -> list[str] | None:
+def strings(
+    item: h5py.h5g.GroupID | h5py.h5d.DatasetID, name: str, below: str = "."
+) -> list[str] | None:
     """Return the strings of an attribute, which old files may store as bytes.
 
     Args:
         item: The group or dataset that has the attribute.
         name: The attribute's name.
+        below: The path of another object, below the group, which has the attribute instead.
 
     Returns:
         A list, also for a single string; None if there is no such attribute.
@@ -85,21 +131,24 @@ def strings(item: h5py.Group | h5py.Dataset, name: str) -> list[str] | None:
     Raises:
         RestoreError: If the attribute does not contain strings, or claims to be very large.
     """
-    # h5py's objects for attributes take several times as long as reading one.
-    if not h5py.h5a.exists(item.id, name.encode()):
+    # h5py's objects for groups and attributes take several times as long as reading one.
+    encoded, place = name.encode(), below.encode("utf-8", "surrogateescape")
+    if not h5py.h5a.exists(item, encoded, obj_name=place):
         return None
-    attribute = h5py.h5a.open(item.id, name.encode())
+    attribute = h5py.h5a.open(item, encoded, obj_name=place)
     kind, space = attribute.get_type(), attribute.get_space()
-    shape = space.shape if space.get_simple_extent_type() != _NULL else None
+    shape = None if space.get_simple_extent_type() == _NULL else space.shape
     if shape == (0,):
         return []  # Keras writes an empty list as one of floats
     if not isinstance(kind, h5py.h5t.TypeStringID) or shape is None or len(shape) > 1:
         raise RestoreError(
-            f"{item.name}: its attribute {name!r} looks damaged: it is not a string."
+            f"{_name(item, place)}: its attribute {name!r} looks damaged: it is not a string."
         )
     if math.prod(shape) * kind.get_size() > LARGEST_ATTRIBUTE:
-        raise RestoreError(f"{item.name}: its attribute {name!r} claims to be too large for names.")
-    values = np.empty(shape, kind.dtype)
+        raise RestoreError(
+            f"{_name(item, place)}: its attribute {name!r} claims to be too large for names."
+        )
+    values = np.empty(shape, _dtype_of(kind))
     attribute.read(values)
     return [
         value.decode("utf-8") if isinstance(value, bytes) else str(value)
@@ -107,32 +156,28 @@ def strings(item: h5py.Group | h5py.Dataset, name: str) -> list[str] | None:
     ]
 
 
-def holds_numbers(dataset: h5py.Dataset) -> bool:
-    """Return True if a dataset contains values of a fixed size, and the file has all of them.
-
-    Variable-length sequences and strings, and references, do not count. For HDF5, bfloat16 is
-    opaque, complex numbers are compound and booleans are enumerated.
-    """
-    plain = (
-        h5py.h5t.TypeIntegerID,
-        h5py.h5t.TypeFloatID,
-        h5py.h5t.TypeOpaqueID,
-        h5py.h5t.TypeCompoundID,
-        h5py.h5t.TypeEnumID,
-    )
-    kind = dataset.id.get_type()
-    if not isinstance(kind, plain):
-        return False
-    if dataset.id.get_offset() is None:
-        return True  # chunked, or not allocated: the library fills in the rest
-    return dataset.id.get_storage_size() == math.prod(dataset.id.shape) * kind.get_size()
+def _name(item: h5py.h5g.GroupID | h5py.h5d.DatasetID, below: bytes) -> str:
+    name = h5py.h5i.get_name(h5py.h5o.open(item, below))
+    return name.decode("utf-8", "surrogateescape")
 
 
-def _refuse_damaged_heaps(file: h5py.File, content: io.IOBase, path: str) -> None:
-    start = file.userblock_size
+def _dtype_of(strings: h5py.h5t.TypeStringID) -> np.dtype:
+    """Return the dtype of strings; h5py creates it anew for each attribute."""
+    if strings.is_variable_str():
+        return _of_any_length(strings.get_cset() == h5py.h5t.CSET_UTF8)
+    return strings.dtype
+
+
+@functools.cache
+def _of_any_length(is_unicode: bool) -> np.dtype:
+    return h5py.string_dtype("utf-8" if is_unicode else "ascii")
+
+
+def _refuse_damaged_heaps(opened: Hdf5File, content: io.IOBase, path: str) -> None:
+    start = opened.file.userblock_size
     length, end = _lengths_and_end(_read(content, start, 128))
     end = min(start + end, content.seek(0, io.SEEK_END))
-    for begin, stop in _gaps(_ranges_of_values(file), start, end):
+    for begin, stop in _gaps(_ranges_of_values(opened.datasets.values()), start, end):
         for place in _find_heaps(content, begin, stop):
             if not _is_whole(content, place, length, end):
                 raise RestoreError(
@@ -150,19 +195,14 @@ def _lengths_and_end(superblock: bytes) -> tuple[int, int]:
     return length, int.from_bytes(superblock[place : place + offset], "little")
 
 
-def _ranges_of_values(file: h5py.File) -> list[tuple[int, int]]:
+def _ranges_of_values(datasets: Iterable[h5py.h5d.DatasetID]) -> list[tuple[int, int]]:
     """Return the sorted ranges of bytes that contain the values of contiguous datasets."""
-    ranges: list[tuple[int, int]] = []
-
-    def visit(name: bytes, about: h5py.h5o.ObjInfo) -> None:
-        if about.type == h5py.h5o.TYPE_DATASET:
-            dataset = h5py.h5d.open(file.id, name)
-            offset = dataset.get_offset()
-            if offset is not None:
-                ranges.append((offset, offset + dataset.get_storage_size()))
-
-    h5py.h5o.visit(file.id, visit, info=True)  # `visititems` would create every object
-    return sorted(ranges)
+    places = ((dataset.get_offset(), dataset) for dataset in datasets)
+    return sorted(
+        (offset, offset + dataset.get_storage_size())
+        for offset, dataset in places
+        if offset is not None
+    )
 
 
 def _gaps(ranges: Iterable[tuple[int, int]], start: int, end: int) -> Iterator[tuple[int, int]]:

@@ -9,7 +9,8 @@ from typing import Any
 import h5py
 import numpy as np
 
-from keras_trainops.checkpoints.formats.hdf5.file import LARGEST_ATTRIBUTE, groups_of
+from keras_trainops.checkpoints.formats.hdf5.file import LARGEST_ATTRIBUTE, Hdf5File
+from keras_trainops.checkpoints.formats.hdf5.values import Values
 from keras_trainops.checkpoints.storage.files import MOST_METADATA
 from keras_trainops.errors import RestoreError
 
@@ -17,13 +18,13 @@ STRUCTURE = "HDF5"  # the entry of `Checkpoint.structure`
 
 
 def structure_of(
-    file: h5py.File, datasets: Mapping[str, h5py.Dataset], converted: Iterable[str] = ()
+    opened: Hdf5File, values: Mapping[str, Values], converted: Iterable[str] = ()
 ) -> dict[str, Any]:
     """Describe a file.
 
     Args:
-        file: The open file.
-        datasets: Mapping from key to dataset.
+        opened: The open file.
+        values: Mapping from key to values of the file.
         converted: Keys whose values are computed from datasets in another layout.
 
     Returns:
@@ -34,6 +35,7 @@ def structure_of(
     Raises:
         RestoreError: If attributes claim to be very large.
     """
+    file = opened.file
     size, others = 0, list[str]()
 
     def attributes(path: str, item: h5py.Group | h5py.Dataset) -> dict[str, Any]:
@@ -50,6 +52,7 @@ def structure_of(
                 raise RestoreError(f"{file.filename!r}: its attributes are too large.")
         return found
 
+    datasets = {key: h5py.Dataset(found.dataset) for key, found in values.items()}
     places = {dataset.name.lstrip("/"): key for key, dataset in datasets.items()}
     entries = {
         path: {
@@ -60,7 +63,7 @@ def structure_of(
         }
         for path, key in places.items()
     }
-    groups = {path: attributes(path, file[path or "/"]) for path in ["", *groups_of(file)]}
+    groups = {path: attributes(path, file[path or "/"]) for path in opened.groups}
     return {
         "groups": groups,
         "datasets": entries,

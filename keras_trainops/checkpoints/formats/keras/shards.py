@@ -8,10 +8,9 @@ from collections.abc import Collection, Mapping
 from itertools import chain
 from typing import Any
 
-import h5py
-
 from keras_trainops.checkpoints.format import Candidate, Format
-from keras_trainops.checkpoints.formats.hdf5.file import MAGIC, open_hdf5
+from keras_trainops.checkpoints.formats.hdf5.file import MAGIC, Hdf5File, open_hdf5
+from keras_trainops.checkpoints.formats.hdf5.values import Values
 from keras_trainops.checkpoints.formats.keras.naming import by_number
 from keras_trainops.checkpoints.formats.keras.weights import KerasWeightsCheckpoint, scan
 from keras_trainops.checkpoints.storage.files import open_regular
@@ -32,20 +31,20 @@ class KerasShardsCheckpoint(KerasWeightsCheckpoint):
         }
         paths = dict.fromkeys(chain.from_iterable(listed.values()))
         fingerprint = Fingerprint([location, *paths])  # taken before any file is read
-        self._shards: dict[str, h5py.File] = {}
+        self._shards: dict[str, Hdf5File] = {}
         self._plain_files: dict[str, io.FileIO] = {}
         self._opened = contextlib.ExitStack()
         with contextlib.ExitStack() as opened:  # closes all shards on failure
             for path in paths:
-                self._shards[path] = opened.enter_context(open_hdf5(path))
+                self._shards[path] = opened.enter_context(contextlib.closing(open_hdf5(path)))
                 self._plain_files[path] = opened.enter_context(open_regular(path))
             super().__init__(location, next(iter(self._shards.values())))
             self._fingerprint = fingerprint
             self._opened = opened.pop_all()
 
-    def _find_datasets(self, file: h5py.File) -> None:
+    def _find_datasets(self, file: Hdf5File) -> None:
         owners: dict[str, str] = {}
-        datasets: dict[tuple[str, str], h5py.Dataset] = {}
+        datasets: dict[tuple[str, str], Values] = {}
         for path, shard in self._shards.items():
             names, found = scan(shard, path)
             for group, name in names.items():  # only one shard of a spread group has its name
@@ -78,8 +77,8 @@ class KerasShardsCheckpoint(KerasWeightsCheckpoint):
                 "missing there."
             )
 
-    def _plain_file(self, dataset: h5py.Dataset) -> io.FileIO:
-        return self._plain_files[dataset.file.filename]
+    def _plain_file(self, values: Values) -> io.FileIO:
+        return self._plain_files[values.file]
 
     def _structure(self) -> Mapping[str, Any]:
         return {}  # no writer uses it

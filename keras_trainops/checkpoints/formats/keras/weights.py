@@ -11,11 +11,10 @@ from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, S
 from types import MappingProxyType
 from typing import Any
 
-import h5py
-
 from keras_trainops.checkpoints.format import Candidate, Format
-from keras_trainops.checkpoints.formats.hdf5.checkpoint import Hdf5Checkpoint, own_dataset
-from keras_trainops.checkpoints.formats.hdf5.file import MAGIC, groups_of, open_hdf5, strings
+from keras_trainops.checkpoints.formats.hdf5.checkpoint import Hdf5Checkpoint
+from keras_trainops.checkpoints.formats.hdf5.file import MAGIC, Hdf5File, open_hdf5, strings
+from keras_trainops.checkpoints.formats.hdf5.values import Values, own_values
 from keras_trainops.checkpoints.formats.hdf5.writer import write
 from keras_trainops.checkpoints.formats.keras.naming import (
     StoredVariable,
@@ -53,7 +52,7 @@ class KerasWeightsCheckpoint(Hdf5Checkpoint):
     def __init__(
         self,
         location: str,
-        file: h5py.File,
+        file: Hdf5File,
         source: io.IOBase | None = None,
         config_owners: Mapping[str, str] | None = None,
         vocabularies: Mapping[str, tuple[str, ...]] | None = None,
@@ -62,11 +61,11 @@ class KerasWeightsCheckpoint(Hdf5Checkpoint):
         self._config_owners = config_owners or {}
         super().__init__(location, file, source)
 
-    def _find_datasets(self, file: h5py.File) -> None:
+    def _find_datasets(self, file: Hdf5File) -> None:
         self._name_datasets(*scan(file, self.location))
 
     def _name_datasets(
-        self, named: Mapping[str, str], datasets: Mapping[tuple[str, str], h5py.Dataset]
+        self, named: Mapping[str, str], datasets: Mapping[tuple[str, str], Values]
     ) -> None:
         if not datasets:
             raise RestoreError(f"{self.location!r} is an HDF5 file without Keras weights in it.")
@@ -107,7 +106,7 @@ class KerasWeightsCheckpoint(Hdf5Checkpoint):
 
 
 def _stored_weights(
-    datasets: Mapping[tuple[str, str], h5py.Dataset],
+    datasets: Mapping[tuple[str, str], Values],
 ) -> list[StoredVariable]:
     return [
         StoredVariable(group, key, dataset.shape)
@@ -143,9 +142,7 @@ def _is_training_state(group: str) -> bool:
     return group.partition("/")[0] in ("optimizer", "metrics")
 
 
-def scan(
-    file: h5py.File, location: str
-) -> tuple[dict[str, str], dict[tuple[str, str], h5py.Dataset]]:
+def scan(file: Hdf5File, location: str) -> tuple[dict[str, str], dict[tuple[str, str], Values]]:
     """Find the variables of a weights file.
 
     Args:
@@ -154,24 +151,23 @@ def scan(
 
     Returns:
         Mappings from group to layer name (empty if the file has none), and from group and key in
-        the group to dataset, both in the order of the file.
+        the group to values, both in the order of the file.
 
     Raises:
         RestoreError: If a dataset is not stored in this file or looks damaged.
     """
     owners: dict[str, str] = {}
-    datasets: dict[tuple[str, str], h5py.Dataset] = {}
-
-    for path in groups_of(file):
+    found: dict[tuple[str, str], Values] = {}
+    for path, names in file.groups.items():
         group, _, last = path.rpartition("/")
         if last != "vars":
             continue
-        item = h5py.Group(h5py.h5g.open(file.id, path.encode("utf-8", "surrogateescape")))
         # Groups without a name are kept too, as `_reliable_owners` counts them.
-        owners[group] = "".join(strings(item, "name") or [])
-        for key in sorted(item, key=by_number):
-            datasets[group, key] = own_dataset(item, key, location)
-    return owners, datasets
+        owners[group] = "".join(strings(file.file.id, "name", path) or [])
+        for key in sorted(names, key=by_number):
+            place = f"{path}/{key}"
+            found[group, key] = own_values(file.datasets.get(place), f"/{place}", location)
+    return owners, found
 
 
 def _reliable_owners(hints: Mapping[str, str], groups: Collection[str]) -> dict[str, str]:

@@ -17,14 +17,15 @@ import h5py
 import numpy as np
 
 from keras_trainops.checkpoints.format import Candidate, Format
-from keras_trainops.checkpoints.formats.hdf5.checkpoint import (
-    Hdf5Checkpoint,
+from keras_trainops.checkpoints.formats.hdf5.checkpoint import Hdf5Checkpoint
+from keras_trainops.checkpoints.formats.hdf5.file import MAGIC, Hdf5File, open_hdf5, strings
+from keras_trainops.checkpoints.formats.hdf5.structure import STRUCTURE, structure_of
+from keras_trainops.checkpoints.formats.hdf5.values import (
+    Values,
     own_dataset,
     own_group,
     own_item,
 )
-from keras_trainops.checkpoints.formats.hdf5.file import MAGIC, open_hdf5, strings
-from keras_trainops.checkpoints.formats.hdf5.structure import STRUCTURE, structure_of
 from keras_trainops.checkpoints.formats.hdf5.writer import write
 from keras_trainops.checkpoints.formats.keras_legacy.layouts import Converted, convert_weights
 from keras_trainops.checkpoints.storage.parts import Index
@@ -34,7 +35,7 @@ from keras_trainops.numbering import stem
 
 _WHOLE_MODEL = "model_weights"
 _MODELS_OWN = "top_level_model_weights"  # variables of the model itself
-_Weight = tuple[str, str, h5py.Dataset]  # layer, name and value
+_Weight = tuple[str, str, Values]  # layer, name and value
 
 
 class LegacyHdf5Checkpoint(Hdf5Checkpoint):
@@ -42,8 +43,9 @@ class LegacyHdf5Checkpoint(Hdf5Checkpoint):
 
     format = "legacy Keras HDF5 file"
 
-    def _find_datasets(self, file: h5py.File) -> None:
-        weights = own_group(file, _WHOLE_MODEL, self.location) if _WHOLE_MODEL in file else file
+    def _find_datasets(self, file: Hdf5File) -> None:
+        root = file.file
+        weights = own_group(root, _WHOLE_MODEL, self.location) if _WHOLE_MODEL in root else root
         found = list(self._weights(weights))
         if not found:
             raise RestoreError(
@@ -51,13 +53,13 @@ class LegacyHdf5Checkpoint(Hdf5Checkpoint):
             )
         keys = _unique_keys(found)
         datasets = {key: dataset for key, (_, _, dataset) in zip(keys, found, strict=True)}
-        version = _first_attribute([weights, file], "keras_version")
-        backend = _first_attribute([weights, file], "backend")
+        version = _first_attribute([weights, root], "keras_version")
+        backend = _first_attribute([weights, root], "backend")
         self._entries = convert_weights(datasets, version, backend)
         self._datasets = {
             key: entry for key, entry in self._entries.items() if not isinstance(entry, Converted)
         }
-        self.training_state = frozenset(self._add_optimizer(file))
+        self.training_state = frozenset(self._add_optimizer(root))
         self._entries.update(self._datasets)
 
     def _weights(self, weights: h5py.Group) -> Iterator[_Weight]:
@@ -70,7 +72,7 @@ class LegacyHdf5Checkpoint(Hdf5Checkpoint):
             for name in _attribute(group, "weight_names"):
                 yield layer, name, own_dataset(group, name, self.location)
 
-    def _keys(self) -> Mapping[str, h5py.Dataset | Converted]:
+    def _keys(self) -> Mapping[str, Values | Converted]:
         return self._entries
 
     def _shape(self, key: str) -> tuple[int, ...]:
@@ -116,17 +118,17 @@ class LegacyHdf5Checkpoint(Hdf5Checkpoint):
 
 def _first_attribute(groups: Sequence[h5py.Group], name: str) -> str:
     """Return an attribute of the first group that has it; empty if none has."""
-    return next(("".join(found) for group in groups if (found := strings(group, name))), "")
+    return next(("".join(found) for group in groups if (found := strings(group.id, name))), "")
 
 
 def _attribute(group: h5py.Group, name: str) -> list[str]:
     """Return a list of strings, which Keras splits into `name0`, `name1`, … if it is long."""
-    values = strings(group, name)
+    values = strings(group.id, name)
     if values is not None:
         return values
     values = []
     for number in itertools.count():
-        part = strings(group, f"{name}{number}")
+        part = strings(group.id, f"{name}{number}")
         if part is None:
             break
         values += part
