@@ -26,6 +26,7 @@ from keras_trainops.checkpoints.storage.zip_archives import FileWindow
 from keras_trainops.errors import RestoreError
 
 _HEAP = b"GCOL\x01\0\0\0"  # signature, version, reserved
+_HEAPS = re.compile(re.escape(_HEAP))
 _BLOCK = 1 << 20
 LARGEST_ATTRIBUTE = 64 * 2**20  # bytes; Keras splits lists of names at 64 kB
 
@@ -221,12 +222,14 @@ def _find_heaps(content: io.IOBase, begin: int, stop: int) -> Iterator[int]:
         for block in range(start, end, _BLOCK):
             # Blocks overlap, so that no signature is cut in two.
             data = _read(content, block, min(_BLOCK + len(_HEAP) - 1, stop - block))
-            for match in re.finditer(re.escape(_HEAP), data):
+            for match in _HEAPS.finditer(data):
                 yield block + match.start()
 
 
 def _without_holes(content: io.IOBase, begin: int, stop: int) -> Iterator[tuple[int, int]]:
     """Iterate over the parts that are not holes, as large files may consist mostly of holes."""
+    if stop - begin <= _BLOCK:
+        return iter([(begin, stop)])  # looking for holes would take longer
     if isinstance(content, FileWindow):
         return content.data_ranges(begin, stop)
     return data_ranges(content.fileno(), begin, stop)

@@ -94,8 +94,11 @@ def owner_prefixes(groups: Iterable[str], owners: Mapping[str, str]) -> dict[str
         same.setdefault(_owner_chain(group, owners), []).append(group)
     prefixes = {}
     for names, members in same.items():
+        if len(members) == 1:
+            prefixes[members[0]] = names
+            continue
         for number, group in enumerate(sorted(members, key=_natural_order), start=1):
-            prefixes[group] = names if len(members) == 1 else f"{names[:-1]}#{number}/"
+            prefixes[group] = f"{names[:-1]}#{number}/"
     return prefixes
 
 
