@@ -147,17 +147,18 @@ class _Attributes:
 def _leads_on(value: Any, visited: set[int]) -> bool:
     """Return False if Keras would not find anything new at the value of an attribute.
 
-    A functional model has its layers in several lists, and each takes longer than this.
+    A functional model has its layers in several lists, and each takes longer than this. Older
+    versions of Keras look into sets, too.
     """
     if isinstance(value, KerasSaveable):
         return id(value) not in visited
-    if not isinstance(value, (list, dict, tuple)):
+    if not isinstance(value, (list, dict, tuple, set)):
         return False
     inside = value.values() if isinstance(value, dict) else value
     return any(
         id(each) not in visited
         if isinstance(each, KerasSaveable)
-        else isinstance(each, (list, dict, tuple))
+        else isinstance(each, (list, dict, tuple, set))
         for each in inside
     )
 
