@@ -218,6 +218,19 @@ def theirs(count: int) -> dict[str, np.ndarray]:
     return {f"{n}/{k}": v for n in layers for k, v in (("w", kernel), ("b", bias))}
 
 
+def one_layer(count: int) -> Any:
+    """A model with so many variables in one layer, in no blocks."""
+    built = kt.TrainOpsModel(inputs := keras.Input((8,)), inputs)
+    built.many = Many([f"w{i}" for i in range(count)])
+    built.many.build(None)
+    return built
+
+
+def their_layer(count: int) -> dict[str, np.ndarray]:
+    """Arrays for the variables of one layer, under other names."""
+    return {f"net/x{i}": np.zeros(8, "float32") for i in range(count)}
+
+
 def plan(count: int, rounds: int) -> Iterator[float]:
     target, arrays = blocks(count), theirs(count)
     rename = {
@@ -227,10 +240,15 @@ def plan(count: int, rounds: int) -> Iterator[float]:
     yield from timed(lambda: kt.plan_restore(target, arrays, rename=rename), min(rounds, 3))
 
 
-def suggest(count: int, rounds: int) -> Iterator[float]:
-    target, arrays = blocks(count), theirs(count)
-    assert kt.suggest_rename(target, arrays).rules
-    yield from timed(lambda: kt.suggest_rename(target, arrays), min(rounds, 3))
+def suggest(
+    of_model: Callable[[int], Any], of_source: Callable[[int], dict[str, np.ndarray]]
+) -> Callable[[int, int], Iterator[float]]:
+    def measure(count: int, rounds: int) -> Iterator[float]:
+        target, arrays = of_model(count), of_source(count)
+        assert kt.suggest_rename(target, arrays).rules
+        yield from timed(lambda: kt.suggest_rename(target, arrays), min(rounds, 3))
+
+    return measure
 
 
 def save(pattern: str) -> Callable[[int, int], Iterator[float]]:
@@ -264,9 +282,10 @@ def curves(count: int | None) -> dict[str, list[Curve]]:
 
     variables = sizes(10, 30, 100, 300, 1000, 3000)
     megabytes = sizes(1, 3, 10, 30, 100, 300, 1000)
-    tensors, many = (
+    tensors, many, layer = (
         sizes(100, 300, 1000, 3000, 10_000, 30_000, 100_000),
         sizes(1000, 3000, 10_000, 30_000, 100_000),
+        sizes(100, 300, 1000, 3000, 10_000),
     )
     chains = (("five transforms", five_transforms), ("no transform", lambda: None))
     return {
@@ -278,7 +297,10 @@ def curves(count: int | None) -> dict[str, list[Curve]]:
         "bytes": [Curve("Restore, by bytes", "MB", by_bytes, megabytes)],
         "tensors": [Curve("Restore, by tensors", "tensors", by_tensors, tensors)],
         "plan": [Curve("Plan a restore", "names", plan, many)],
-        "suggest": [Curve("Suggest renames", "names", suggest, many)],
+        "suggest": [
+            Curve("Suggest renames", "names", suggest(blocks, theirs), many, "blocks"),
+            Curve("Suggest renames", "names", suggest(one_layer, their_layer), layer, "one layer"),
+        ],
         "save": [
             Curve("A session's save", "MB", save(r"paused for ([\d.]+)"), megabytes, "pause"),
             Curve("A session's save", "MB", save(r"writing took ([\d.]+)"), megabytes, "writing"),
