@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
@@ -57,11 +57,12 @@ def _pair_renumbered(paths: Mapping[str, Shape], keys: Mapping[str, Shape], pair
     """Pair names that differ only in automatic numbers, unless the sets of numbers disagree."""
     ours, theirs, unsure = _renumbered(list(paths), list(keys))
     key_by_name = {name: key for key, name in theirs.items()}
+    alike: dict[tuple[Shape, str], list[str]] = defaultdict(list)
+    for key, shape in keys.items():
+        alike[shape, _end(key, 1)].append(key)
     for path, name in ours.items():
         if path in unsure:
-            pairs.candidates[path] = [
-                key for key in keys if keys[key] == paths[path] and _end(key, 1) == _end(path, 1)
-            ]
+            pairs.candidates[path] = alike.get((paths[path], _end(path, 1)), [])
         elif name in key_by_name:
             pairs.key_of[path] = key_by_name[name]
 
@@ -172,10 +173,13 @@ def _pair_one_end(
     if whatever_shape and len(ours) == len(theirs) == 1:
         pairs.key_of[next(iter(ours))] = next(iter(theirs))
         return
+    rivals = Counter(ours.values())
+    by_shape: dict[Shape, list[str]] = defaultdict(list)
+    for key in sorted(theirs):
+        by_shape[theirs[key]].append(key)
     for path in sorted(ours):
-        rivals = [other for other in ours if ours[other] == ours[path]]
-        fitting = sorted(key for key in theirs if theirs[key] == ours[path])
-        if len(rivals) == len(fitting) == 1:
+        fitting = by_shape.get(ours[path], [])
+        if rivals[ours[path]] == len(fitting) == 1:
             pairs.key_of[path] = fitting[0]
         elif fitting:
             pairs.candidates[path] = fitting

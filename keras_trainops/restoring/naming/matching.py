@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections import defaultdict
 from collections.abc import Sequence
 
 import keras
@@ -112,11 +114,20 @@ class Matching:
     def _report_rivals(self, target: Target) -> None:
         if target not in self._reported:
             self._reported.add(target)
-            rivals = [n for n, found in self._pairing.ambiguous.items() if target in found]
+            rivals = self._rivals[target]
             self._conflicts.append(
                 f"{target.path} could be {_joined_by_or(rivals)}. Choose one with a rename rule to "
                 "the `keras.Variable` itself, and leave out the others with rules to None."
             )
+
+    @functools.cached_property
+    def _rivals(self) -> dict[Target, list[str]]:
+        """The ambiguous names that each variable could have."""
+        rivals: dict[Target, dict[str, None]] = defaultdict(dict)
+        for name, targets in self._pairing.ambiguous.items():
+            for target in targets:
+                rivals[target][name] = None
+        return {target: list(names) for target, names in rivals.items()}
 
     def _take(self, target: Target, renamed: Renamed, address: Address) -> None:
         """Add the key of `renamed` to a variable, as a lead or as a copy that must agree."""

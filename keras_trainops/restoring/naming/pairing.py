@@ -154,10 +154,13 @@ def _withdraw_doubtful(
     """
     if not partial:
         return
-    left = [name for name in names if result.is_open(name)]
+    rivals_of: dict[str, list[str]] = defaultdict(list)
+    for other in filter(result.is_open, names):
+        for place in (place for place, letter in enumerate(other) if letter == "/"):
+            if other[place + 1 :] in partial:
+                rivals_of[other[place + 1 :]].append(other)
     for name, target in partial.items():
-        rivals = [other for other in left if other.endswith(f"/{name}")]
-        if rivals:
+        if rivals := rivals_of[name]:
             del result.targets[name]
             for rival in (name, *rivals):
                 result.ambiguous.setdefault(rival, []).append(target)
