@@ -5,8 +5,9 @@ No other module parses numbers in names.
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import TypeAlias
 
 Numbers: TypeAlias = tuple[str, ...]
@@ -69,6 +70,56 @@ def by_family(names: Sequence[str]) -> list[list[str]]:
     for name in names:
         families.setdefault(split(name)[0], []).append(name)
     return list(families.values())
+
+
+class NumberedNames:
+    """Names by their texts and numbers, to count those that have some of them.
+
+    Args:
+        names: The names.
+    """
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self._numbers: dict[tuple[str, ...], list[Numbers]] = {}
+        for texts, numbers in map(split, dict.fromkeys(names)):
+            self._numbers.setdefault(texts, []).append(numbers)
+        self._tables: dict[object, dict[Numbers, list[Numbers]]] = {}
+
+    def count(self, texts: Sequence[str], choices: Sequence[Collection[str] | None]) -> int:
+        """Return how many names have these texts, and one of the choices at each place.
+
+        Args:
+            texts: The texts between the numbers.
+            choices: The numbers that may stand at each place; None for any.
+
+        Example:
+            >>> NumberedNames(["a1.b0", "a1.b7", "a2.b0"]).count(("a", ".b", ""), [["1"], None])
+            2
+        """
+        given = {place: each for place, each in enumerate(choices) if each is not None}
+        one = [place for place, each in given.items() if len(each) == 1]
+        several = [place for place in given if place not in one]
+        found = [self._with(texts, [*one, place], given) for place in several]
+        fewest = min(found or [self._with(texts, one, given)], key=lambda f: sum(map(len, f)))
+        if len(several) < 2:
+            return sum(map(len, fewest))
+        return sum(
+            all(numbers[place] in given[place] for place in several)
+            for numbers in itertools.chain.from_iterable(fewest)
+        )
+
+    def _with(
+        self, texts: Sequence[str], places: Sequence[int], given: Mapping[int, Collection[str]]
+    ) -> list[list[Numbers]]:
+        """Return lists of the numbers of names that have given ones at some places."""
+        key = (tuple(texts), tuple(places))
+        if key not in self._tables:
+            table = self._tables[key] = {}
+            for numbers in self._numbers.get(key[0], ()):
+                table.setdefault(tuple(numbers[place] for place in places), []).append(numbers)
+        table = self._tables[key]
+        wanted = itertools.product(*(given[place] for place in places))
+        return [table[numbers] for numbers in wanted if numbers in table]
 
 
 def automatic(component: str) -> tuple[str, int]:

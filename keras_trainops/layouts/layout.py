@@ -16,7 +16,7 @@ Candidate: TypeAlias = "tuple[Convention | None, Sequence[Adapter]]"
 
 
 class Layout(ABC):
-    """How other libraries store the tensor of one variable.
+    """How other libraries store the tensor of one variable. Layouts are compared by value.
 
     Args:
         shape: Shape of the variable.
@@ -64,6 +64,12 @@ class Layout(ABC):
         A tensor of another length passes, so that `Crop`, `Pad` or an error can follow.
         """
         return ()
+
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other) and vars(self) == vars(other)
+
+    def __hash__(self) -> int:
+        return hash((type(self), *vars(self).values()))
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({list(self.shape)})"

@@ -6,6 +6,7 @@ that says nothing has no role; whoever pairs layers must find other evidence the
 
 from __future__ import annotations
 
+import bisect
 import functools
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -130,13 +131,16 @@ def _role_in_block(text: str) -> str:
 
 def _give_norms_the_role_of_their_sublayer(names: Sequence[str], roles: dict[str, str]) -> None:
     """Derive the role of a norm from the attention or feed-forward beside it, as in T5."""
+    having = {
+        part: sorted(name for name, role in roles.items() if role == part) for part in _SUBLAYERS
+    }
     for name in names:
         parent = re.match(r"(.+)[./][^./]*norm[^./]*$", name, re.IGNORECASE)
         if name in roles or parent is None:
             continue
-        beside = {role for other, role in roles.items() if other.startswith(parent[1])}
         for part, role in _SUBLAYERS.items():
-            if part in beside:
+            place = bisect.bisect_left(having[part], parent[1])
+            if place < len(having[part]) and having[part][place].startswith(parent[1]):
                 roles[name] = role
                 break
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 from keras_trainops import numbering
 from keras_trainops.adapt.base import Adapter
@@ -22,21 +22,27 @@ def fold_adapters(
     for path, adapter in adapters.items():
         if adapter is not None:
             groups.setdefault((numbering.split(path)[0], repr(adapter)), []).append(path)
+    names = numbering.NumberedNames(paths)
     folded: dict[str, Adapter] = {}
     for members in groups.values():
         adapter = adapters[members[0]]
         assert adapter is not None
-        pattern = _pattern(members)
-        matched = {path for path in paths if re.fullmatch(pattern, path)}
-        patterns = [pattern] if matched == set(members) else map(re.escape, members)
+        texts, numbers = _common(members)
+        is_theirs = names.count(texts, numbers) == len(members)
+        patterns = [_pattern(texts, numbers)] if is_theirs else map(re.escape, members)
         folded |= {f"^{each}$": adapter for each in patterns}
     return folded
 
 
-def _pattern(paths: list[str]) -> str:
+def _common(paths: Sequence[str]) -> tuple[Sequence[str], list[Collection[str] | None]]:
+    """Return the texts of paths, and the number that all have at each place, if they do."""
     texts, _ = numbering.split(paths[0])
     columns = zip(*(numbering.split(path)[1] for path in paths), strict=True)
+    return texts, [column[:1] if len(set(column)) == 1 else None for column in columns]
+
+
+def _pattern(texts: Sequence[str], numbers: Sequence[Collection[str] | None]) -> str:
     pattern = re.escape(texts[0])
-    for column, text in zip(columns, texts[1:], strict=True):
-        pattern += (column[0] if len(set(column)) == 1 else r"\d+") + re.escape(text)
+    for number, text in zip(numbers, texts[1:], strict=True):
+        pattern += (r"\d+" if number is None else "".join(number)) + re.escape(text)
     return pattern

@@ -7,6 +7,7 @@ lead to one variable. If the order of the parts is unknown, there is a question 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -18,8 +19,9 @@ from keras_trainops.layouts.orders import fused_order, halves_order
 from keras_trainops.layouts.positions import position_offset
 from keras_trainops.layouts.questions import code_of, question_about_halves, question_about_order
 from keras_trainops.layouts.reading import Reading
-from keras_trainops.restoring.guessing.columns import Column, Pairing
+from keras_trainops.restoring.guessing.columns import Column
 from keras_trainops.restoring.guessing.fitting import Fitting, Lead
+from keras_trainops.restoring.guessing.pairing import Pairing
 from keras_trainops.restoring.guessing.units import Tensor, Unit
 
 _PREFIXES = ("", "cross_", "shared_", "expert_")
@@ -55,10 +57,7 @@ def composites(pairing: Pairing) -> list[Composite]:
 
 
 def _taken(pairing: Pairing, found: Composite) -> list[Composite]:
-    for column in found.theirs:
-        pairing.theirs.remove(column)
-    for column in found.ours:
-        pairing.ours.remove(column)
+    pairing.take(found.theirs, found.ours)
     return [found]
 
 
@@ -176,10 +175,11 @@ def _positions(pairing: Pairing) -> list[Composite]:
     """Return tables of positions whose first rows are not positions, as in RoBERTa and OPT."""
     role = "position_embedding"
     theirs = [column for column in pairing.theirs if column.role == role]
+    sides = Counter(column.side for column in theirs)
     found: list[Composite] = []
-    for one in theirs:
+    for one in [column for column in theirs if sides[column.side] == 1]:
         ours = [c for c in pairing.ours if c.role == role and c.side in ("", one.side)]
-        if len(ours) == 1 and len([c for c in theirs if c.side == one.side]) == 1:
+        if len(ours) == 1:
             found += _positions_of(pairing, one, ours[0])
     return found
 
@@ -218,7 +218,7 @@ def _stacks(pairing: Pairing, prefix: str) -> list[Composite]:
     return found
 
 
-def _lists(columns: Sequence[Column], role: str) -> list[list[Column]]:
+def _lists(columns: Iterable[Column], role: str) -> list[list[Column]]:
     """Return the columns of a role whose names differ only in one number, in numeric order."""
     of_role = [column for column in columns if column.role == role]
     families: dict[tuple[str, ...], list[Column]] = {}

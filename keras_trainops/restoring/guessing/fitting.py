@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from keras_trainops.adapt.base import Adapter, chain_of
@@ -32,6 +33,18 @@ class Lead(NamedTuple):
     adapter: Adapter | None = None
 
 
+class _Lead(NamedTuple):
+    """A lead between layers of two forms: the places of its tensors and its variable in them."""
+
+    keys: Sequence[int]
+    place: int
+    adapter: Adapter | None
+
+    def named(self, theirs: Unit, ours: Unit) -> Lead:
+        keys = tuple(theirs.tensors[i].name for i in self.keys)
+        return Lead(keys, ours.tensors[self.place].name, self.adapter)
+
+
 class Fitting:
     """Compares layers by the shapes and layouts of their tensors.
 
@@ -51,7 +64,9 @@ class Fitting:
         self.config = config or {}
         self._conv1d: Convention | None = _convention_of_conv1d(keys, self.config)
         self._default: Convention = _usual_convention(keys, layouts.values())
-        self._known: dict[tuple[Any, str], list[Lead] | None] = {}
+        self._forms: dict[Unit, int] = {}
+        self._form_of: dict[Hashable, int] = {}
+        self._known: dict[tuple[int, int], list[_Lead] | None] = {}
 
     def convention(self, tensor: Tensor) -> Convention | None:
         """Return the order of a kernel's axes in the checkpoint; None if nothing tells it."""
@@ -80,34 +95,51 @@ class Fitting:
         fitting = [each for each in found if each.convention in (None, convention)]
         return fitting[0] if fitting else None
 
+    def their_form(self, unit: Unit) -> int:
+        """Return the same number for all layers of the checkpoint that fit the same layers."""
+        return self._form(
+            unit, lambda: [(t.leaf, t.meaning, t.shape, self.convention(t)) for t in unit.tensors]
+        )
+
+    def our_form(self, unit: Unit) -> int:
+        """Return the same number for all layers of the model that fit the same layers."""
+        return self._form(unit, lambda: [(t.meaning, self.layouts[t.name]) for t in unit.tensors])
+
+    def _form(self, unit: Unit, tensors: Callable[[], list[Hashable]]) -> int:
+        if unit not in self._forms:
+            self._forms[unit] = self._form_of.setdefault(tuple(tensors()), len(self._form_of))
+        return self._forms[unit]
+
     def leads(self, theirs: Unit, ours: Unit) -> list[Lead] | None:
         """Return the leads from one layer to another, or None if they do not fit."""
-        signature = tuple((t.leaf, t.meaning, t.shape, self.convention(t)) for t in theirs.tensors)
-        known = (signature, ours.owner)
-        if known not in self._known:
-            self._known[known] = self._leads(theirs, ours)
-        leads = self._known[known]
-        return None if leads is None else [_renamed(lead, theirs) for lead in leads]
+        leads = self._leads_between(theirs, ours)
+        return None if leads is None else [lead.named(theirs, ours) for lead in leads]
 
     def fits(self, theirs: Unit, ours: Unit) -> bool:
         """Return True if the tensors of a layer fit those of another."""
-        return self.leads(theirs, ours) is not None
+        return self._leads_between(theirs, ours) is not None
 
     def fits_wholly(self, theirs: Unit, ours: Unit) -> bool:
         """Return True if a layer fits, and has a tensor for each of the other layer's."""
-        return len(self.leads(theirs, ours) or ()) == len(ours.tensors)
+        return len(self._leads_between(theirs, ours) or ()) == len(ours.tensors)
 
-    def _leads(self, theirs: Unit, ours: Unit) -> list[Lead] | None:
-        """Return leads whose keys are the positions of tensors in their layer, as text."""
+    def _leads_between(self, theirs: Unit, ours: Unit) -> list[_Lead] | None:
+        known = self.their_form(theirs), self.our_form(ours)
+        if known not in self._known:
+            self._known[known] = self._leads(theirs, ours)
+        return self._known[known]
+
+    def _leads(self, theirs: Unit, ours: Unit) -> list[_Lead] | None:
         if theirs.is_batch_norm != ours.is_batch_norm:
             return None
-        leads: list[Lead] = []
+        leads: list[_Lead] = []
         used: set[int] = set()
-        for variable in ours.tensors:
+        for place, variable in enumerate(ours.tensors):
             found = [i for i, t in enumerate(theirs.tensors) if t.meaning == variable.meaning]
             lead = self._lead(theirs, found, variable) if found else None
             if lead is not None:
-                leads.append(lead)
+                keys, adapter = lead
+                leads.append(_Lead(keys, place, adapter))
                 used.update(found)
             elif found or not _may_be_missing(variable, ours):
                 return None
@@ -115,19 +147,20 @@ class Fitting:
         without_gamma = ours.is_batch_norm and {t.meaning for t in left} <= {"weight", "bias"}
         return leads if leads and (not left or without_gamma) else None
 
-    def _lead(self, theirs: Unit, found: Sequence[int], variable: Tensor) -> Lead | None:
+    def _lead(
+        self, theirs: Unit, found: Sequence[int], variable: Tensor
+    ) -> tuple[Sequence[int], Adapter | None] | None:
         tensors = [theirs.tensors[i] for i in found]
-        keys = tuple(map(str, found))
         if len(tensors) == 2 and variable.meaning == "bias":
-            return self._recurrent_bias(tensors, keys, variable)
+            return self._recurrent_bias(tensors, found, variable)
         if len(tensors) != 1:
             return None
         reading = self.reading(tensors[0], variable.name)
-        return None if reading is None else Lead(keys, variable.name, reading.adapter)
+        return None if reading is None else (found, reading.adapter)
 
     def _recurrent_bias(
-        self, tensors: Sequence[Tensor], keys: tuple[str, ...], variable: Tensor
-    ) -> Lead | None:
+        self, tensors: Sequence[Tensor], found: Sequence[int], variable: Tensor
+    ) -> tuple[Sequence[int], Adapter | None] | None:
         first = [i for i, tensor in enumerate(tensors) if tensor.leaf.endswith("ih")]
         if len(first) != 1:
             return None
@@ -138,11 +171,7 @@ class Fitting:
             return None
         if adapter.shape(shapes, variable.shape) != variable.shape:
             return None
-        return Lead((keys[first[0]], keys[1 - first[0]]), variable.name, adapter)
-
-
-def _renamed(lead: Lead, theirs: Unit) -> Lead:
-    return lead._replace(keys=tuple(theirs.tensors[int(key)].name for key in lead.keys))
+        return [found[first[0]], found[1 - first[0]]], adapter
 
 
 def _may_be_missing(variable: Tensor, ours: Unit) -> bool:
@@ -167,12 +196,14 @@ def _convention_of_conv1d(
 def _usual_convention(keys: Mapping[str, tuple[int, ...]], layouts: Iterable[Layout]) -> Convention:
     """Return the convention that names show, or the other one if only that fits any kernel."""
     kernels = [layout for layout in layouts if layout.kind in ("linear", "convolution")]
-    kinds = {repr(layout): layout for layout in kernels}.values()
-    votes: dict[Convention, int] = {"torch": 0, "keras": 0}
-    for shape in {shape for shape in keys.values() if len(shape) > 1 and len(set(shape)) > 1}:
-        readings = [r for layout in kinds for r in layout.readings(shape)]
-        for convention in votes:
-            votes[convention] += any(each.convention == convention for each in readings)
+    by_size: dict[int, list[Layout]] = {}
+    for layout in {repr(layout): layout for layout in kernels}.values():
+        by_size.setdefault(math.prod(layout.shape), []).append(layout)
     named: Convention = "torch" if any(map(is_torch_key, keys)) else "keras"
-    other: Convention = "keras" if named == "torch" else "torch"
-    return other if votes[other] and not votes[named] else named
+    fitting: set[Convention | None] = set()
+    for shape in {shape for shape in keys.values() if len(shape) > 1 and len(set(shape)) > 1}:
+        for layout in by_size.get(math.prod(shape), ()):
+            fitting.update(each.convention for each in layout.readings(shape))
+        if named in fitting:
+            return named
+    return ("keras" if named == "torch" else "torch") if fitting - {None} else named

@@ -79,7 +79,8 @@ def fold_rules(
         >>> fold_rules({"layer.0.weight": "block1/kernel", "layer.1.weight": "block2/kernel"}, [])
         {'layer\\.(\\d+)\\.weight': 'block\\g<1+1>/kernel'}
     """
-    owners = _owners_by_leaf([*keys, *pairs])
+    every = _owners_by_leaf([*keys, *pairs])
+    owners = {leaf: numbering.NumberedNames(names) for leaf, names in every.items()}
     kinds: dict[tuple[object, ...], list[tuple[_Pair, _Pair]]] = {}
     named = {key: [paths] if isinstance(paths, str) else [*paths] for key, paths in pairs.items()}
     plain = _by_layer([_split_pair(key, paths) for key, paths in named.items()])
@@ -95,7 +96,7 @@ def fold_rules(
 
 
 def _fewest(
-    pairs: Sequence[tuple[_Pair, _Pair]], owners: Mapping[str, Collection[str]]
+    pairs: Sequence[tuple[_Pair, _Pair]], owners: Mapping[str, numbering.NumberedNames]
 ) -> list[Rule]:
     """Return the rules for pairs of a kind, with their names as they are or counted."""
     kinds: dict[tuple[object, ...], list[_Pair]] = {}
@@ -162,7 +163,7 @@ def _owners_by_leaf(keys: Iterable[str]) -> dict[str, set[str]]:
     return owners
 
 
-def _rules(pairs: Sequence[_Pair], owners: Collection[str]) -> list[Rule]:
+def _rules(pairs: Sequence[_Pair], owners: numbering.NumberedNames) -> list[Rule]:
     """Return one rule for all pairs of a kind, or several for parts of them.
 
     Args:
@@ -171,10 +172,12 @@ def _rules(pairs: Sequence[_Pair], owners: Collection[str]) -> list[Rule]:
     """
     if len(pairs) == 1:
         return [_literal_rule(pairs[0])]
-    others = set(owners) - {pair.key_owner for pair in pairs}
+    texts, _ = numbering.split(pairs[0].key_owner)
+    columns = [set(column) for column in zip(*(pair.key_numbers for pair in pairs), strict=True)]
     for listed in (False, True):
-        rule = _one_rule(pairs, listed)
-        if rule is not None and not rule.matches_any(others):
+        choices = [column if listed or len(column) == 1 else None for column in columns]
+        rule = _one_rule(pairs, listed) if owners.count(texts, choices) == len(pairs) else None
+        if rule is not None:
             return [rule]
     rules: list[Rule] = []
     for part in _parts_by_path(pairs) or _parts(pairs):

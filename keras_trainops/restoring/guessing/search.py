@@ -1,7 +1,7 @@
 """Find the counterparts of the layers of a checkpoint in a model.
 
 Blocks come first (`alignment.py`). The layers of aligned blocks are paired for all blocks of a kind
-at once (`columns.py`), then what several layers of one side share with one of the other
+at once (`pairing.py`), then what several layers of one side share with one of the other
 (`composites.py`), and in the end the layers outside of blocks.
 """
 
@@ -14,10 +14,11 @@ from dataclasses import dataclass, field
 
 from keras_trainops.layouts.roles import attention_roles, roles_outside, side_of
 from keras_trainops.restoring.guessing.alignment import Alignment, next_alignment
-from keras_trainops.restoring.guessing.columns import NAMES, Column, Pairing, columns_of
+from keras_trainops.restoring.guessing.columns import NAMES, Column, columns_of
 from keras_trainops.restoring.guessing.composites import composites
 from keras_trainops.restoring.guessing.families import Block, families_of
 from keras_trainops.restoring.guessing.fitting import Fitting, Lead
+from keras_trainops.restoring.guessing.pairing import Pairing
 from keras_trainops.restoring.guessing.units import Unit
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 _SIDES = (("encoder", "decoder"), ("text", "vision"))
@@ -19,10 +19,6 @@ class Rule(NamedTuple):
     key_leaf: str
     path_leaves: tuple[str, ...]
 
-    def matches_any(self, owners: Iterable[str]) -> bool:
-        """Return True if an owner matches."""
-        return any(map(re.compile(self.expression).fullmatch, owners))
-
 
 def merge_sides(rules: Sequence[Rule]) -> list[Rule]:
     r"""Return rules, with one for each two that only name another side.
@@ -36,11 +32,13 @@ def merge_sides(rules: Sequence[Rule]) -> list[Rule]:
     merged = list(rules)
     for one, other in _SIDES:
         twins = {_renamed(rule, one, other): rule for rule in merged if one in rule.expression}
-        for rule in list(merged):
+        now: dict[Rule, Rule | None] = {rule: rule for rule in merged}
+        for rule in merged:
             twin = twins.get(rule)
-            if twin is not None and other in rule.expression and twin in merged:
-                merged[merged.index(twin)] = _with_both(twin, one, other)
-                merged.remove(rule)
+            is_of_other = twin is not None and other in rule.expression
+            if twin is not None and is_of_other and now[twin] is twin and now[rule] is rule:
+                now[twin], now[rule] = _with_both(twin, one, other), None
+        merged = [rule for rule in now.values() if rule is not None]
     return merged
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -69,6 +70,16 @@ class Unit:
             shown.append(rest.lstrip("_") if rest.startswith("_") else part)
         return "/".join(shown)
 
+    @functools.cached_property
+    def measure(self) -> frozenset[tuple[Meaning, int]]:
+        """What is equal for layers that fit: the elements of tensors that may not be missing.
+
+        Adapters of a single tensor keep its elements. Two biases may be added, so layers that have
+        nothing but biases are all alike here.
+        """
+        kept = ("mean", "variance") if self.is_batch_norm else ("weight", "recurrent", "reverse")
+        return frozenset((t.meaning, math.prod(t.shape)) for t in self.tensors if t.meaning in kept)
+
     def of(self, meaning: Meaning) -> list[Tensor]:
         """Return the tensors of a meaning."""
         return [tensor for tensor in self.tensors if tensor.meaning == meaning]
@@ -124,9 +135,12 @@ def without_automatic_numbers(names: Iterable[str]) -> dict[str, str]:
         siblings: dict[tuple[str, str], set[str]] = {}
         for name, part in deep.items():
             siblings.setdefault((found[name], _stem(part)), set()).add(part)
-        ranked = {kind: sorted(parts, key=natural_order) for kind, parts in siblings.items()}
+        ranks = {
+            kind: {part: rank for rank, part in enumerate(sorted(parts, key=natural_order))}
+            for kind, parts in siblings.items()
+        }
         for name, part in deep.items():
-            rank = ranked[found[name], _stem(part)].index(part)
+            rank = ranks[found[name], _stem(part)][part]
             found[name] += f"{'/' if depth else ''}{_stem(part)}#{rank}"
     return found
 
