@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from tests.gradients.nets import predicted
 
@@ -16,3 +17,17 @@ def loss(weights: Any, x: Any, y: Any, head: str = "head") -> Any:
 
 
 gradient = jax.jit(jax.grad(loss), static_argnames="head")
+
+
+def stepping(transformation: Any) -> Any:
+    """Return a function of gradients, a state and weights that steps as optax does, compiled.
+
+    Not compiled, a transformation with a condition is traced again in each step.
+    """
+
+    @jax.jit
+    def step(gradients: Any, state: Any, weights: Any) -> tuple[Any, Any]:
+        changes, state = transformation.update(gradients, state, weights)
+        return optax.apply_updates(weights, changes), state
+
+    return step

@@ -31,10 +31,9 @@ def by_optax(norm: float, epochs: int, sample_weight: np.ndarray) -> nets.Weight
     weights: Any = nets.start()
     private = optax.contrib.differentially_private_aggregate(norm, 0.0, key=0)
     chain = optax.chain(private, optax.sgd(0.5))
-    state = chain.init(weights)
+    state, step = chain.init(weights), by_jax.stepping(chain)
     for x, y, w in nets.batches(X, Y, sample_weight) * epochs:
-        changes, state = chain.update(each_gradient(weights, x, y, w), state, weights)
-        weights = optax.apply_updates(weights, changes)
+        weights, state = step(each_gradient(weights, x, y, w), state, weights)
     return weights
 
 

@@ -33,10 +33,9 @@ def trained(
 def by_optax(chain: Any) -> nets.Weights:
     weights: Any = nets.start()
     several = optax.MultiSteps(chain, 3, should_skip_update_fn=optax.skip_not_finite)
-    state = several.init(weights)
+    state, step = several.init(weights), by_jax.stepping(several)
     for x, y in nets.batches(X, BAD, size=2) * 3:
-        changes, state = several.update(by_jax.gradient(weights, x, y), state, weights)
-        weights = optax.apply_updates(weights, changes)
+        weights, state = step(by_jax.gradient(weights, x, y), state, weights)
     return weights
 
 
