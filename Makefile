@@ -6,14 +6,14 @@ BACKENDS := tensorflow jax torch
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
 .PHONY: demo test $(addprefix test-,$(BACKENDS)) test-architectures architectures lint docs bench clean
-.NOTPARALLEL:  # the tests of a backend take all cores
 
 demo: $(VENV)/.installed
 	$(BIN)/python examples/fine_tune.py
 
-# All backends run, whatever fails on the first, and it fails at the end if one did.
+# All backends run, whatever fails on the first, and it fails at the end if one did. They take turns:
+# the tests of one take all cores.
 test: $(VENV)/.installed
-	$(MAKE) --keep-going $(addprefix test-,$(BACKENDS))
+	$(MAKE) -j1 --keep-going $(addprefix test-,$(BACKENDS))
 
 # Tests marked `once` run on TensorFlow alone. Neighbours share a process, as they share fixtures.
 $(addprefix test-,$(BACKENDS)): test-%: $(VENV)/.installed
