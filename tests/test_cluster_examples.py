@@ -15,7 +15,7 @@ from tests.conftest import BACKEND
 from tests.processes.launch import free_ports
 
 SCRIPT = Path(__file__).parents[1] / "examples" / "cluster" / f"{BACKEND}_run.py"
-OF_SCHEDULERS = r"(RANK|WORLD_SIZE|MASTER_|SLURM_|JOB_COMPLETION_INDEX|TF_CONFIG|WORKERS|XLA_FLAGS)"
+OF_SCHEDULERS = r"(RANK|WORLD_SIZE|MASTER_|SLURM_|JOB_COMPLETION_INDEX|TF_CONFIG|WORKERS|JAX_NUM_)"
 
 
 def start(output: Path, *arguments: str, **environment: str) -> subprocess.Popen[str]:

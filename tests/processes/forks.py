@@ -76,7 +76,12 @@ class Forks:
             [sys.executable, "-m", "tests.processes.forks"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env={**os.environ, "KERAS_BACKEND": backend, "PYTHONPATH": path, "XLA_FLAGS": ""},
+            env={
+                **os.environ,
+                "KERAS_BACKEND": backend,
+                "PYTHONPATH": path,
+                "JAX_NUM_CPU_DEVICES": "1",  # not the devices of the process that tests
+            },
         )
         threading.Thread(target=self._listen, daemon=True).start()
         assert self._process.stdin is not None

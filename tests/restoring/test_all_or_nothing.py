@@ -206,7 +206,7 @@ print("as it should be")
 
 
 def test_sharded_variables_on_jax() -> None:
-    run(SHARDED, KERAS_BACKEND="jax", XLA_FLAGS="--xla_force_host_platform_device_count=4")
+    run(SHARDED, KERAS_BACKEND="jax", JAX_NUM_CPU_DEVICES="4")
 
 
 def test_mirrored_variables_on_tensorflow(monkeypatch: pytest.MonkeyPatch) -> None:
