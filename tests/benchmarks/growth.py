@@ -12,6 +12,7 @@ picture shows all curves.
 from __future__ import annotations
 
 import argparse
+import functools
 import gc
 import os
 import re
@@ -35,6 +36,7 @@ from tqdm import tqdm
 import keras_trainops as kt
 
 PARTS = ("query", "value", "up", "down")
+STEPS = 10  # of an epoch
 MOST = 1.1  # slope: linear, times a logarithm
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -165,26 +167,33 @@ class Steps(keras.callbacks.Callback):
         self.seconds.append(time.perf_counter() - self._start)
 
 
+@functools.cache
+def epochs(transforms: Callable[[], Any], count: int, rounds: int) -> Sequence[float]:
+    """Seconds of the first step, and of the epochs after it."""
+    built, callback = trained(count, transforms()), Steps()
+    x = np.ones((STEPS, 8), "float32")
+    built.fit(x[:1], x[:1], verbose=0, callbacks=[callback])
+    built.fit(x, x, batch_size=1, epochs=rounds + 1, verbose=0, callbacks=[callback])
+    first, _, *others = callback.seconds
+    return [first, *others]
+
+
 def step(transforms: Callable[[], Any]) -> Callable[[int, int], Iterator[float]]:
     def measure(count: int, rounds: int) -> Iterator[float]:
-        built, callback, steps = trained(count, transforms()), Steps(), 10
-        x = np.ones((steps, 8), "float32")
-        built.fit(x, x, batch_size=1, epochs=rounds + 1, verbose=0, callbacks=[callback])
-        yield from (seconds / steps for seconds in callback.seconds[1:])
+        yield from (seconds / STEPS for seconds in epochs(transforms, count, rounds)[1:])
 
     return measure
 
 
 def first_fit(transforms: Callable[[], Any]) -> Callable[[int, int], Iterator[float]]:
     def measure(count: int, rounds: int) -> Iterator[float]:
-        for _ in range(min(rounds, 3)):
-            built, callback = trained(count, transforms()), Steps()
-            x = np.ones((1, 8), "float32")
-            built.fit(x, x, verbose=0, callbacks=[callback])
-            yield callback.seconds[0]
-            keras.backend.clear_session()
+        yield epochs(transforms, count, rounds)[0]
 
     return measure
+
+
+def no_transform() -> None:
+    """No chain."""
 
 
 def restore(restored: Any, folder: Path, rounds: int) -> Iterator[float]:
@@ -287,7 +296,7 @@ def curves(count: int | None) -> dict[str, list[Curve]]:
         sizes(1000, 3000, 10_000, 30_000, 100_000),
         sizes(100, 300, 1000, 3000, 10_000),
     )
-    chains = (("five transforms", five_transforms), ("no transform", lambda: None))
+    chains = (("five transforms", five_transforms), ("no transform", no_transform))
     return {
         "step": [Curve("A training step", "variables", step(c), variables, n) for n, c in chains],
         "first-fit": [
