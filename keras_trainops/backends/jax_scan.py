@@ -66,10 +66,12 @@ def _in_lists(state: Sequence[Any]) -> tuple[list[Any], ...]:
 
 
 def _kind_of(batches: Sequence[Any]) -> Hashable | None:
-    """Return what a compiled function depends on; None if batches differ or are large."""
+    """Return what a compiled function depends on; None if batches differ, or are large or odd."""
+    leaves = jax.tree.leaves(batches)
+    if not all(isinstance(leaf, (np.ndarray, jax.Array)) for leaf in leaves):
+        return None  # such as numbers, which compiled functions also take
     kinds = {_signature(batch) for batch in batches}
-    size = sum(leaf.nbytes for leaf in jax.tree.leaves(batches))
-    return kinds.pop() if len(kinds) == 1 and size <= _MOST else None
+    return kinds.pop() if len(kinds) == 1 and sum(x.nbytes for x in leaves) <= _MOST else None
 
 
 def _signature(batch: Any) -> Hashable:

@@ -102,6 +102,13 @@ def test_other_batches_go_to_kerass_loop(counts: tuple[int, ...]) -> None:
     assert called == [list(counts)]
 
 
+def test_numbers_in_batches_go_to_kerass_loop() -> None:
+    run = jax_scan.in_one_call(refuse, model := dense(2))
+    batch = X[:8], Y[:8], 0.5
+    with pytest.raises(AssertionError, match="loop"):
+        run(state_of(model), iter([batch, batch]))
+
+
 def test_large_batches_go_to_kerass_loop(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jax_scan, "_MOST", 2 * 8 * 8 * 4)
     run = jax_scan.in_one_call(refuse, model := dense(2))
