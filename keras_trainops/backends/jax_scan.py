@@ -37,13 +37,13 @@ def in_one_call(function: Callable[..., Any], model: Any) -> Callable[..., Any]:
 
     def run(state: Any, iterator: Iterator[Any]) -> Any:
         first = next(iterator)  # which ends an epoch, if there is none
-        batches = [first, *itertools.islice(iterator, count - 1)]
-        kind = _kind_of(batches)
-        if kind is None or len(batches) < count:
-            return function(state, iter(batches))
+        kind = _kind_of(first, count)
         if kind not in suits:
-            suits[kind] = _suits_a_scan(step, state, first)
-        if not suits[kind]:
+            suits[kind] = kind is not None and _suits_a_scan(step, state, first)
+        if not suits[kind]:  # Keras has one batch in memory at a time
+            return function(state, itertools.chain([first], iterator))
+        batches = [first, *itertools.islice(iterator, count - 1)]
+        if len(batches) < count or any(_kind_of(batch, count) != kind for batch in batches):
             return function(state, iter(batches))
         return scanned(state, jax.tree.map(_stacked, *batches))
 
@@ -65,13 +65,12 @@ def _in_lists(state: Sequence[Any]) -> tuple[list[Any], ...]:
     return tuple(list(group) for group in state)
 
 
-def _kind_of(batches: Sequence[Any]) -> Hashable | None:
-    """Return what a compiled function depends on; None if batches differ, or are large or odd."""
-    leaves = jax.tree.leaves(batches)
+def _kind_of(batch: Any, count: int) -> Hashable | None:
+    """Return what a compiled function depends on; None if so many batches are large, or odd."""
+    leaves = jax.tree.leaves(batch)
     if not all(isinstance(leaf, (np.ndarray, jax.Array)) for leaf in leaves):
         return None  # such as numbers, which compiled functions also take
-    kinds = {_signature(batch) for batch in batches}
-    return kinds.pop() if len(kinds) == 1 and sum(x.nbytes for x in leaves) <= _MOST else None
+    return _signature(batch) if count * sum(x.nbytes for x in leaves) <= _MOST else None
 
 
 def _signature(batch: Any) -> Hashable:

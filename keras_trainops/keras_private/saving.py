@@ -163,8 +163,8 @@ def _leads_on(value: Any, visited: set[int]) -> bool:
     )
 
 
-# What Keras's functions call for each layer. A place in a file is never remote, as Keras's `join`
-# asks of each, and a name is converted once.
+# Replace the helpers that Keras calls for each layer: `join` need not check for remote paths, as
+# groups of a file never are, and the name of a class is converted only once.
 _FASTER = {
     "file_utils": types.SimpleNamespace(**{**vars(file_utils), "join": os.path.join}),
     "naming": types.SimpleNamespace(

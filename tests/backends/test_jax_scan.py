@@ -109,6 +109,18 @@ def test_numbers_in_batches_go_to_kerass_loop() -> None:
         run(state_of(model), iter([batch, batch]))
 
 
+def test_large_batches_are_read_one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jax_scan, "_MOST", 0)
+    data = batches(8, 8)
+
+    def loop(state: Any, iterator: Iterator[Any]) -> Any:
+        next(iterator)
+        assert len(list(data)) == 1
+        return {}, state
+
+    jax_scan.in_one_call(loop, model := dense(2))(state_of(model), data)
+
+
 def test_large_batches_go_to_kerass_loop(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jax_scan, "_MOST", 2 * 8 * 8 * 4)
     run = jax_scan.in_one_call(refuse, model := dense(2))

@@ -38,12 +38,7 @@ def _madvise() -> tuple[Callable[[int, int, int], int] | None, int]:
     try:
         page = int(read_file(_SIZE))
         advise = ctypes.CDLL(None).madvise
-    except (
-        OSError,
-        ValueError,
-        AttributeError,
-        RestoreError,
-    ):  # not Linux, or built without huge pages
-        return None, 1
+    except (OSError, ValueError, AttributeError, RestoreError):
+        return None, 1  # not Linux, or built without huge pages
     advise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
     return advise, page

@@ -19,7 +19,7 @@ _SEEKING = threading.Lock()
 
 
 class Checksum(NamedTuple):
-    """What the bytes of a tensor must sum up to.
+    """The expected checksum of a tensor, and how to compute it.
 
     Attributes:
         expected: The sum.

@@ -139,7 +139,7 @@ def _grouped(
 
 
 def _compare(one: Kind, other: Kind, fitting: Fitting) -> None:
-    """Tell two kinds whether they fit."""
+    """Record in both kinds whether they fit."""
     if not _shapes_fit(one.first, other.first, fitting):
         return
     one.alike[other] = other.alike[one] = None
@@ -161,7 +161,7 @@ def _shapes_fit(one: Column, other: Column, fitting: Fitting) -> bool:
 def _may_fit(one: Column, other: Column) -> bool:
     if one.role and other.role and one.role != other.role:
         return False
-    # A layer of a block is no layer outside of blocks.
+    # A layer in a numbered block does not match a layer outside of blocks.
     return one.is_numbered == other.is_numbered or other.is_in_order
 
 

@@ -72,7 +72,7 @@ class Unit:
 
     @functools.cached_property
     def measure(self) -> frozenset[tuple[Meaning, int]]:
-        """What is equal for layers that fit: the elements of tensors that may not be missing.
+        """The elements of required tensors, which are equal for all layers that fit each other.
 
         Adapters of a single tensor keep its elements. Two biases may be added, so layers that have
         nothing but biases are all alike here.

@@ -79,7 +79,7 @@ def own_values(dataset: Any, place: str, location: str) -> Values:
     if not isinstance(dataset, h5py.h5d.DatasetID):
         raise _not_of_this_file(place, location, "dataset")
     shape, offset = dataset.shape, dataset.get_offset()
-    # The library tells an offset only of values in one piece of this file.
+    # HDF5 returns an offset only for contiguous values inside this file.
     if shape is None or (offset is None and _is_apart(dataset)):
         raise _not_of_this_file(place, location, "dataset")
     kind, stored = dataset.get_type(), dataset.get_storage_size()
